@@ -1,0 +1,90 @@
+"""Strided convolutions, after Burgess et al. 2018 (kernel 4, stride 2), for images of any size and number of channels.
+
+Each layer halves height and width, rounding down; the decoder undoes it exactly, odd sizes too. There is no BatchNorm:
+a run resumes exactly and runs of a sweep can be stacked.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vaex.architectures.activation import activation_class
+
+
+def halved_sizes(image_shape: tuple[int, int, int], layers: int) -> list[tuple[int, int]]:
+    """Height and width before the first layer and after each one.
+
+    Raises:
+        ValueError: the image is too small to be halved that often.
+    """
+    _, height, width = image_shape
+    if min(height, width) < 2**layers:
+        raise ValueError(
+            f"architecture.widths has {layers} layers, which need images of at least {2**layers} × {2**layers} pixels; "
+            f"these are {height} × {width}: give fewer widths"
+        )
+    return [(height >> n, width >> n) for n in range(layers + 1)]
+
+
+class Encoder(nn.Module):
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        out_features: int,
+        condition_features: int = 0,
+        widths: Sequence[int],
+        hidden: int,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        height, width = halved_sizes(image_shape, len(widths))[-1]
+        channels = image_shape[0] + condition_features
+        layers: list[nn.Module] = []
+        for out_channels in widths:
+            layers += [nn.Conv2d(channels, out_channels, 4, stride=2, padding=1), activation_class(activation)()]
+            channels = out_channels
+        self.convolutions = nn.Sequential(*layers)
+        self.hidden = nn.Sequential(nn.Linear(channels * height * width, hidden), activation_class(activation)())
+        self.output = nn.Linear(hidden, out_features)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is not None:  # one constant plane a class
+            x = torch.cat([x, condition[:, :, None, None].expand(-1, -1, *x.shape[-2:])], dim=1)
+        out: Tensor = self.output(self.hidden(self.convolutions(x).flatten(1)))
+        return out
+
+
+class Decoder(nn.Module):
+    def __init__(
+        self,
+        *,
+        in_features: int,
+        image_shape: tuple[int, int, int],
+        out_channels: int,
+        widths: Sequence[int],
+        hidden: int,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        sizes = halved_sizes(image_shape, len(widths))[::-1]
+        channels = [*widths[::-1], out_channels]
+        self.start_shape = (channels[0], *sizes[0])
+        self.hidden = nn.Sequential(
+            nn.Linear(in_features, hidden),
+            activation_class(activation)(),
+            nn.Linear(hidden, channels[0] * sizes[0][0] * sizes[0][1]),
+        )
+        layers: list[nn.Module] = []
+        for n in range(len(widths)):
+            odd = (sizes[n + 1][0] % 2, sizes[n + 1][1] % 2)
+            layers += [
+                activation_class(activation)(),
+                nn.ConvTranspose2d(channels[n], channels[n + 1], 4, stride=2, padding=1, output_padding=odd),
+            ]
+        self.convolutions = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.convolutions(self.hidden(z).unflatten(1, self.start_shape))
+        return out

@@ -1,0 +1,130 @@
+"""Uint8 images with labels, their split, and the conversion of a batch to float32 in [0, 1]."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Binarize = Literal["none", "threshold", "static", "dynamic"]
+Dequantize = Literal["none", "uniform"]
+
+# Seeds of the fixed binarisation. Changing one changes every number ever measured on static data.
+STATIC_SEEDS = {"train": 20_131_220, "test": 20_150_901}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images: `pixels` uint8 [N, C, H, W], `labels` int64 [N]."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, device: torch.device) -> "Images":
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a dataset's files hold, before vaex cuts a validation split off the training images."""
+
+    train: Images
+    test: Images
+    classes: int
+
+
+class Dataset:
+    """A source, split and with its rule for making floats.
+
+    Args:
+        source: the training and test images.
+        validation: number of images cut from the end of the training set.
+        binarize: `none`; `threshold` (x >= 0.5); `static` (each pixel drawn once with probability x, the same on every
+            machine); `dynamic` (drawn anew each time an image is used).
+        dequantize: `none` (x = k/255) or `uniform` (x = (k+u)/256, u ~ U[0, 1)), under which densities are comparable.
+
+    Raises:
+        ValueError: an option or a size that makes no sense.
+    """
+
+    def __init__(self, *, source: Source, validation: int, binarize: Binarize, dequantize: Dequantize) -> None:
+        for name, value, choices in (
+            ("binarize", binarize, get_args(Binarize)),
+            ("dequantize", dequantize, get_args(Dequantize)),
+        ):
+            if value not in choices:
+                raise ValueError(f"dataset.{name}={value}: must be one of {', '.join(choices)}")
+        if binarize != "none" and dequantize != "none":
+            raise ValueError(f"dataset.dequantize={dequantize}: binary pixels have no noise to add; set it to none")
+        total = len(source.train)
+        if not 0 <= validation < total:
+            raise ValueError(f"dataset.validation={validation}: must be from 0 to {total - 1}, the training images less 1")
+
+        train, test = source.train, source.test
+        if binarize == "threshold":
+            train, test = (Images(_threshold(part.pixels), part.labels) for part in (train, test))
+        elif binarize == "static":
+            train, test = (
+                Images(draw_binary(part.pixels, STATIC_SEEDS[name]), part.labels)
+                for name, part in (("train", train), ("test", test))
+            )
+        cut = total - validation
+        self.train = Images(train.pixels[:cut], train.labels[:cut])
+        self.validation = Images(train.pixels[cut:], train.labels[cut:])
+        self.test = test
+        self.classes = source.classes
+        self.binarize = binarize
+        self.dequantize = dequantize
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.train.pixels.shape[1:]
+        return channels, height, width
+
+    @property
+    def binary(self) -> bool:
+        """Whether every pixel the model sees is 0 or 1."""
+        if self.binarize != "none":
+            return True
+        if self.dequantize != "none":
+            return False
+        return all(_has_only_0_and_255(part.pixels) for part in (self.train, self.validation, self.test))
+
+    def to_float(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> float32 [B, C, H, W] in [0, 1], on the same device; draws noise where the options ask."""
+        if self.dequantize == "uniform":
+            x = pixels.to(torch.float32)
+            return (x + torch.rand_like(x)) / 256
+        x = pixels.to(torch.float32) / 255
+        if self.binarize == "dynamic":
+            return (torch.rand_like(x) < x).to(torch.float32)
+        return x
+
+
+def draw_binary(pixels: Tensor, seed: int, chunk: int = 4096) -> Tensor:
+    """Draw each pixel once as 255 with probability k/255, else 0: uint8 [N, ...] -> uint8 [N, ...].
+
+    PCG64's raw output is a fixed sequence of integers, and the comparison is in integers: the draw is identical
+    everywhere.
+    """
+    stream = np.random.PCG64(seed)
+    drawn = torch.empty_like(pixels)
+    for start in range(0, len(pixels), chunk):
+        part = pixels[start : start + chunk].numpy()
+        uniform = (stream.random_raw(part.size) >> np.uint64(32)).reshape(part.shape)
+        below = (uniform * np.uint64(255)) >> np.uint64(32)  # uniform on 0..254
+        drawn[start : start + chunk] = torch.from_numpy(np.where(below < part, np.uint8(255), np.uint8(0)))
+    return drawn
+
+
+def _threshold(pixels: Tensor) -> Tensor:
+    return (pixels >= 128).to(torch.uint8) * 255
+
+
+def _has_only_0_and_255(pixels: Tensor) -> bool:
+    return bool((pixels.flatten().bincount(minlength=256)[1:255] == 0).all()) if len(pixels) else True

@@ -1,0 +1,52 @@
+"""MNIST, read from its idx files. They ship with vaex, so that nothing is ever downloaded."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaex.data.dataset import Images, Source
+
+EMBEDDED = Path(__file__).parent / "embedded" / "mnist"
+
+
+def mnist(*, root: str | None = None) -> Source:
+    """60,000 training and 10,000 test images of 28 × 28 grey pixels in ten classes.
+
+    Args:
+        root: a folder with the four `.gz` files under their original names; None for those embedded in vaex.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is damaged or is not what its name says.
+    """
+    folder = EMBEDDED if root is None else Path(root).expanduser()
+    parts = []
+    for name in ("train", "t10k"):
+        images = read_idx(folder / f"{name}-images-idx3-ubyte.gz", dimensions=3)
+        labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz", dimensions=1)
+        if len(images) != len(labels):
+            raise ValueError(f"{folder}: {len(images)} {name} images but {len(labels)} labels; take both from one source")
+        parts.append(Images(images.unsqueeze(1), labels.to(torch.int64)))
+    return Source(train=parts[0], test=parts[1], classes=10)
+
+
+def read_idx(path: Path, dimensions: int) -> Tensor:
+    """A gzipped idx file of unsigned bytes -> uint8 tensor of its shape. Errors as in `mnist`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; dataset.root must hold MNIST's four idx .gz files")
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged gzip file ({error}); replace it") from error
+    magic = bytes([0, 0, 8, dimensions])
+    if content[:4] != magic:
+        raise ValueError(f"{path}: starts with {content[:4].hex()}, not {magic.hex()}: not an idx file of this kind")
+    header = 4 + 4 * dimensions
+    shape = np.frombuffer(content[4:header], dtype=">u4").astype(int)
+    if len(content) - header != shape.prod():
+        raise ValueError(f"{path}: holds {len(content) - header} bytes, its header promises {shape.prod()}; replace it")
+    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy())

@@ -1,0 +1,79 @@
+"""What a likelihood is, and the distribution over images that it makes.
+
+A likelihood maps the decoder's linear output to a distribution over images. It owns every squashing function and its
+scale, and knows nothing of networks, datasets or beta. Log-probabilities are in nats, summed over channels and pixels,
+with every constant kept.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Support = Literal["binary", "unit_interval", "real", "uint8"]
+Kind = Literal["density", "mass", "pseudo"]
+
+
+def sum_event(values: Tensor) -> Tensor:
+    """Sum over channels and pixels, the only place where that is done: [..., C, H, W] -> [...]."""
+    return values.flatten(-3).sum(-1)
+
+
+class PixelDistribution(torch.distributions.Distribution):
+    """Independent pixels. Batch shape [...], event shape [C, H, W].
+
+    `log_prob` takes x of event shape with any leading dimensions that broadcast against the batch shape: several
+    decodings of one image are scored at once. Arguments are never validated, since looking at values would make the
+    device wait.
+    """
+
+    arg_constraints: dict[str, torch.distributions.constraints.Constraint] = {}
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__(batch_shape=shape[:-3], event_shape=shape[-3:], validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
+        raise NotImplementedError
+
+
+class Likelihood(nn.Module):
+    """Base of all likelihoods.
+
+    Args:
+        image_shape: (channels, height, width) of the images.
+
+    Class attributes:
+        support: the values an image may take: binary {0, 1}, unit_interval [0, 1], real, uint8 (k/255).
+        kind: density; mass; or pseudo, which is no probability of the data it is used on and is never ranked.
+        mean_error: the mean per-pixel error whose multiple this likelihood's distortion is, up to a constant:
+            mse, mae, bce; None if there is none.
+    """
+
+    support: Support
+    kind: Kind
+    mean_error: Literal["mse", "mae", "bce"] | None = None
+
+    def __init__(self, *, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+
+    def out_channels(self, image_channels: int) -> int:
+        """Number of channels the decoder must put out."""
+        return image_channels
+
+    def forward(self, h: Tensor, x: Tensor | None = None) -> PixelDistribution:
+        """Decoder output [..., out_channels, H, W] -> distribution with batch shape [...].
+
+        x [..., C, H, W] is looked at only by scales that are computed from the error.
+        """
+        raise NotImplementedError
+
+    def mean_error_weight(self, distribution: PixelDistribution) -> Tensor | None:
+        """w with distortion = w · mean_error + const., averaged over the batch; None where there is no such w.
+
+        The loss divided by w is the one written with that mean error, in which the rate's weight is beta / w.
+        """
+        return None

@@ -1,0 +1,47 @@
+"""Learning-rate schedules: 0-based step -> factor on the learning rate. Pure functions, so that nothing needs saving."""
+
+import math
+
+
+class Schedule:
+    """Base of all schedules: linear warm-up, then `after_warmup`.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        warmup: steps of linear growth from 0.
+
+    Raises:
+        ValueError: a warm-up that is negative or no shorter than the run.
+    """
+
+    def __init__(self, *, steps: int, warmup: int) -> None:
+        if not 0 <= warmup < steps:
+            raise ValueError(f"schedule.warmup={warmup}: must be from 0 to {steps - 1}, less than the run's {steps} steps")
+        self.steps, self.warmup = steps, warmup
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return self.after_warmup((step - self.warmup) / (self.steps - self.warmup))
+
+    def after_warmup(self, progress: float) -> float:
+        """progress in [0, 1) -> factor."""
+        raise NotImplementedError
+
+
+class Constant(Schedule):
+    def after_warmup(self, progress: float) -> float:
+        return 1.0
+
+
+class Cosine(Schedule):
+    """Loshchilov & Hutter 2017, eq. 5, without restarts."""
+
+    def __init__(self, *, steps: int, warmup: int, final: float) -> None:
+        super().__init__(steps=steps, warmup=warmup)
+        if not 0 <= final <= 1:
+            raise ValueError(f"schedule.final={final}: must be from 0 to 1, a fraction of the learning rate")
+        self.final = final
+
+    def after_warmup(self, progress: float) -> float:
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
