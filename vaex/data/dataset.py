@@ -62,7 +62,9 @@ class Dataset:
             raise ValueError(f"dataset.dequantize={dequantize}: binary pixels have no noise to add; set it to none")
         total = len(source.train)
         if not 0 <= validation < total:
-            raise ValueError(f"dataset.validation={validation}: must be from 0 to {total - 1}, the training images less 1")
+            raise ValueError(
+                f"dataset.validation={validation}: must be from 0 to {total - 1}, the training images less 1"
+            )
 
         train, test = source.train, source.test
         if binarize == "threshold":

@@ -29,7 +29,9 @@ def mnist(*, root: str | None = None) -> Source:
         images = read_idx(folder / f"{name}-images-idx3-ubyte.gz", dimensions=3)
         labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz", dimensions=1)
         if len(images) != len(labels):
-            raise ValueError(f"{folder}: {len(images)} {name} images but {len(labels)} labels; take both from one source")
+            raise ValueError(
+                f"{folder}: {len(images)} {name} images but {len(labels)} labels; take both from one source"
+            )
         parts.append(Images(images.unsqueeze(1), labels.to(torch.int64)))
     return Source(train=parts[0], test=parts[1], classes=10)
 
@@ -37,7 +39,7 @@ def mnist(*, root: str | None = None) -> Source:
 def read_idx(path: Path, dimensions: int) -> Tensor:
     """A gzipped idx file of unsigned bytes -> uint8 tensor of its shape. Errors as in `mnist`."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; dataset.root must hold MNIST's four idx .gz files")
+        raise FileNotFoundError(f"{path}: no such file; dataset.source.root must hold MNIST's four idx .gz files")
     try:
         content = gzip.decompress(path.read_bytes())
     except (EOFError, OSError, zlib.error) as error:

@@ -53,7 +53,11 @@ class LocationScaleDistribution(PixelDistribution):
         e = (value - self.loc) * torch.exp(-self.log_scale)
         dimensions = math.prod(self.event_shape)
         repeats = dimensions // math.prod(self.log_scale.shape[-3:])  # pixels that share one entry of log_scale
-        return sum_event(self.standard_log_kernel(e)) - repeats * sum_event(self.log_scale) - dimensions * self.log_normalizer
+        return (
+            sum_event(self.standard_log_kernel(e))
+            - repeats * sum_event(self.log_scale)
+            - dimensions * self.log_normalizer
+        )
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
         with torch.no_grad():

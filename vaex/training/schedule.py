@@ -16,7 +16,9 @@ class Schedule:
 
     def __init__(self, *, steps: int, warmup: int) -> None:
         if not 0 <= warmup < steps:
-            raise ValueError(f"schedule.warmup={warmup}: must be from 0 to {steps - 1}, less than the run's {steps} steps")
+            raise ValueError(
+                f"schedule.warmup={warmup}: must be from 0 to {steps - 1}, less than the run's {steps} steps"
+            )
         self.steps, self.warmup = steps, warmup
 
     def __call__(self, step: int) -> float:

@@ -1,0 +1,28 @@
+"""vaex: train autoencoders from composable configs, with numbers that can be compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vaex.model import Autoencoder
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
+    """The trained model of a run, in evaluation mode.
+
+    Args:
+        run_folder: a folder that `vaex train` wrote, with config.yaml and model.safetensors.
+        device: where to put it.
+
+    Raises:
+        vaex.errors.UserError: a file is missing or damaged, or the weights are another model's.
+    """
+    from vaex.build import load_model  # imports torch, which `import vaex` must not
+
+    return load_model(run_folder, device)

@@ -1,0 +1,3 @@
+from vaex.cli import main
+
+main()

@@ -1,0 +1,150 @@
+"""The `vaex` command. Imports nothing heavy until a verb needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+USAGE = """\
+vaex trains autoencoders from composable configs: dataset × architecture × likelihood × beta.
+
+  vaex train                               a VAE on MNIST, with its numbers and its pictures
+  vaex train likelihood=laplace beta=4     other options and values
+  vaex train -m beta=0.5,1,2,4             a sweep
+  vaex train resume=RUN_FOLDER             go on with a run
+  vaex train --help                        all options
+
+  vaex --version"""
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    first = arguments[0] if arguments else "--help"
+    if first in ("--help", "-h", "help"):
+        print(USAGE)
+    elif first in ("--version", "version"):
+        from vaex import __version__
+
+        print(f"vaex {__version__}")
+    elif first == "train":
+        train(arguments[1:])
+    elif first in ("--shell-completion", "-sc"):  # how the shell calls back, without the verb
+        train(arguments)
+    elif first.startswith("-") or "=" in first:
+        fail(f"{first}: comes after the verb; write vaex train {' '.join(arguments)}")
+    else:
+        fail(f"{first}: no such command; there is vaex train, and vaex --help")
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    print(f"vaex: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def train(arguments: list[str]) -> None:
+    """Compose with Hydra and train; every error that a person can mend is one line."""
+    if {"--help", "-h"} & set(arguments):
+        from vaex.help import train_help
+
+        print(train_help(arguments))
+        return
+    from vaex.errors import Interrupted, UserError
+    from vaex.hydra_errors import one_line, resume_overrides
+
+    debug = any(os.environ.get(name) == "1" for name in ("VAEX_DEBUG", "HYDRA_FULL_ERROR"))
+    task = _Task()
+    try:
+        sys.argv = ["vaex", *resume_overrides(arguments)]
+        if "COMP_LINE" in os.environ:  # Hydra completes a command without verbs
+            os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(" train ", " ", 1)
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, rather than print in its own way and exit
+        _hydra_main(task)()
+        if task.error:
+            raise task.error
+    except Interrupted as stop:
+        fail(f"interrupted: {stop}", stop.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except UserError as error:
+        if debug:
+            raise
+        fail(str(error))
+    except Exception as error:
+        message = None if debug else one_line(error, arguments, task.started)
+        if message is None:
+            raise
+        fail(message)
+
+
+def _hydra_main(task: _Task) -> Callable[[], None]:
+    import hydra
+
+    from vaex.config import config_dir
+
+    decorate: Callable[[Callable[[DictConfig], float | None]], Callable[[], None]] = hydra.main(
+        version_base="1.3", config_path=str(config_dir()), config_name="train"
+    )
+
+    def run(composed: DictConfig) -> float | None:
+        return task(composed)
+
+    return decorate(run)
+
+
+class _Task:
+    """What Hydra calls with a composed config.
+
+    For a single run it keeps an error for `train` to tell, since Hydra would print lines of its own about it. In a sweep
+    the launcher needs to see it.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.error: Exception | None = None
+
+    def __call__(self, composed: DictConfig) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        self.started = True
+        try:
+            return _compose_and_train(composed)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            self.error = error
+            return None
+
+
+def _compose_and_train(composed: DictConfig) -> float:
+    from pathlib import Path
+
+    from hydra.core.hydra_config import HydraConfig
+
+    from vaex.config import check, continued
+    from vaex.folder import RunFolder
+
+    config = check(composed)
+    hydra = HydraConfig.get()
+    path = Path(hydra.runtime.output_dir)
+    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    choices = {
+        str(group): str(option)
+        for group, option in hydra.runtime.choices.items()
+        if not str(group).startswith("hydra/") and option is not None
+    }
+    if config.resume:
+        folder = RunFolder.reopen(path)
+        saved, recorded = folder.read_config()
+        config, choices = continued(config, saved, list(hydra.overrides.task)), recorded["choices"]
+    else:
+        folder = RunFolder.claim(path)
+
+    from vaex.train import train as run  # torch comes with it, after the config is known to be good
+
+    return run(config, folder, choices)

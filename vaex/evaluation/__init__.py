@@ -1,0 +1,1 @@
+"""Numbers of a trained model over a whole split."""

@@ -1,0 +1,69 @@
+"""`vaex train --help`: every group, every option with its line, every value with its unit. Read from the YAML files."""
+
+import re
+from pathlib import Path
+
+from vaex.config import config_dir
+
+
+def train_help(arguments: list[str]) -> str:
+    """Also the options in a folder that the arguments name by --config-dir."""
+    folders = [config_dir(), *_config_dirs(arguments)]
+    parts = [
+        "vaex train [GROUP=OPTION …] [KEY=VALUE …]     one run",
+        "vaex train -m KEY=VALUE,VALUE …               a run for each combination",
+        "",
+        "Groups and their options (GROUP=OPTION); any value inside one is GROUP.KEY=VALUE:",
+    ]
+    groups = sorted({path.parent.relative_to(folder) for folder in folders for path in folder.rglob("*.yaml")})
+    for group in groups:
+        if group == Path("."):
+            continue
+        parts += ["", f"  {group}"]
+        options = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+        width = max(map(len, options))
+        parts += [f"    {name:<{width}}  {_first_comment(path)}" for name, path in sorted(options.items())]
+    parts += ["", "Values (KEY=VALUE), with their defaults:", "", *_values(config_dir() / "train.yaml")]
+    parts += [
+        "",
+        "vaex train --cfg job [OVERRIDES]       print the composed config and stop",
+        "vaex train --config-dir FOLDER …       add options of your own: FOLDER/likelihood/mine.yaml is likelihood=mine",
+        "vaex train hydra.run.dir=FOLDER        choose the run's folder",
+        "vaex train --hydra-help                Hydra's own flags, shell completion among them",
+    ]
+    return "\n".join(parts)
+
+
+def _config_dirs(arguments: list[str]) -> list[Path]:
+    found = []
+    for n, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found.append(Path(value or (arguments[n + 1] if n + 1 < len(arguments) else ".")))
+    return found
+
+
+def _first_comment(path: Path) -> str:
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return next(
+        (line.removeprefix("#").strip() for line in lines if line.startswith("# ") and "@package" not in line), ""
+    )
+
+
+def _values(path: Path) -> list[str]:
+    """The plain keys of train.yaml as they stand there, up to Hydra's own."""
+    text = path.read_text()
+    start, end = text.index("\nbeta:"), text.index("\nhydra:")
+    rows, section = [], ""
+    for line in text[start:end].splitlines():
+        match = re.match(r"( *)(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)
+        if not match:
+            continue
+        indent, key, value, comment = match.groups()
+        if not value:
+            section = f"{key}."
+            continue
+        section = section if indent else ""
+        rows.append((f"{section}{key}={value}", comment or ""))
+    width = max(len(key) for key, _ in rows)
+    return [f"  {key:<{width}}  {comment}" for key, comment in rows]

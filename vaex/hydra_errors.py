@@ -1,0 +1,111 @@
+"""Hydra's errors in one line each, with the key, the value and the remedy."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vaex.config import all_keys, closest, config_dir, explain
+from vaex.errors import UserError
+
+
+def resume_overrides(arguments: list[str]) -> list[str]:
+    """Arguments with what `resume=FOLDER` means to Hydra: the run's folder is that one, and nothing in it is replaced.
+
+    Raises:
+        UserError: there is no run in the folder, or resume is part of a sweep.
+    """
+    given = [argument for argument in arguments if argument.startswith("resume=")]
+    if not given:
+        return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"{given[0]}: goes on with one run; leave out -m")
+    folder = Path(given[-1].removeprefix("resume=").strip("'\"")).expanduser().absolute()
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"resume={folder}: no config.yaml there; give the folder of a run, as `vaex train` printed it")
+    quoted = "'" + str(folder).replace("'", "\\'") + "'"
+    rest = [argument for argument in arguments if argument not in given]
+    return [*rest, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+
+
+def one_line(error: BaseException, arguments: list[str], started: bool) -> str | None:
+    """None for an error that is not about the config, and deserves its traceback.
+
+    `started`: whether Hydra had made the run's folder.
+    """
+    if isinstance(error, OmegaConfBaseException):
+        return explain(error)
+    text = str(error)
+    if "Config group override must be" in text:
+        bad = next((a for a in arguments if a.endswith("=null")), "a group")
+        return f"{bad}: a group needs an option; `vaex train --help` lists them"
+    if isinstance(error, OSError) and error.filename and not started:
+        return f"hydra.run.dir: {error.filename} can't be made ({error.strerror}); give another folder"
+    if not type(error).__module__.startswith("hydra."):
+        return None
+    cause = error.__cause__
+    if not text and cause is not None:
+        text = str(cause)
+
+    if match := re.search(r"Could not find '([^']+)'", text):
+        return _unknown_option(match[1], text)
+    if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        group = match[1]
+        if group == "likelihood/scale":
+            return f"{_given(group, arguments)}: this likelihood has no scale; leave it out, or take likelihood=gaussian|laplace"
+        return f"{_given(group, arguments)}: no such key or group{closest(group, _keys(arguments))}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return f"{_given(match[1], arguments)}: no such key{closest(match[1], _keys(arguments))}"
+    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
+        return f"{_given(match[1], arguments)}: is there already; leave out the +"
+    if match := re.search(r"Could not delete(?: from config)?[.:]? ?'?([^'\s]+)", text):
+        return f"~{match[1]}: no such key to remove; leave it out"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values; put -m after train to run each, or write [a,b] for a list"
+    if match := re.search(r"Additional config directory '([^']+)' not found", text):
+        return f"--config-dir={match[1]}: no such folder"
+    if "LexerNoViableAltException" in text or "mismatched input" in text or "no viable alternative" in text:
+        bad = next((a for a in arguments if a in text or a.partition("=")[2] in text), arguments[0])
+        key, _, value = bad.partition("=")
+        return f"{bad}: can't be parsed; if the value is text, quote it, twice: \"{key}='{value}'\""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[:3]) if lines else type(error).__name__
+
+
+def _unknown_option(path: str, text: str) -> str:
+    group, _, option = path.rpartition("/")
+    options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+    close = difflib.get_close_matches(option, options, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{group}={option}: no such option{hint} ({', '.join(options)})"
+
+
+def _given(key: str, arguments: list[str]) -> str:
+    """The argument as it was typed."""
+    return next((a for a in arguments if re.match(rf"[+~]*{re.escape(key)}(=|$)", a)), key)
+
+
+def _keys(arguments: list[str]) -> list[str]:
+    """All dotted keys of the config, under the options that the command line chooses where those are good."""
+    folder = str(config_dir())
+    choices = [a for a in arguments if (config_dir() / a.partition("=")[0]).is_dir()]
+    for overrides in (choices, []):
+        try:
+            with initialize_config_dir(folder, version_base="1.3"):
+                composed = compose("train", overrides)
+        except HydraException:
+            continue
+        return [".".join(map(str, path)) for path in _paths(OmegaConf.to_container(composed))]
+    return all_keys()
+
+
+def _paths(node: object, prefix: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    if isinstance(node, dict):
+        for key, inner in node.items():
+            yield (*prefix, key)
+            yield from _paths(inner, (*prefix, key))

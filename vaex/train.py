@@ -1,0 +1,171 @@
+"""`vaex train`: build what the config says, train it, test it, and leave a folder that tells everything."""
+
+import logging
+import math
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from vaex.build import Experiment, build
+from vaex.config import Config
+from vaex.data.dataset import Images
+from vaex.errors import Interrupted
+from vaex.evaluation.bound import Numbers
+from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, provenance
+from vaex.training.checkpoint import Checkpoints
+from vaex.training.interrupt import stop_on_signals
+from vaex.training.loop import Loop
+from vaex.training.record import Hyperparameters, Record
+
+log = logging.getLogger("vaex")
+
+# The columns of the hparams table; each is logged as a scalar at the end.
+HPARAMS_METRICS = ["test/elbo", "test/rate", "test/distortion", "test/mse"]
+
+
+def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
+    """Run to the end, or go on with the run in the folder where `config.resume` is set.
+
+    Args:
+        config: checked.
+        folder: claimed, or reopened to go on.
+        choices: the option chosen in each group, for the hparams table.
+
+    Returns:
+        The lowest validation loss (of the test split where there is no validation split), for sweepers to minimise.
+
+    Raises:
+        UserError: what the config asks for can't be done, or training diverged.
+        Interrupted: a signal asked to stop; a checkpoint was written.
+    """
+    folder.set_status("running")
+    try:
+        result = _train(config, folder, choices)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        folder.set_status("interrupted", reason=str(stop) or "KeyboardInterrupt")
+        raise
+    except BaseException as error:
+        folder.set_status("failed", error=str(error), traceback=traceback.format_exc())
+        raise
+    return result
+
+
+def _train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    experiment = build(config)
+    dataset = experiment.dataset
+    folder.write_config(
+        replace(config, resume=None),
+        provenance()
+        | {"device": str(experiment.device), "image_shape": list(dataset.image_shape), "classes": dataset.classes}
+        | {"choices": choices},
+    )
+    parameters = sum(p.numel() for p in experiment.model.parameters())
+    _announce(config, folder.path, experiment, choices, parameters)
+
+    state = Checkpoints(folder.path / "checkpoints").load_newest() if config.resume else None
+    with stop_on_signals() as stop:
+        with Record(folder.path, METRICS, from_step=state["step"] if state else 0) as record:
+            record.hyperparameters(_hyperparameters(config, choices), HPARAMS_METRICS)
+            loop = Loop(experiment, config, folder.path, record, stop)
+            if state:
+                loop.restore(state)
+                log.info(f"going on from step {loop.progress.step} of {experiment.steps}")
+            loop.run()
+            if config.trainer.weights == "best":
+                loop.use_best_weights()
+            started = time.perf_counter()
+            numbers = loop.evaluate(dataset.test.to(experiment.device))
+            log.debug(f"tested in {time.perf_counter() - started:.1f} s")
+            results = _results(numbers, loop, parameters)
+            scalars: Numbers = {name: value for name, value in results.items() if name.startswith("test/")}
+            record.numbers(loop.progress.step, loop.epoch, scalars)
+            record.finish()
+    save_file(experiment.model.state_dict(), folder.path / WEIGHTS)
+    folder.write_json(RESULTS, results)
+    folder.set_status("completed", steps=loop.progress.step, best_step=loop.progress.best_step)
+    _report(config, folder.path, results)
+    best = loop.progress.best_loss
+    return best if math.isfinite(best) else float(results["test/loss"])
+
+
+def _results(numbers: Numbers, loop: Loop, parameters: int) -> dict[str, Any]:
+    """The flat object of results.json."""
+    progress = loop.progress
+    results: dict[str, Any] = {}
+    for name, value in numbers.items():
+        results["beta/" + name if name.startswith("effective_") else "test/" + name] = value
+    return results | {
+        "train/steps": progress.step,
+        "train/seconds": progress.seconds,
+        "train/images_per_second": loop.images_seen / progress.seconds,
+        "model/parameters": parameters,
+    }
+
+
+def _hyperparameters(config: Config, choices: dict[str, str]) -> Hyperparameters:
+    values: Hyperparameters = dict(choices)
+    for name in ("beta", "latent_dim", "batch_size", "seed", "precision", "conditional"):
+        values[name] = getattr(config, name)
+    values["lr"] = float(config.optimizer.get("lr", math.nan))
+    values["steps" if config.steps else "epochs"] = config.steps or config.epochs
+    return values
+
+
+def _announce(config: Config, path: Path, experiment: Experiment, choices: dict[str, str], parameters: int) -> None:
+    dataset, model = experiment.dataset, experiment.model
+    channels, height, width = dataset.image_shape
+
+    def count(images: Images) -> str:
+        return f"{len(images):,}"
+
+    splits = " / ".join(count(part) for part in (dataset.train, dataset.validation, dataset.test))
+    kind = model.likelihood.kind
+    note = " (not a probability of grey images: compare with nothing but itself)" if kind == "pseudo" else ""
+    objective = choices["objective"] + (f", beta {config.beta:g}" if model.stochastic else "")
+    likelihood = choices["likelihood"]
+    if "likelihood/scale" in choices:
+        likelihood += f", {choices['likelihood/scale']} scale"
+    lines = {
+        "data": f"{choices['dataset']}, {splits} images of {channels} × {height} × {width}",
+        "model": f"{choices['architecture']}, {config.latent_dim} latents, {parameters:,} parameters",
+        "likelihood": f"{likelihood}, a {kind}{note}"
+        if kind != "pseudo"
+        else f"{likelihood}, a pseudo-likelihood{note}",
+        "objective": objective,
+        "training": f"{experiment.steps:,} steps of {config.batch_size} on {experiment.device}, {config.precision}",
+        "folder": str(path),
+    }
+    log.info("\n".join(f"{name:>10}  {value}" for name, value in lines.items()))
+
+
+def _report(config: Config, path: Path, results: dict[str, Any]) -> None:
+    units = {"elbo": "nats", "rate": "nats", "distortion": "nats", "loss": "nats", "mse": "", "active_units": ""}
+    lines = ["", f"{'test':>14}  (whole split, per image)"]
+    for name, unit in units.items():
+        value = results.get(f"test/{name}")
+        if value is not None:
+            shown = f"{value:.5f}" if name == "mse" else f"{value}" if name == "active_units" else f"{value:.2f}"
+            extra = f" of {config.latent_dim}" if name == "active_units" else ""
+            lines.append(f"{name.replace('_', ' '):>14}  {shown} {unit}{extra}".rstrip())
+    for name, value in results.items():
+        if name.startswith("beta/effective_"):
+            error = name.removeprefix("beta/effective_")
+            lines.append(f"{'beta':>14}  {config.beta:g} here is {value:.3g} × KL beside a mean {error.upper()}")
+    seconds, rate = results["train/seconds"], results["train/images_per_second"]
+    lines.append(f"{'trained':>14}  {results['train/steps']:,} steps in {seconds:.0f} s, {rate:,.0f} images/s")
+    lines.append(f"{'pictures':>14}  {path / 'figures'}")
+    lines.append(f"{'everything':>14}  {path}")
+    lines.append(f"{'TensorBoard':>14}  tensorboard --logdir {_shown_root(path)} --host 127.0.0.1")
+    log.info("\n".join(lines))
+
+
+def _shown_root(path: Path) -> Path:
+    """The outputs folder when the run is inside one, so that all runs are seen together."""
+    return next((parent for parent in path.parents if parent.name == "outputs"), path)

@@ -1,0 +1,218 @@
+"""The training loop: when to log, validate, draw and save."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from vaex.build import Experiment
+from vaex.config import Config
+from vaex.data.dataset import Images
+from vaex.data.stream import IndexStream
+from vaex.errors import Interrupted, UserError
+from vaex.evaluation.bound import Numbers, evaluate
+from vaex.figures.grids import reconstructions, samples, save_png
+from vaex.training.checkpoint import Checkpoints, random_state, restore_random_state
+from vaex.training.interrupt import StopFlag
+from vaex.training.record import Record
+from vaex.training.step import TrainingStep
+
+log = logging.getLogger("vaex")
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds of the loop, beside the step's own state."""
+
+    step: int = 0  # taken so far
+    interval: int = 0  # steps since the training numbers were last logged
+    sums: dict[str, float] = field(default_factory=dict)  # of the batch means since then
+    epoch_steps: int = 0  # steps since the last epoch ended
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None  # with the lowest validation loss
+    best_loss: float = math.inf
+    seconds: float = 0.0  # spent so far
+
+
+class Loop:
+    """Trains an experiment from where its checkpoints left off.
+
+    Args:
+        experiment: what to train.
+        config: its settings.
+        folder: of the run.
+        record: where numbers and pictures go.
+        stop: looked at after every step and before every batch of an evaluation.
+    """
+
+    def __init__(self, experiment: Experiment, config: Config, folder: Path, record: Record, stop: StopFlag) -> None:
+        self.experiment, self.config, self.folder, self.record, self.stop = experiment, config, folder, record, stop
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.progress = Progress()
+        self.train, self.validation = (
+            part.to(experiment.device) for part in (experiment.dataset.train, experiment.dataset.validation)
+        )
+        self.training_step = TrainingStep(
+            model=experiment.model,
+            objective=experiment.objective,
+            images=self.train,
+            to_float=experiment.dataset.to_float,
+            corruption=experiment.corruption,
+            optimizer=experiment.optimizer,
+            clip_norm=config.trainer.clip_norm or math.inf,
+        )
+        self.stream = IndexStream(len(self.train), config.batch_size, config.seed, experiment.device)
+        self.latest: dict[str, float] = {}  # what the progress bar shows
+
+    def run(self) -> None:
+        """Raises Interrupted, after a checkpoint, when asked to stop; UserError when the loss stops being finite."""
+        steps = self.experiment.steps
+        self.started = time.perf_counter() - self.progress.seconds
+        self.experiment.model.train()
+        bar = tqdm(
+            total=steps, initial=self.progress.step, unit=" steps", disable=None, leave=False, dynamic_ncols=True
+        )
+        with bar, logging_redirect_tqdm():
+            while self.progress.step < steps:
+                self._one_step()
+                bar.update()
+                if self.latest:
+                    bar.set_postfix({name: f"{value:.1f}" for name, value in self.latest.items()}, refresh=False)
+                    self.latest = {}
+
+    def _one_step(self) -> None:
+        experiment, progress, trainer = self.experiment, self.progress, self.config.trainer
+        factor = experiment.schedule(progress.step)
+        for group in experiment.optimizer.param_groups:
+            group["lr"].fill_(experiment.learning_rate * factor)
+        images_before = progress.step * self.config.batch_size
+        self.training_step(self.stream.batch(progress.step))
+        progress.step += 1
+        progress.interval += 1
+
+        epochs_before, epochs = images_before // len(self.train), self.images_seen // len(self.train)
+        ended, last = epochs > epochs_before, progress.step == experiment.steps
+        if ended or last or progress.step % trainer.log_every == 0:
+            self._log_training(experiment.learning_rate * factor)
+        if ended or last:
+            self._log_epoch()
+        improved = False
+        if (ended and epochs % trainer.validate_every == 0) or last:
+            improved = self._validate()
+        if last or (ended and epochs % self.config.figures.every == 0):
+            self.draw()
+        if last or improved or (ended and epochs % trainer.checkpoint_every == 0):
+            self.save()
+        if self.stop.number and not last:
+            self.save()
+            raise Interrupted(self.stop.number, f"stopped at step {progress.step} of {experiment.steps}")
+
+    @property
+    def images_seen(self) -> int:
+        return self.progress.step * self.config.batch_size
+
+    @property
+    def epoch(self) -> float:
+        return self.images_seen / len(self.train)
+
+    def _log_training(self, learning_rate: float) -> None:
+        progress = self.progress
+        sums = self._take_sums()
+        means = {name: total / progress.interval for name, total in sums.items()}
+        if not all(math.isfinite(value) for value in means.values()):
+            bad = ", ".join(name for name, value in means.items() if not math.isfinite(value))
+            raise UserError(
+                f"training diverged before step {progress.step}: {bad} not finite; the weights before that are kept in "
+                f"{self.checkpoints.folder}. Lower optimizer.lr, set trainer.clip_norm, or raise likelihood/scale's floor"
+            )
+        for name, total in sums.items():
+            progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + total
+        progress.epoch_steps += progress.interval
+        progress.sums, progress.interval = {}, 0
+        rate = {"train/learning_rate": learning_rate}
+        self.record.numbers(progress.step, self.epoch, {f"train/{k}": v for k, v in means.items()} | rate)
+        self.latest = {name: means[name] for name in ("elbo", "distortion", "rate") if name in means}
+
+    def _log_epoch(self) -> None:
+        progress = self.progress
+        means = {f"train_epoch/{name}": total / progress.epoch_steps for name, total in progress.epoch_sums.items()}
+        progress.epoch_sums, progress.epoch_steps = {}, 0
+        self.record.numbers(progress.step, self.epoch, means)  # type: ignore[arg-type]
+
+    def _take_sums(self) -> dict[str, float]:
+        """Of the whole interval, also what was added before a resume."""
+        new = self.training_step.take_sums()
+        old = self.progress.sums
+        return {name: old.get(name, 0.0) + new.get(name, 0.0) for name in old | new}
+
+    def _validate(self) -> bool:
+        """Returns whether this is the lowest validation loss so far."""
+        progress, total = self.progress, self.experiment.steps * self.config.batch_size / len(self.train)
+        if not len(self.validation):
+            log.info(f"epoch {self.epoch:.4g} of {total:.4g}")
+            return False
+        numbers = self.evaluate(self.validation)
+        self.record.numbers(progress.step, self.epoch, {f"validation/{k}": v for k, v in numbers.items()})
+        shown = "  ".join(f"{k} {numbers[k]:.1f}" for k in ("elbo", "distortion", "rate") if k in numbers)
+        log.info(f"epoch {self.epoch:.4g} of {total:.4g}  validation: {shown}  mse {numbers['mse']:.5f}")
+        loss = numbers["loss"]
+        assert isinstance(loss, float)
+        improved = loss < progress.best_loss
+        if improved:
+            progress.best_loss, progress.best_step = loss, progress.step
+        return improved
+
+    def evaluate(self, images: Images) -> Numbers:
+        experiment = self.experiment
+        return evaluate(experiment.model, experiment.objective, images, experiment.dataset.to_float)
+
+    def draw(self) -> None:
+        """Grids as PNG, with a copy that keeps this step's number, and in TensorBoard."""
+        model, dataset = self.experiment.model, self.experiment.dataset
+        count, folder, step = self.config.figures.images, self.folder / "figures", self.progress.step
+        test = Images(dataset.test.pixels[:count], dataset.test.labels[:count]).to(self.experiment.device)
+        pictures = {"reconstructions": reconstructions(model, test, dataset.to_float, count)}
+        if model.stochastic:  # a code without a distribution has no prior to sample
+            pictures["samples"] = samples(model, self.experiment.device, count)
+        for name, picture in pictures.items():
+            save_png(picture, folder / f"{name}.png", folder / "steps" / f"{name}-{step}.png")
+            self.record.picture(step, name, picture)
+
+    def save(self) -> Path:
+        progress = self.progress
+        progress.sums = self._take_sums()
+        progress.seconds = time.perf_counter() - self.started
+        state = {
+            "model": self.experiment.model.state_dict(),
+            "optimizer": self.experiment.optimizer.state_dict(),
+            "random": random_state(self.experiment.device),
+            "progress": asdict(progress),
+        }
+        return self.checkpoints.save(progress.step, state, progress.best_step)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint. Raises UserError when it is another model's."""
+        try:
+            self.experiment.model.load_state_dict(state["model"])
+            self.experiment.optimizer.load_state_dict(state["optimizer"])
+            for group in self.experiment.optimizer.param_groups:
+                group["lr"] = group["lr"].to(self.experiment.device)
+        except (RuntimeError, ValueError) as error:
+            path = self.checkpoints.path(state["step"])
+            raise UserError(f"{path}: not of the model in config.yaml ({str(error).splitlines()[0]})") from error
+        restore_random_state(state["random"], self.experiment.device)
+        self.progress = Progress(**state["progress"])
+        self.training_step.step.fill_(self.progress.step)
+
+    def use_best_weights(self) -> None:
+        """Put the weights with the lowest validation loss into the model."""
+        if self.progress.best_step is not None:
+            state: dict[str, Any] = self.checkpoints.load(self.progress.best_step)
+            self.experiment.model.load_state_dict(state["model"])
