@@ -105,7 +105,7 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
         latent_dim=config.latent_dim,
         classes=joined,
         stochastic=stochastic,
-        bfloat16=config.precision == "bf16",
+        bf16=config.precision == "bf16",
     )
 
 

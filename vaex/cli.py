@@ -59,7 +59,7 @@ def train(arguments: list[str]) -> None:
     debug = any(os.environ.get(name) == "1" for name in ("VAEX_DEBUG", "HYDRA_FULL_ERROR"))
     task = _Task()
     try:
-        sys.argv = ["vaex", *resume_overrides(arguments)]
+        sys.argv = ["vaex", *resume_overrides(arguments)]  # as Hydra wants it, without the verb
         if "COMP_LINE" in os.environ:  # Hydra completes a command without verbs
             os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(" train ", " ", 1)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, rather than print in its own way and exit
@@ -99,8 +99,8 @@ def _hydra_main(task: _Task) -> Callable[[], None]:
 class _Task:
     """What Hydra calls with a composed config.
 
-    For a single run it keeps an error for `train` to tell, since Hydra would print lines of its own about it. In a sweep
-    the launcher needs to see it.
+    For a single run it keeps an error for `train` to tell, since Hydra would print lines of its own about it. In a
+    sweep the launcher needs to see it.
     """
 
     def __init__(self) -> None:

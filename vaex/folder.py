@@ -44,7 +44,7 @@ class RunFolder:
                 file.write('{"status": "running"}\n')
         except FileExistsError as error:
             raise UserError(
-                f"hydra.run.dir={path}: another run is there; give a new folder, or go on with that run by resume={path}"
+                f"hydra.run.dir={path}: taken by another run; give a new folder, or go on with that run: resume={path}"
             ) from error
         except OSError as error:
             raise UserError(
@@ -103,7 +103,7 @@ def provenance() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         **packages,
-        "command": ["vaex", *sys.argv[1:]],
+        "command": ["vaex", "train", *sys.argv[1:]],
     }
 
 

@@ -27,7 +27,7 @@ def train_help(arguments: list[str]) -> str:
     parts += [
         "",
         "vaex train --cfg job [OVERRIDES]       print the composed config and stop",
-        "vaex train --config-dir FOLDER …       add options of your own: FOLDER/likelihood/mine.yaml is likelihood=mine",
+        "vaex train --config-dir FOLDER …       add your own options: FOLDER/likelihood/mine.yaml is likelihood=mine",
         "vaex train hydra.run.dir=FOLDER        choose the run's folder",
         "vaex train --hydra-help                Hydra's own flags, shell completion among them",
     ]

@@ -57,7 +57,8 @@ def one_line(error: BaseException, arguments: list[str], started: bool) -> str |
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         group = match[1]
         if group == "likelihood/scale":
-            return f"{_given(group, arguments)}: this likelihood has no scale; leave it out, or take likelihood=gaussian|laplace"
+            given = _given(group, arguments)
+            return f"{given}: this likelihood has no scale; leave it out, or take likelihood=gaussian|laplace"
         return f"{_given(group, arguments)}: no such key or group{closest(group, _keys(arguments))}"
     if match := re.search(r"Could not override '([^']+)'", text):
         return f"{_given(match[1], arguments)}: no such key{closest(match[1], _keys(arguments))}"

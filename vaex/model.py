@@ -45,7 +45,7 @@ class Autoencoder(nn.Module):
         latent_dim: size of z.
         classes: number of classes whose one-hot labels are joined to the encoder's input and to z; 0 for none.
         stochastic: whether the encoder gives a distribution.
-        bfloat16: run encoder and decoder in bfloat16 in training mode.
+        bf16: run encoder and decoder in bfloat16 in training mode.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Autoencoder(nn.Module):
         latent_dim: int,
         classes: int = 0,
         stochastic: bool = True,
-        bfloat16: bool = False,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.classes = latent_dim, classes
-        self.stochastic, self.bfloat16 = stochastic, bfloat16
+        self.stochastic, self.bf16 = stochastic, bf16
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
         """Images [B, C, H, W] in [0, 1], labels int64 [B] if conditional -> q(z|x)."""
@@ -105,4 +105,4 @@ class Autoencoder(nn.Module):
         return F.one_hot(labels, self.classes).float()
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bfloat16 and self.training)
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16 and self.training)

@@ -104,7 +104,7 @@ def _results(numbers: Numbers, loop: Loop, parameters: int) -> dict[str, Any]:
     return results | {
         "train/steps": progress.step,
         "train/seconds": progress.seconds,
-        "train/images_per_second": loop.images_seen / progress.seconds,
+        "train/images_per_second": loop.images_seen / progress.step_seconds,
         "model/parameters": parameters,
     }
 
@@ -159,7 +159,7 @@ def _report(config: Config, path: Path, results: dict[str, Any]) -> None:
             error = name.removeprefix("beta/effective_")
             lines.append(f"{'beta':>14}  {config.beta:g} here is {value:.3g} × KL beside a mean {error.upper()}")
     seconds, rate = results["train/seconds"], results["train/images_per_second"]
-    lines.append(f"{'trained':>14}  {results['train/steps']:,} steps in {seconds:.0f} s, {rate:,.0f} images/s")
+    lines.append(f"{'trained':>14}  {results['train/steps']:,} steps in {seconds:.0f} s, {rate:,.0f} images/s in steps")
     lines.append(f"{'pictures':>14}  {path / 'figures'}")
     lines.append(f"{'everything':>14}  {path}")
     lines.append(f"{'TensorBoard':>14}  tensorboard --logdir {_shown_root(path)} --host 127.0.0.1")

@@ -61,4 +61,4 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         out: Tensor = self.output(self.layers(z))
-        return out.unflatten(1, self.out_shape)
+        return out.view(-1, *self.out_shape)

@@ -98,7 +98,7 @@ class Dataset:
         return all(_has_only_0_and_255(part.pixels) for part in (self.train, self.validation, self.test))
 
     def to_float(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 [B, C, H, W] in [0, 1], on the same device; draws noise where the options ask."""
+        """uint8 [B, C, H, W] -> float32 in [0, 1], on the same device; draws noise where the options ask."""
         if self.dequantize == "uniform":
             x = pixels.to(torch.float32)
             return (x + torch.rand_like(x)) / 256

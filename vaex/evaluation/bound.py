@@ -51,9 +51,9 @@ def evaluate(
     Returns:
         distortion, rate, elbo (beta = 1), loss (the objective's, fully warmed up); mse, of the decoder's mean at the
         posterior's mean against x; posterior_std; likelihood_scale, where there is one; active_units (latents whose
-        posterior mean has a variance above 0.01 over the split); rate_per_latent; effective_<error>, the weight the rate
-        would have beside that mean error (see Likelihood.mean_error_weight), at the objective's beta. Without a posterior
-        distribution only those that have a meaning.
+        posterior mean has a variance above 0.01 over the split); rate_per_latent; effective_<error>, the weight that
+        the rate would have beside that mean error (see Likelihood.mean_error_weight), at the objective's beta. Without
+        a posterior distribution only those that have a meaning.
     """
     device = images.pixels.device
     totals: dict[str, Tensor] = {}

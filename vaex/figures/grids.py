@@ -1,4 +1,4 @@
-"""Grids of reconstructions and samples: always the likelihood's mean, never a raw parameter, and [0, 1] is black to white."""
+"""Grids of reconstructions and samples: always the likelihood's mean, and [0, 1] is black to white."""
 
 import math
 import os
@@ -51,7 +51,7 @@ def reconstructions(
         x = to_float(images.pixels[:count])
         mean = model.reconstruct(x, images.labels[:count])
     blank = torch.full((-count % columns, *x.shape[1:]), BACKGROUND / 255, device=x.device)
-    rows = [torch.cat([part, blank]).unflatten(0, (-1, columns)) for part in (x, mean)]
+    rows = [torch.cat([part, blank]).view(-1, columns, *part.shape[1:]) for part in (x, mean)]
     return tile(torch.stack(rows, dim=1).flatten(0, 2), columns, gaps_after_rows=2)
 
 

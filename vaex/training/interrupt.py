@@ -25,8 +25,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            before[wanted] = signal.signal(wanted, ask)
     except ValueError:  # not in the main thread, where Python takes no handlers
         before.clear()
     try:

@@ -3,12 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -38,7 +36,8 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None  # with the lowest validation loss
     best_loss: float = math.inf
-    seconds: float = 0.0  # spent so far
+    seconds: float = 0.0  # spent so far, all told
+    step_seconds: float = 0.0  # of these in training steps
 
 
 class Loop:
@@ -89,6 +88,7 @@ class Loop:
 
     def _one_step(self) -> None:
         experiment, progress, trainer = self.experiment, self.progress, self.config.trainer
+        started = time.perf_counter()
         factor = experiment.schedule(progress.step)
         for group in experiment.optimizer.param_groups:
             group["lr"].fill_(experiment.learning_rate * factor)
@@ -103,6 +103,7 @@ class Loop:
             self._log_training(experiment.learning_rate * factor)
         if ended or last:
             self._log_epoch()
+        progress.step_seconds += time.perf_counter() - started
         improved = False
         if (ended and epochs % trainer.validate_every == 0) or last:
             improved = self._validate()
@@ -128,9 +129,11 @@ class Loop:
         means = {name: total / progress.interval for name, total in sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
             bad = ", ".join(name for name, value in means.items() if not math.isfinite(value))
+            progress.sums, progress.interval = {}, 0
+            path = self.save()  # no step with a gradient that isn't finite has touched the weights
             raise UserError(
-                f"training diverged before step {progress.step}: {bad} not finite; the weights before that are kept in "
-                f"{self.checkpoints.folder}. Lower optimizer.lr, set trainer.clip_norm, or raise likelihood/scale's floor"
+                f"training diverged before step {progress.step}: {bad} not finite; the last good weights are in "
+                f"{path}. Lower optimizer.lr, set trainer.clip_norm, or raise likelihood.scale.floor"
             )
         for name, total in sums.items():
             progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + total
@@ -144,7 +147,7 @@ class Loop:
         progress = self.progress
         means = {f"train_epoch/{name}": total / progress.epoch_steps for name, total in progress.epoch_sums.items()}
         progress.epoch_sums, progress.epoch_steps = {}, 0
-        self.record.numbers(progress.step, self.epoch, means)  # type: ignore[arg-type]
+        self.record.numbers(progress.step, self.epoch, means)
 
     def _take_sums(self) -> dict[str, float]:
         """Of the whole interval, also what was added before a resume."""
@@ -156,12 +159,12 @@ class Loop:
         """Returns whether this is the lowest validation loss so far."""
         progress, total = self.progress, self.experiment.steps * self.config.batch_size / len(self.train)
         if not len(self.validation):
-            log.info(f"epoch {self.epoch:.4g} of {total:.4g}")
+            log.info(f"epoch {self.epoch:.3g} of {total:.3g}")
             return False
         numbers = self.evaluate(self.validation)
         self.record.numbers(progress.step, self.epoch, {f"validation/{k}": v for k, v in numbers.items()})
         shown = "  ".join(f"{k} {numbers[k]:.1f}" for k in ("elbo", "distortion", "rate") if k in numbers)
-        log.info(f"epoch {self.epoch:.4g} of {total:.4g}  validation: {shown}  mse {numbers['mse']:.5f}")
+        log.info(f"epoch {self.epoch:.3g} of {total:.3g}  validation: {shown}  mse {numbers['mse']:.5f}")
         loss = numbers["loss"]
         assert isinstance(loss, float)
         improved = loss < progress.best_loss

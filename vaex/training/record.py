@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,7 +43,7 @@ class Record:
         self._lines.close()
         self._writer.close()
 
-    def numbers(self, step: int, epoch: float, numbers: dict[str, float | list[float]]) -> None:
+    def numbers(self, step: int, epoch: float, numbers: Mapping[str, float | list[float]]) -> None:
         """One line, and a scalar each (a histogram for a list)."""
         self._lines.write(json.dumps({"step": step, "epoch": round(epoch, 4), **numbers}) + "\n")
         self._lines.flush()
@@ -58,7 +59,7 @@ class Record:
 
     def hyperparameters(self, values: Hyperparameters, metrics: list[str]) -> None:
         """The run's row in the hparams table, in this run and not in one of its own as add_hparams would make it."""
-        experiment, start, self._end = hparams(values, dict.fromkeys(metrics, math.nan))
+        experiment, start, self._end = hparams(values, dict.fromkeys(metrics, math.nan))  # type: ignore[no-untyped-call]
         for summary in (experiment, start):
             self._writer.file_writer.add_summary(summary)
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: 0-based step -> factor on the learning rate. Pure functions, so that nothing needs saving."""
+"""Learning-rate schedules: 0-based step -> factor on the learning rate. Pure functions: there is nothing to save."""
 
 import math
 

@@ -1,0 +1,118 @@
+"""Fixtures: a small cut of the real MNIST files, and runs of the real command."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from vaex.config import Config, check, config_dir
+from vaex.data.dataset import Source
+from vaex.data.mnist import mnist
+
+torch.set_num_threads(1)  # the models here are too small for two
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+@pytest.fixture(scope="session")
+def source() -> Source:
+    return mnist()
+
+
+def write_idx(path: Path, array: torch.Tensor) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(gzip.compress(header + array.to(torch.uint8).numpy().tobytes(), compresslevel=1))
+
+
+@pytest.fixture(scope="session")
+def small(source: Source, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for the first 1,200 training and 300 test images and a small network, for runs that take a moment."""
+    folder = tmp_path_factory.mktemp("mnist")
+    for name, part, count in (("train", source.train, 1200), ("t10k", source.test, 300)):
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", part.pixels[:count, 0])
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", part.labels[:count])
+    return [f"dataset.source.root={folder}", "dataset.validation=200", "batch_size=32"]
+
+
+@pytest.fixture(scope="session")
+def tiny(small: list[str]) -> list[str]:
+    return [*small, "architecture.hidden=[16]", "architecture.activation=relu"]
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return check(compose("train", list(overrides)))
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    error: str
+
+    def one_line(self) -> str:
+        """What it said on failing, which must be one line and no traceback."""
+        assert self.code != 0, self.out
+        lines = self.error.strip().splitlines()
+        assert len(lines) == 1, self.error
+        return lines[0]
+
+
+@pytest.fixture
+def vaex(tmp_path: Path) -> Callable[..., Ran]:
+    """The real command in a process of its own, in an empty folder."""
+
+    def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-m", "vaex", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            timeout=600,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """The real command in this process, which spares importing torch. Gives the run's folder."""
+    from vaex import cli
+
+    def run(*arguments: str, folder: str = "run") -> Path:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        path = tmp_path / folder
+        resumes = any(argument.startswith("resume=") for argument in arguments)
+        cli.train([*arguments, *([] if resumes else [f"hydra.run.dir={path}"])])
+        return path
+
+    return run
+
+
+def results(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return content
+
+
+def metrics(folder: Path, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]

@@ -1,0 +1,101 @@
+"""What beta, warm-up, free bits and several samples mean."""
+
+import pytest
+import torch
+from conftest import composed
+from torch.nn import functional as F
+
+from vaex.build import build_model
+from vaex.evaluation.bound import evaluate
+from vaex.data.dataset import Images
+from vaex.objectives import AE, VAE, Batch
+
+SHAPE = (1, 8, 8)
+START = torch.zeros(())
+
+
+def vae(beta: float = 1.0, samples: int = 1, warmup: int = 0, free_bits: float = 0.0) -> VAE:
+    return VAE(beta=beta, samples=samples, warmup=warmup, free_bits=free_bits)
+
+
+def model_and_batch(*overrides: str, stochastic: bool = True):
+    torch.manual_seed(0)
+    model = build_model(composed("architecture.hidden=[16]", *overrides), SHAPE, classes=0, stochastic=stochastic)
+    x = torch.rand(6, *SHAPE)
+    return model, Batch(x, x, torch.zeros(6, dtype=torch.int64))
+
+
+def gradient(model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
+    parts = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    return torch.cat([part.flatten() for part in parts if part is not None])
+
+
+@pytest.mark.parametrize("beta", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("sigma", [0.1, 1.0])
+def test_effective_beta_is_the_kld_weight_of_mean_squared_error_code(beta: float, sigma: float) -> None:
+    model, batch = model_and_batch("likelihood/scale=fixed", f"likelihood.scale.value={sigma}")
+    torch.manual_seed(1)
+    ours = vae(beta)(model, batch, START)
+
+    numbers = evaluate(model, vae(beta), Images((batch.x * 255).to(torch.uint8), batch.labels), lambda k: k / 255)
+    kld_weight = numbers["effective_mse"]
+    assert kld_weight == pytest.approx(beta * 2 * sigma**2 / 64)
+
+    torch.manual_seed(
+        1
+    )  # the loss as it is written elsewhere: both terms means over the batch, the error over pixels too
+    posterior = model.encode(batch.x)
+    mean = model.decode(posterior.rsample(1)[0]).mean
+    theirs = F.mse_loss(mean, batch.x) + kld_weight * posterior.rate().sum(1).mean()
+    a, b = gradient(model, ours.loss), gradient(model, theirs)
+    torch.testing.assert_close(a / a.norm(), b / b.norm(), rtol=1e-4, atol=1e-6)
+    assert (a.norm() / b.norm()).item() == pytest.approx(64 / (2 * sigma**2), rel=1e-4)
+
+
+def test_terms_are_named_for_what_they_are() -> None:
+    model, batch = model_and_batch()
+    terms = vae(beta=3.0, samples=5)(model, batch, START)
+    assert terms.distortion.shape == (6,) and terms.rate.shape == (6, 20)
+    expected = (terms.distortion + 3 * terms.rate.sum(1)).mean()
+    torch.testing.assert_close(terms.loss, expected)
+
+
+def test_several_samples_keep_each_image_with_its_own_codes() -> None:
+    """Mixing the examples up would leave the batch's sum alone, so look at single images."""
+    model, batch = model_and_batch()
+    many = vae(samples=4000)(model, batch, START).distortion
+    alone = torch.stack(
+        [vae(samples=4000)(model, Batch(x[None], x[None], batch.labels[:1]), START).distortion[0] for x in batch.x]
+    )
+    assert many.std() > 1
+    torch.testing.assert_close(many, alone, rtol=0.01, atol=0.2)
+
+
+def test_beta_warms_up_linearly_and_evaluation_uses_all_of_it() -> None:
+    objective = vae(beta=2.0, warmup=10)
+    distortion, rate = torch.tensor(5.0), torch.tensor([1.0, 2.0])
+    losses = [objective.loss(distortion, rate, torch.tensor(float(step))).item() for step in (0, 5, 10, 99)]
+    assert losses == [5, 8, 11, 11]
+    assert objective.loss(distortion, rate).item() == 11
+
+
+def test_free_bits_are_free_for_each_latent() -> None:
+    objective = vae(beta=2.0, free_bits=1.5)
+    assert objective.loss(torch.tensor(5.0), torch.tensor([1.0, 2.0])).item() == 5 + 2 * (1.5 + 2.0)
+
+
+def test_an_autoencoder_has_a_distortion_and_no_rate() -> None:
+    model, batch = model_and_batch("objective=ae", stochastic=False)
+    terms = AE()(model, batch, START)
+    assert terms.rate is None
+    torch.testing.assert_close(terms.loss, -model.decode(model.encode(batch.x).mean).log_prob(batch.x).mean())
+    numbers = evaluate(model, AE(), Images((batch.x * 255).to(torch.uint8), batch.labels), lambda k: k / 255)
+    assert not {"elbo", "rate", "active_units"} & set(numbers)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"samples": 0}, {"warmup": -1}, {"free_bits": -1.0}, {"free_bits": float("nan")}]
+)
+def test_values_out_of_range_are_refused_by_name(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"objective.{next(iter(arguments))}="):
+        vae(**arguments)
