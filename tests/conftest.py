@@ -96,13 +96,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
     """The real command in this process, which spares importing torch. Gives the run's folder."""
     from vaex import cli
 
-    def run(*arguments: str, folder: str = "run") -> Path:
+    def run(*arguments: str, folder: str | None = "run") -> Path:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", sys.argv)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        path = tmp_path / folder
+        path = tmp_path / (folder or "")
         resumes = any(argument.startswith("resume=") for argument in arguments)
-        cli.train([*arguments, *([] if resumes else [f"hydra.run.dir={path}"])])
+        cli.train([*arguments, *([] if resumes or not folder else [f"hydra.run.dir={path}"])])
         return path
 
     return run

@@ -45,7 +45,9 @@ def heavy_after(code: str) -> set[str]:
     """Which of the slow packages are imported when `code` has run."""
     probe = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('|', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    return {"torch", "torchvision", "hydra", "omegaconf", "numpy", "tensorboard"} & set(done.stdout.split("|")[-1].split())
+    return {"torch", "torchvision", "hydra", "omegaconf", "numpy", "tensorboard"} & set(
+        done.stdout.split("|")[-1].split()
+    )
 
 
 def run_with(*arguments: str) -> str:

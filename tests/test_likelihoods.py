@@ -180,7 +180,8 @@ class TestFloorsOfMnist:
     def test_cross_entropy_has_a_floor_that_no_model_passes(self, x: torch.Tensor) -> None:
         logits = x.clamp(1e-7, 1 - 1e-7).logit()
         parts = [
-            CrossEntropy(image_shape=(1, 28, 28))(h).log_prob(y) for h, y in zip(logits.split(10_000), x.split(10_000))
+            CrossEntropy(image_shape=(1, 28, 28))(h).log_prob(y)
+            for h, y in zip(logits.split(10_000), x.split(10_000), strict=True)
         ]
         assert -torch.cat(parts).double().mean().item() == pytest.approx(45.757, abs=1e-2)
 

@@ -6,8 +6,8 @@ from conftest import composed
 from torch.nn import functional as F
 
 from vaex.build import build_model
-from vaex.evaluation.bound import evaluate
 from vaex.data.dataset import Images
+from vaex.evaluation.bound import evaluate
 from vaex.objectives import AE, VAE, Batch
 
 SHAPE = (1, 8, 8)

@@ -86,7 +86,9 @@ def test_every_option_says_what_it_is(path: Path) -> None:
 def test_defaults_are_what_the_documents_say() -> None:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         choices = compose("train", return_hydra_config=True).hydra.runtime.choices
-    chosen = {group: choices[group] for group in ("dataset", "architecture", "likelihood", "likelihood/scale", "objective")}
+    chosen = {
+        group: choices[group] for group in ("dataset", "architecture", "likelihood", "likelihood/scale", "objective")
+    }
     assert chosen == {
         "dataset": "mnist",
         "architecture": "mlp",

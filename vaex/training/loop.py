@@ -31,7 +31,6 @@ class Progress:
 
     step: int = 0  # taken so far
     interval: int = 0  # steps since the training numbers were last logged
-    sums: dict[str, float] = field(default_factory=dict)  # of the batch means since then
     epoch_steps: int = 0  # steps since the last epoch ended
     epoch_sums: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None  # with the lowest validation loss
@@ -125,11 +124,11 @@ class Loop:
 
     def _log_training(self, learning_rate: float) -> None:
         progress = self.progress
-        sums = self._take_sums()
+        sums = self.training_step.take_sums()
         means = {name: total / progress.interval for name, total in sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
             bad = ", ".join(name for name, value in means.items() if not math.isfinite(value))
-            progress.sums, progress.interval = {}, 0
+            progress.interval = 0
             path = self.save()  # no step with a gradient that isn't finite has touched the weights
             raise UserError(
                 f"training diverged before step {progress.step}: {bad} not finite; the last good weights are in "
@@ -138,7 +137,7 @@ class Loop:
         for name, total in sums.items():
             progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + total
         progress.epoch_steps += progress.interval
-        progress.sums, progress.interval = {}, 0
+        progress.interval = 0
         rate = {"train/learning_rate": learning_rate}
         self.record.numbers(progress.step, self.epoch, {f"train/{k}": v for k, v in means.items()} | rate)
         self.latest = {name: means[name] for name in ("elbo", "distortion", "rate") if name in means}
@@ -148,12 +147,6 @@ class Loop:
         means = {f"train_epoch/{name}": total / progress.epoch_steps for name, total in progress.epoch_sums.items()}
         progress.epoch_sums, progress.epoch_steps = {}, 0
         self.record.numbers(progress.step, self.epoch, means)
-
-    def _take_sums(self) -> dict[str, float]:
-        """Of the whole interval, also what was added before a resume."""
-        new = self.training_step.take_sums()
-        old = self.progress.sums
-        return {name: old.get(name, 0.0) + new.get(name, 0.0) for name in old | new}
 
     def _validate(self) -> bool:
         """Returns whether this is the lowest validation loss so far."""
@@ -190,11 +183,11 @@ class Loop:
 
     def save(self) -> Path:
         progress = self.progress
-        progress.sums = self._take_sums()
         progress.seconds = time.perf_counter() - self.started
         state = {
             "model": self.experiment.model.state_dict(),
             "optimizer": self.experiment.optimizer.state_dict(),
+            "sums": self.training_step.sums,
             "random": random_state(self.experiment.device),
             "progress": asdict(progress),
         }
@@ -213,6 +206,7 @@ class Loop:
         restore_random_state(state["random"], self.experiment.device)
         self.progress = Progress(**state["progress"])
         self.training_step.step.fill_(self.progress.step)
+        self.training_step.sums = {name: total.to(self.experiment.device) for name, total in state["sums"].items()}
 
     def use_best_weights(self) -> None:
         """Put the weights with the lowest validation loss into the model."""

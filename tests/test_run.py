@@ -1,0 +1,317 @@
+"""A run from end to end: its folder, its numbers, its pictures, and going on with it."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Ran, metrics, results
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import vaex as package
+from vaex.errors import UserError
+from vaex.training.checkpoint import Checkpoints
+
+Here = Callable[..., Path]
+Vaex = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(here: Here, tiny: list[str]) -> Path:
+    return here(*tiny, "steps=40", "trainer.log_every=10")
+
+
+def test_the_folder_holds_what_the_design_lists(run: Path) -> None:
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and ".hydra" not in path.parts}
+    events = {name for name in names if name.startswith("events.out")}
+    assert len(events) == 1
+    assert names - events == {
+        "config.yaml",
+        "status.json",
+        "metrics.jsonl",
+        "results.json",
+        "model.safetensors",
+        "vaex.log",
+        "checkpoints/step-32.pt",  # 1,000 images in batches of 32: the first epoch
+        "checkpoints/step-32.sha256",
+        "checkpoints/step-40.pt",
+        "checkpoints/step-40.sha256",
+        "figures/reconstructions.png",
+        "figures/samples.png",
+        "figures/steps/reconstructions-40.png",
+        "figures/steps/samples-40.png",
+    }
+    assert json.loads((run / "status.json").read_text())["status"] == "completed"
+
+
+def test_numbers_go_by_their_names(run: Path) -> None:
+    numbers = results(run)
+    assert numbers["test/elbo"] == pytest.approx(-numbers["test/distortion"] - numbers["test/rate"])
+    assert numbers["test/loss"] == pytest.approx(-numbers["test/elbo"])
+    assert numbers["test/rate"] == pytest.approx(sum(numbers["test/rate_per_latent"]))
+    assert 0 <= numbers["test/active_units"] <= 20
+    sigma = numbers["test/likelihood_scale"]
+    assert numbers["beta/effective_mse"] == pytest.approx(2 * sigma**2 / 784, rel=1e-5)
+    assert numbers["train/steps"] == 40 and numbers["train/seconds"] > 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/elbo" in line] == [10, 20, 30, 32, 40]
+    for line in lines:
+        for part in ("train", "train_epoch", "validation"):
+            if f"{part}/elbo" in line:
+                total = -line[f"{part}/distortion"] - line[f"{part}/rate"]
+                assert line[f"{part}/elbo"] == pytest.approx(total, rel=1e-5)
+
+
+def test_epoch_means_are_of_all_steps_of_the_epoch(run: Path) -> None:
+    by_interval = metrics(run, "train/loss")
+    weighted = sum(loss * steps for loss, steps in zip(by_interval, (10, 10, 10, 2), strict=False)) / 32
+    assert metrics(run, "train_epoch/loss")[0] == pytest.approx(weighted, rel=1e-6)
+
+
+def test_the_config_says_what_ran(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    assert "${" not in text
+    for needed in ("recorded:", "torch:", "git_revision:", "steps: 40", "hidden:\n  - 16"):
+        assert needed in text
+
+
+def test_tensorboard_has_one_run_with_scalars_pictures_and_hparams(run: Path) -> None:
+    accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
+    tags = accumulator.Tags()
+    assert {"train/elbo", "train/rate", "train/distortion", "train/loss", "validation/elbo", "test/elbo"} <= set(
+        tags["scalars"]
+    )
+    assert {"reconstructions", "samples"} == set(tags["images"])
+    assert accumulator.Scalars("test/elbo")[0].value == pytest.approx(results(run)["test/elbo"], rel=1e-6)
+    assert [event.step for event in accumulator.Scalars("train/loss")] == [10, 20, 30, 32, 40]
+    plugin = accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    assert plugin.plugin_name == "hparams" and b"likelihood/scale" in plugin.content and b"shared" in plugin.content
+    assert "_hparams_/session_end_info" in accumulator.summary_metadata
+    assert not [path for path in run.iterdir() if path.is_dir() and list(path.glob("events*"))]
+
+
+def test_the_model_comes_back_in_one_line(run: Path) -> None:
+    model = package.load(run)
+    assert not model.training
+    assert model.sample(5).shape == (5, 1, 28, 28)
+    newest = Checkpoints(run / "checkpoints").load(40)["model"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, newest[name])
+
+
+def test_pictures_are_means_on_a_fixed_range(run: Path, here: Here, tiny: list[str]) -> None:
+    with Image.open(run / "figures" / "reconstructions.png") as picture:
+        grid = torch.from_numpy(np.array(picture))
+    model = package.load(run)
+    from vaex.data.mnist import mnist
+
+    x = mnist().test.pixels[:64].float() / 255
+    first = grid[2 : 2 + 56, 2 : 2 + 56][::2, ::2]
+    assert torch.equal(first, (x[0, 0] * 255).to(torch.uint8))
+    below = grid[2 + 58 : 2 + 58 + 56, 2 : 2 + 56][::2, ::2]
+    expected = (model.reconstruct(x[:1])[0, 0] * 255).round()
+    assert (below.float() - expected).abs().max() <= 1
+
+
+def test_a_conditional_model_draws_a_row_for_each_class(here: Here, tiny: list[str]) -> None:
+    run = here(*tiny, "steps=2", "conditional=true", "figures.images=8")
+    with Image.open(run / "figures" / "samples.png") as picture:
+        assert picture.size == (2 + 8 * 58, 2 + 10 * 58)
+    labels = torch.arange(3)
+    assert package.load(run).sample(3, labels).shape == (3, 1, 28, 28)
+
+
+def test_an_autoencoder_reports_no_bound(here: Here, tiny: list[str]) -> None:
+    run = here(*tiny, "steps=2", "objective=ae")
+    assert not {"test/elbo", "test/rate"} & set(results(run))
+    assert not (run / "figures" / "samples.png").exists()
+
+
+def test_recipes_without_a_validation_split(here: Here, tiny: list[str]) -> None:
+    run = here(*tiny, "dataset.validation=0", "steps=2")
+    assert not metrics(run, "validation/elbo") and "test/elbo" in results(run)
+
+
+def state(run: Path, step: int) -> dict:
+    loaded = Checkpoints(run / "checkpoints").load(step)
+    for key in ("seconds", "step_seconds"):
+        loaded["progress"].pop(key)
+    return loaded
+
+
+def assert_equal(a: object, b: object, where: str = "") -> None:
+    """Nested containers and tensors, with no tolerance."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where  # type: ignore[arg-type]
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where  # type: ignore[attr-defined]
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")  # type: ignore[index]
+    else:
+        assert a == b or (a != a and b != b), where
+
+
+def same_numbers(a: Path, b: Path) -> None:
+    for key in ("train/loss", "train_epoch/loss", "validation/elbo"):
+        assert metrics(a, key)[-1] == metrics(b, key)[-1]
+    assert {k: v for k, v in results(a).items() if k.startswith("test/")} == {
+        k: v for k, v in results(b).items() if k.startswith("test/")
+    }
+
+
+def test_ten_steps_and_ten_more_are_twenty(here: Here, tiny: list[str]) -> None:
+    common = [*tiny, "schedule=constant", "dataset.binarize=dynamic", "trainer.log_every=10"]
+    whole = here(*common, "steps=20", folder="whole")
+    parts = here(*common, "steps=10", folder="parts")
+    here(f"resume={parts}", "steps=20")
+    assert_equal(state(whole, 20)["model"], state(parts, 20)["model"])
+    assert_equal(state(whole, 20)["optimizer"], state(parts, 20)["optimizer"])
+    assert_equal(state(whole, 20)["random"], state(parts, 20)["random"])
+    assert [line for line in metrics(whole, "train/loss")] == metrics(parts, "train/loss")
+    assert results(whole)["test/elbo"] == results(parts)["test/elbo"]
+
+
+def test_a_terminated_run_goes_on_as_if_it_had_not_been(tiny: list[str], here: Here, tmp_path: Path) -> None:
+    """Stopped by SIGTERM in the middle of an epoch, with the cosine schedule and an interval half logged."""
+    common = [*tiny, "steps=700", "trainer.log_every=7", "figures.every=1000"]
+    whole = here(*common, folder="whole")
+    command = [sys.executable, "-m", "vaex", "train", *common, "hydra.run.dir=parts"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
+    )
+    lines = tmp_path / "parts" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (lines.exists() and lines.read_text().count("\n") > 20):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate()[1].decode()
+    assert process.returncode == 143
+    match = re.search(r"stopped at step (\d+) of 700", error)
+    assert match and 0 < int(match[1]) < 700
+    parts = tmp_path / "parts"
+    assert json.loads((parts / "status.json").read_text())["status"] == "interrupted"
+
+    here(f"resume={parts}")
+    assert_equal(state(whole, 700), state(parts, 700))
+    same_numbers(whole, parts)
+    assert (whole / "metrics.jsonl").read_text() == (parts / "metrics.jsonl").read_text()
+    for name in ("reconstructions.png", "samples.png"):
+        assert (whole / "figures" / name).read_bytes() == (parts / "figures" / name).read_bytes()
+
+
+def test_a_run_that_goes_on_stays_the_run_it_was(here: Here, tiny: list[str], capsys) -> None:
+    run = here(*tiny, "steps=2")
+    with pytest.raises(SystemExit):
+        here(f"resume={run}", "beta=4")
+    assert "beta=4: can't change when a run goes on" in capsys.readouterr().err
+    assert "beta: 1.0" in (run / "config.yaml").read_text()
+
+
+def test_a_taken_folder_is_left_alone(here: Here, tiny: list[str], capsys) -> None:
+    run = here(*tiny, "steps=2")
+    before = (run / "results.json").read_bytes()
+    with pytest.raises(SystemExit):
+        here(*tiny, "steps=3")
+    assert "taken by another run" in capsys.readouterr().err
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_two_runs_at_once_get_two_folders(tiny: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vaex", "train", *tiny, "steps=1"]
+    processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(list(tmp_path.glob("outputs/mnist/gaussian/*/results.json"))) == 2
+
+
+def test_a_sweep_runs_each_value_in_a_folder_of_its_own(vaex: Vaex, tiny: list[str], tmp_path: Path) -> None:
+    ran = vaex("train", "-m", "beta=0.5,4", "steps=1", *tiny)
+    assert ran.code == 0, ran.error
+    folders = sorted(tmp_path.glob("outputs/sweeps/*/*/results.json"))
+    assert [path.parent.name for path in folders] == ["0", "1"]
+    for path, beta in zip(folders, (0.5, 4), strict=True):
+        weights = json.loads(path.read_text())
+        assert weights["beta/effective_mse"] == pytest.approx(
+            beta * 2 * weights["test/likelihood_scale"] ** 2 / 784, rel=1e-5
+        )
+
+
+def test_the_best_weights_are_kept_and_can_be_the_ones_tested(here: Here, tiny: list[str]) -> None:
+    """A learning rate that ruins the model after a good first epoch."""
+    extra = ["epochs=4", "schedule=constant", "optimizer.lr=0.05", "trainer.weights=best", "seed=3"]
+    run = here(*tiny, *extra)
+    losses = metrics(run, "validation/loss")
+    steps = [
+        json.loads(line)["step"]
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        if "validation/loss" in line
+    ]
+    best = steps[losses.index(min(losses))]
+    assert json.loads((run / "status.json").read_text())["best_step"] == best
+    kept = Checkpoints(run / "checkpoints").steps()
+    assert set(kept) == set(steps[-2:]) | {best}
+    model = package.load(run).state_dict()
+    assert_equal(dict(model), Checkpoints(run / "checkpoints").load(best)["model"])
+
+
+def test_divergence_ends_in_one_line_with_good_weights_kept(here: Here, tiny: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        here(*tiny, "steps=200", "optimizer.lr=1e30", "likelihood.bounded_mean=false", "schedule=constant")
+    error = capsys.readouterr().err
+    assert "diverged" in error and "optimizer.lr" in error and len(error.strip().splitlines()) == 1
+
+
+def test_damage_is_found_named_and_stepped_over(run: Path) -> None:
+    checkpoints = Checkpoints(run / "checkpoints")
+    path = checkpoints.path(40)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 4
+    for content in (bytes(flipped), whole[:-100], b""):
+        path.write_bytes(content)
+        assert checkpoints.load_newest()["step"] == 32
+        with pytest.raises(UserError, match="step-40.pt: damaged"):
+            checkpoints.load(40)
+
+
+def test_loading_what_does_not_fit(run: Path) -> None:
+    with pytest.raises(UserError, match="no model.safetensors"):
+        package.load(run / "figures")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("latent_dim: 20", "latent_dim: 21"))
+    with pytest.raises(UserError, match="not of the model in config.yaml"):
+        package.load(run)
+
+
+# Losses of steps 1, 10 and 20, so that a change that alters numbers is noticed. Made by the code under test.
+GOLDEN = {
+    "architecture.hidden=[32] architecture.activation=relu likelihood=gaussian": [803.5776, 666.3116, 589.9784],
+    "architecture=conv architecture.widths=[4,8] likelihood=laplace likelihood/scale=per_pixel beta=4": [
+        841.497,
+        812.1709,
+        804.5989,
+    ],
+    "architecture.hidden=[32] likelihood=bernoulli dataset.binarize=static conditional=true": [
+        546.0593,
+        525.9163,
+        509.3881,
+    ],
+}
+
+
+@pytest.mark.parametrize("overrides", GOLDEN)
+def test_golden_losses(overrides: str, here: Here, small: list[str]) -> None:
+    run = here(*small, *overrides.split(), "steps=20", "trainer.log_every=1")
+    losses = metrics(run, "train/loss")
+    assert all(math.isfinite(loss) for loss in losses)
+    assert [losses[0], losses[9], losses[19]] == pytest.approx(GOLDEN[overrides], rel=1e-4)
