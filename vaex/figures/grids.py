@@ -55,7 +55,7 @@ def reconstructions(
     return tile(torch.stack(rows, dim=1).flatten(0, 2), columns, gaps_after_rows=2)
 
 
-def samples(model: Autoencoder, device: torch.device, count: int, columns: int = 8) -> Tensor:
+def samples(model: Autoencoder, device: torch.device, count: int, columns: int = 16) -> Tensor:
     """The decoder's means at the same draws from the prior every time. uint8 [C, height, width].
 
     A conditional model draws one row for each class, with the same z down every column.
