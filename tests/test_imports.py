@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "vaex"
 # Each layer may import those before it, and itself.
 FREE = ["errors", "config", "folder"]
 LAYERS = ["data", "architectures", "likelihoods", "model", "objectives", "build", "evaluation", "figures", "training"]
-TOP = ["train", "hydra_errors", "help", "cli"]
+TOP = ["train", "evaluate", "hydra_errors", "help", "cli"]
 ALONE = ("data", "architectures", "likelihoods")
 
 

@@ -45,7 +45,7 @@ def losses(overrides: list[str], steps: int) -> list[float]:
 @pytest.mark.parametrize("group, option", OPTIONS, ids=lambda value: str(value))
 def test_option_trains(group: str, option: str, small: list[str]) -> None:
     data = small if (group, option) != ("dataset", "mnist") else ["batch_size=32"]
-    extra = ["dataset.binarize=threshold"] if option == "bernoulli" else []
+    extra = {"bernoulli": ["dataset.binarize=threshold"], "beta": ["dataset.dequantize=uniform"]}.get(option, [])
     values = losses([*data, f"{group}={option}", *extra], steps=20)
     assert torch.tensor(values).isfinite().all()
     assert sum(values[-3:]) < sum(values[:3])

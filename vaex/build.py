@@ -18,6 +18,7 @@ from vaex.config import Config, Group
 from vaex.data.dataset import Dataset
 from vaex.errors import UserError
 from vaex.folder import WEIGHTS, RunFolder
+from vaex.likelihoods.base import Likelihood
 from vaex.model import Autoencoder
 from vaex.objectives import Objective
 
@@ -40,7 +41,7 @@ class Experiment:
 def build(config: Config) -> Experiment:
     """Raises UserError for what doesn't fit together."""
     device = resolve_device(config.device)
-    dataset: Dataset = make("dataset", config.dataset)
+    dataset = load_dataset(config.dataset)
     images = len(dataset.train)
     if config.batch_size > images:
         raise UserError(f"batch_size={config.batch_size}: there are {images} training images; give at most that")
@@ -50,11 +51,7 @@ def build(config: Config) -> Experiment:
     torch.manual_seed(config.seed)
     objective: Objective = make("objective", config.objective).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic).to(device)
-    if model.likelihood.support == "binary" and not dataset.binary:
-        raise UserError(
-            "likelihood=bernoulli: needs binary images and these are grey; "
-            "binarise them with dataset.binarize=threshold|static|dynamic, or take likelihood=cross_entropy"
-        )
+    check_support(model.likelihood, dataset)
     optimizer = make("optimizer", config.optimizer, params=_parameter_groups(model, config.optimizer))
     learning_rate = float(optimizer.param_groups[0]["lr"])
     lr = torch.tensor(learning_rate, device=device)
@@ -109,6 +106,34 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     )
 
 
+def check_support(likelihood: Likelihood, dataset: Dataset) -> None:
+    """Raises UserError when the likelihood gives no finite log-probability to such images, or none of them."""
+    name = f"likelihood {type(likelihood).__name__}"
+    if likelihood.support == "binary" and not dataset.binary:
+        raise UserError(
+            f"{name}: needs binary images and these are grey; "
+            "binarise them with dataset.binarize=threshold|static|dynamic, or take likelihood=cross_entropy"
+        )
+    if likelihood.support == "open_unit_interval" and dataset.dequantize == "none":
+        raise UserError(f"{name}: is infinite at pixels of exactly 0 or 1; set dataset.dequantize=uniform")
+    if likelihood.support == "uint8" and dataset.dequantize != "none":
+        raise UserError(
+            f"dataset.dequantize={dataset.dequantize}: {name} is a mass on the 256 levels themselves; set it to none"
+        )
+
+
+def load_dataset(group: Group) -> Dataset:
+    dataset: Dataset = make("dataset", group)
+    return dataset
+
+
+def load_config(run_folder: Path) -> tuple[Config, dict[str, Any]]:
+    """A run's config, and what was recorded with it. Raises UserError when there is no run in the folder."""
+    content, recorded = RunFolder.reopen(run_folder).read_config()
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content))
+    return typing.cast(Config, config), recorded
+
+
 def load_model(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
     """See vaex.load."""
     from safetensors import SafetensorError
@@ -117,8 +142,7 @@ def load_model(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
     path = Path(run_folder)
     if not (path / WEIGHTS).is_file():
         raise UserError(f"{path}: no {WEIGHTS} there; give the folder of a run that completed")
-    content, recorded = RunFolder.reopen(path).read_config()
-    config = typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content)))
+    config, recorded = load_config(path)
     stochastic = make("objective", config.objective).stochastic
     channels, height, width = recorded["image_shape"]
     model = build_model(config, (channels, height, width), recorded["classes"], stochastic)

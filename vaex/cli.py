@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ vaex trains autoencoders from composable configs: dataset × architecture × lik
   vaex train -m beta=0.5,1,2,4             a sweep
   vaex train resume=RUN_FOLDER             go on with a run
   vaex train --help                        all options
+
+  vaex eval RUN_FOLDER …                   all test numbers of runs or of a sweep, and one table
+  vaex eval --help                         its options
 
   vaex --version"""
 
@@ -33,12 +37,14 @@ def main() -> None:
         print(f"vaex {__version__}")
     elif first == "train":
         train(arguments[1:])
+    elif first == "eval":
+        evaluate(arguments[1:])
     elif first in ("--shell-completion", "-sc"):  # how the shell calls back, without the verb
         train(arguments)
     elif first.startswith("-") or "=" in first:
         fail(f"{first}: comes after the verb; write vaex train {' '.join(arguments)}")
     else:
-        fail(f"{first}: no such command; there is vaex train, and vaex --help")
+        fail(f"{first}: no such command; there is vaex train, vaex eval, and vaex --help")
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -56,16 +62,44 @@ def train(arguments: list[str]) -> None:
     from vaex.errors import Interrupted, UserError
     from vaex.hydra_errors import one_line, resume_overrides
 
-    debug = any(os.environ.get(name) == "1" for name in ("VAEX_DEBUG", "HYDRA_FULL_ERROR"))
-    task = _Task()
+    debug, task = _debug(), _Task()
+    with _one_line_errors():
+        try:
+            sys.argv = ["vaex", *resume_overrides(arguments)]  # as Hydra wants it, without the verb
+            if "COMP_LINE" in os.environ:  # Hydra completes a command without verbs
+                os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(" train ", " ", 1)
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, rather than print in its own way and exit
+            _hydra_main(task)()
+            if task.error:
+                raise task.error
+        except (Interrupted, UserError):
+            raise
+        except Exception as error:
+            message = None if debug else one_line(error, arguments, task.started)
+            if message is None:
+                raise
+            raise UserError(message) from error
+
+
+def evaluate(arguments: list[str]) -> None:
+    from vaex.evaluate import main as run
+
+    with _one_line_errors():
+        run(arguments)
+
+
+def _debug() -> bool:
+    return any(os.environ.get(name) == "1" for name in ("VAEX_DEBUG", "HYDRA_FULL_ERROR"))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Every error that a person can mend ends the process with one line, or with its traceback for who asks."""
+    from vaex.errors import Interrupted, UserError
+
+    debug = _debug()
     try:
-        sys.argv = ["vaex", *resume_overrides(arguments)]  # as Hydra wants it, without the verb
-        if "COMP_LINE" in os.environ:  # Hydra completes a command without verbs
-            os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(" train ", " ", 1)
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, rather than print in its own way and exit
-        _hydra_main(task)()
-        if task.error:
-            raise task.error
+        yield
     except Interrupted as stop:
         fail(f"interrupted: {stop}", stop.exit_code)
     except KeyboardInterrupt:
@@ -74,11 +108,6 @@ def train(arguments: list[str]) -> None:
         if debug:
             raise
         fail(str(error))
-    except Exception as error:
-        message = None if debug else one_line(error, arguments, task.started)
-        if message is None:
-            raise
-        fail(message)
 
 
 def _hydra_main(task: _Task) -> Callable[[], None]:

@@ -36,6 +36,7 @@ class TrainerConfig:
 class FiguresConfig:
     every: int = MISSING
     images: int = MISSING
+    parameter: bool = MISSING
 
 
 @dataclass

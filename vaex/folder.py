@@ -66,8 +66,15 @@ class RunFolder:
         replace_file(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(content)).encode())
 
     def read_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The config as plain containers, and what was recorded with it."""
-        content = OmegaConf.to_container(OmegaConf.load(self.path / CONFIG))
+        """The config as plain containers, and what was recorded with it.
+
+        A value that the vaex of the run didn't have yet is today's default.
+        """
+        defaults = OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml"))
+        assert isinstance(defaults, dict)
+        for not_a_value in ("defaults", "hydra"):
+            defaults.pop(not_a_value)
+        content = OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(self.path / CONFIG)))
         assert isinstance(content, dict)
         recorded = content.pop("recorded")
         return {str(key): value for key, value in content.items()} | {"resume": None}, recorded

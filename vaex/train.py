@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from vaex.config import Config
 from vaex.data.dataset import Images
 from vaex.errors import Interrupted
 from vaex.evaluation.bound import Numbers
+from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, provenance
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.interrupt import stop_on_signals
@@ -80,9 +80,8 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
             loop.run()
             if config.trainer.weights == "best":
                 loop.use_best_weights()
-            started = time.perf_counter()
+            freeze_scales(experiment.model, loop.train, dataset.to_float)
             numbers = loop.evaluate(dataset.test.to(experiment.device))
-            log.debug(f"tested in {time.perf_counter() - started:.1f} s")
             results = _results(numbers, loop, parameters)
             scalars: Numbers = {name: value for name, value in results.items() if name.startswith("test/")}
             record.numbers(loop.progress.step, loop.epoch, scalars)
@@ -106,6 +105,7 @@ def _results(numbers: Numbers, loop: Loop, parameters: int) -> dict[str, Any]:
         "train/seconds": progress.seconds,
         "train/images_per_second": loop.images_seen / progress.step_seconds,
         "model/parameters": parameters,
+        **{f"likelihood/{name}": value for name, value in loop.experiment.model.likelihood.bounds().items()},
     }
 
 
@@ -142,6 +142,12 @@ def _announce(config: Config, path: Path, experiment: Experiment, choices: dict[
         "training": f"{experiment.steps:,} steps of {config.batch_size} on {experiment.device}, {config.precision}",
         "folder": str(path),
     }
+    bounds = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in model.likelihood.bounds().items())
+    if bounds:
+        lines["likelihood"] += f", {bounds}"
+    warning = getattr(getattr(model.likelihood, "scale", None), "warning", None)
+    if warning:
+        lines["warning"] = f"likelihood/scale={choices['likelihood/scale']}: {warning}"
     log.info("\n".join(f"{name:>10}  {value}" for name, value in lines.items()))
 
 

@@ -78,6 +78,7 @@ class Dataset:
         self.train = Images(train.pixels[:cut], train.labels[:cut])
         self.validation = Images(train.pixels[cut:], train.labels[cut:])
         self.test = test
+        self.source = source
         self.classes = source.classes
         self.binarize = binarize
         self.dequantize = dequantize
@@ -101,7 +102,8 @@ class Dataset:
         """uint8 [B, C, H, W] -> float32 in [0, 1], on the same device; draws noise where the options ask."""
         if self.dequantize == "uniform":
             x = pixels.to(torch.float32)
-            return (x + torch.rand_like(x)) / 256
+            # Rounding must not reach 0 or 1, where some densities are infinite.
+            return ((x + torch.rand_like(x)) / 256).clamp(2**-33, 1 - 2**-24)
         x = pixels.to(torch.float32) / 255
         if self.binarize == "dynamic":
             return (torch.rand_like(x) < x).to(torch.float32)

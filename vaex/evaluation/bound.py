@@ -12,6 +12,7 @@ from vaex.objectives import Objective
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 
+ToFloat = Callable[[Tensor], Tensor]  # uint8 batch -> float32 batch
 Numbers = dict[str, float | list[float]]
 
 
@@ -39,7 +40,7 @@ def evaluate(
     model: Autoencoder,
     objective: Objective,
     images: Images,
-    to_float: Callable[[Tensor], Tensor],
+    to_float: ToFloat,
     *,
     poll: Callable[[], None] = lambda: None,
     batch_size: int = 1000,

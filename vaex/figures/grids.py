@@ -1,4 +1,4 @@
-"""Grids of reconstructions and samples: always the likelihood's mean, and [0, 1] is black to white."""
+"""Grids of reconstructions and samples: the likelihood's mean, and [0, 1] is black to white."""
 
 import math
 import os
@@ -42,17 +42,27 @@ def tile(images: Tensor, columns: int, gaps_after_rows: int = 1) -> Tensor:
 
 
 def reconstructions(
-    model: Autoencoder, images: Images, to_float: Callable[[Tensor], Tensor], count: int, columns: int = 16
+    model: Autoencoder,
+    images: Images,
+    to_float: Callable[[Tensor], Tensor],
+    count: int,
+    columns: int = 16,
+    parameter: bool = False,
 ) -> Tensor:
-    """Pairs of rows: the first `count` images of the split above the decoder's means. uint8 [C, height, width]."""
+    """The first `count` images of the split above the decoder's means. uint8 [C, height, width].
+
+    `parameter`: below each mean, the raw parameter that is often drawn in its place.
+    """
     count = min(count, len(images))
     columns = min(columns, count)
     with evaluating(model), fixed_noise(images.pixels.device):
         x = to_float(images.pixels[:count])
-        mean = model.reconstruct(x, images.labels[:count])
+        labels = images.labels[:count]
+        distribution = model.decode(model.encode(x, labels).mean, labels)
+        parts = [x, distribution.mean] + ([distribution.parameter] if parameter else [])
     blank = torch.full((-count % columns, *x.shape[1:]), BACKGROUND / 255, device=x.device)
-    rows = [torch.cat([part, blank]).view(-1, columns, *part.shape[1:]) for part in (x, mean)]
-    return tile(torch.stack(rows, dim=1).flatten(0, 2), columns, gaps_after_rows=2)
+    rows = [torch.cat([part, blank]).view(-1, columns, *part.shape[1:]) for part in parts]
+    return tile(torch.stack(rows, dim=1).flatten(0, 2), columns, gaps_after_rows=len(parts))
 
 
 def samples(model: Autoencoder, device: torch.device, count: int, columns: int = 16) -> Tensor:

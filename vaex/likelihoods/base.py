@@ -10,8 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Support = Literal["binary", "unit_interval", "real", "uint8"]
+# open_unit_interval: a density that is infinite at exactly 0 or 1.
+Support = Literal["binary", "unit_interval", "open_unit_interval", "real", "uint8"]
 Kind = Literal["density", "mass", "pseudo"]
+
+LEVELS = 256  # of a pixel; x = k/255
 
 
 def sum_event(values: Tensor) -> Tensor:
@@ -33,10 +36,28 @@ class PixelDistribution(torch.distributions.Distribution):
         super().__init__(batch_shape=shape[:-3], event_shape=shape[-3:], validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Nats of each image, [...]."""
+        return sum_event(self.log_prob_of_pixels(value))
+
+    def log_prob_of_pixels(self, value: Tensor) -> Tensor:
+        """Nats of each channel of each pixel, [..., C, H, W]."""
         raise NotImplementedError
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
         raise NotImplementedError
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(X <= x) of each channel of each pixel, [..., C, H, W]; not there for all."""
+        raise NotImplementedError
+
+    def cdf_below(self, value: Tensor) -> Tensor:
+        """P(X < x): for a density the same as `cdf`."""
+        return self.cdf(value)
+
+    @property
+    def parameter(self) -> Tensor:
+        """What tutorials draw for the image, in [0, 1]: the mean where there is nothing else."""
+        return self.mean
 
 
 class Likelihood(nn.Module):
@@ -45,8 +66,9 @@ class Likelihood(nn.Module):
     Args:
         image_shape: (channels, height, width) of the images.
 
-    Class attributes:
-        support: the values an image may take: binary {0, 1}, unit_interval [0, 1], real, uint8 (k/255).
+    Attributes:
+        support: the values an image may take: binary {0, 1}, unit_interval [0, 1], open_unit_interval (0, 1), real,
+            uint8 (k/255).
         kind: density; mass; or pseudo, which is no probability of the data it is used on and is never ranked.
         mean_error: the mean per-pixel error whose multiple this likelihood's distortion is, up to a constant:
             mse, mae, bce; None if there is none.
@@ -67,9 +89,13 @@ class Likelihood(nn.Module):
     def forward(self, h: Tensor, x: Tensor | None = None) -> PixelDistribution:
         """Decoder output [..., out_channels, H, W] -> distribution with batch shape [...].
 
-        x [..., C, H, W] is looked at only by scales that are computed from the error.
+        x [..., C, H, W] is looked at only by scales that are computed from the error, and only in training mode.
         """
         raise NotImplementedError
+
+    def bounds(self) -> dict[str, float]:
+        """Every clip that an unbounded log-probability depends on, to be told with the number."""
+        return {}
 
     def mean_error_weight(self, distribution: PixelDistribution) -> Tensor | None:
         """w with distortion = w · mean_error + const., averaged over the batch; None where there is no such w.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaex.likelihoods.base import Likelihood, PixelDistribution, sum_event
+from vaex.likelihoods.base import Likelihood, PixelDistribution
 
 
 class BernoulliDistribution(PixelDistribution):
@@ -31,8 +31,8 @@ class BernoulliDistribution(PixelDistribution):
     def variance(self) -> Tensor:
         return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        return sum_event(value * self.logits - F.softplus(self.logits))
+    def log_prob_of_pixels(self, value: Tensor) -> Tensor:
+        return value * self.logits - F.softplus(self.logits)
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
         with torch.no_grad():

@@ -6,26 +6,46 @@ import torch
 from torch import Tensor
 
 from vaex.likelihoods.base import PixelDistribution
-from vaex.likelihoods.location_scale import LocationScale, LocationScaleDistribution
+from vaex.likelihoods.location_scale import LocationScale, Standard, mean_over
 
 
-class GaussianDistribution(LocationScaleDistribution):
+class StandardGaussian(Standard):
     log_normalizer = 0.5 * math.log(2 * math.pi)
-    standard_variance = 1.0
+    variance = 1.0
 
-    @staticmethod
-    def standard_log_kernel(e: Tensor) -> Tensor:
+    def log_kernel(self, e: Tensor) -> Tensor:
         return -0.5 * e.square()
 
-    @staticmethod
-    def standard_sample(like: Tensor) -> Tensor:
+    def sample(self, like: Tensor) -> Tensor:
         return torch.randn_like(like)
+
+    def cdf(self, e: Tensor) -> Tensor:
+        cdf: Tensor = torch.special.ndtr(e)
+        return cdf
+
+    def log_cdf(self, e: Tensor) -> Tensor:
+        log_cdf: Tensor = torch.special.log_ndtr(e)
+        return log_cdf
+
+    def log_interval(self, center: Tensor, width: Tensor) -> Tensor:
+        """In float64, because the two ends of a narrow bin share most of their digits.
+
+        The bin is mirrored into the lower tail, where log Φ is precise: log Φ(b) + log(1 - exp(log Φ(a) - log Φ(b))).
+        """
+        away = center.double().abs()
+        upper: Tensor = torch.special.log_ndtr(width.double() / 2 - away)
+        lower = torch.special.log_ndtr(-width.double() / 2 - away)
+        return (upper + torch.log(-torch.expm1(lower - upper))).to(center.dtype)
+
+    def optimal_log_scale(self, error: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+        return 0.5 * mean_over(error.square(), dimensions).log()
 
 
 class Gaussian(LocationScale):
     mean_error = "mse"
-    distribution = GaussianDistribution
+    standard = StandardGaussian()
 
-    def mean_error_weight(self, distribution: PixelDistribution) -> Tensor:
+    def mean_error_weight(self, distribution: PixelDistribution) -> Tensor | None:
         """Sum over pixels of 1/(2 sigma²): the sum of squares is D times the mean one."""
-        return 0.5 * self._sum_of_inverse(distribution, power=2)
+        total = self._sum_of_inverse(distribution, power=2)
+        return None if total is None else 0.5 * total

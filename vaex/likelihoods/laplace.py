@@ -6,27 +6,45 @@ import torch
 from torch import Tensor
 
 from vaex.likelihoods.base import PixelDistribution
-from vaex.likelihoods.location_scale import LocationScale, LocationScaleDistribution
+from vaex.likelihoods.location_scale import LocationScale, Standard, mean_over
 
 
-class LaplaceDistribution(LocationScaleDistribution):
+class StandardLaplace(Standard):
     log_normalizer = math.log(2)
-    standard_variance = 2.0
+    variance = 2.0
 
-    @staticmethod
-    def standard_log_kernel(e: Tensor) -> Tensor:
+    def log_kernel(self, e: Tensor) -> Tensor:
         return -e.abs()
 
-    @staticmethod
-    def standard_sample(like: Tensor) -> Tensor:
+    def sample(self, like: Tensor) -> Tensor:
         # The difference of two exponentials; no logarithm of a rounded zero.
         return torch.empty_like(like).exponential_() - torch.empty_like(like).exponential_()
+
+    def cdf(self, e: Tensor) -> Tensor:
+        tail = 0.5 * torch.exp(-e.abs())
+        return torch.where(e < 0, tail, 1 - tail)
+
+    def log_cdf(self, e: Tensor) -> Tensor:
+        negative, positive = e.clamp(max=0), e.clamp(min=0)
+        return torch.where(e < 0, negative - math.log(2), torch.log1p(-0.5 * torch.exp(-positive)))
+
+    def log_interval(self, center: Tensor, width: Tensor) -> Tensor:
+        """exp(-|c|) sinh(w/2) when the bin is on one side of 0, 1 - exp(-w/2) cosh(c) when 0 is in it."""
+        away, half = center.abs(), width / 2
+        one_sided = -away + half + torch.log(-torch.expm1(-width)) - math.log(2)
+        inside = torch.minimum(away, half)  # a safe input where the other branch is taken
+        log_cosh = inside + torch.log1p(0.5 * torch.expm1(-2 * inside))
+        both_sided = torch.log(-torch.expm1(log_cosh - half))
+        return torch.where(away >= half, one_sided, both_sided)
+
+    def optimal_log_scale(self, error: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+        return mean_over(error.abs(), dimensions).log()
 
 
 class Laplace(LocationScale):
     mean_error = "mae"
-    distribution = LaplaceDistribution
+    standard = StandardLaplace()
 
-    def mean_error_weight(self, distribution: PixelDistribution) -> Tensor:
+    def mean_error_weight(self, distribution: PixelDistribution) -> Tensor | None:
         """Sum over pixels of 1/b."""
         return self._sum_of_inverse(distribution, power=1)

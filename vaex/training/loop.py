@@ -172,9 +172,12 @@ class Loop:
     def draw(self) -> None:
         """Grids as PNG, with a copy that keeps this step's number, and in TensorBoard."""
         model, dataset = self.experiment.model, self.experiment.dataset
-        count, folder, step = self.config.figures.images, self.folder / "figures", self.progress.step
+        settings, folder, step = self.config.figures, self.folder / "figures", self.progress.step
+        count = settings.images
         test = Images(dataset.test.pixels[:count], dataset.test.labels[:count]).to(self.experiment.device)
-        pictures = {"reconstructions": reconstructions(model, test, dataset.to_float, count)}
+        pictures = {
+            "reconstructions": reconstructions(model, test, dataset.to_float, count, parameter=settings.parameter)
+        }
         if model.stochastic:  # a code without a distribution has no prior to sample
             pictures["samples"] = samples(model, self.experiment.device, count)
         for name, picture in pictures.items():

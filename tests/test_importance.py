@@ -1,0 +1,185 @@
+"""The importance-weighted NLL against probabilistic PCA (Tipping & Bishop 1999), whose log p(x) is known exactly."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from torch import Tensor, nn
+
+from vaex.data.dataset import Images
+from vaex.evaluation import importance
+from vaex.evaluation.importance import importance_nll
+from vaex.likelihoods.gaussian import Gaussian
+from vaex.likelihoods.scale import Fixed
+from vaex.model import Autoencoder
+
+SHAPE, LATENTS, SIGMA, COUNT = (1, 4, 4), 3, 0.2, 50
+NORMS = (0.5, 0.3, 0.2)  # of W's columns, which are orthogonal: the exact posterior is diagonal
+
+
+class LinearDecoder(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (0.3 + z @ self.weight.T).view(-1, *SHAPE)
+
+
+class PosteriorEncoder(nn.Module):
+    """The exact posterior, its mean moved by `shift` posterior sigmas and its variance times `widen`."""
+
+    def __init__(self, weight: Tensor, shift: float, widen: float) -> None:
+        super().__init__()
+        precision = weight.square().sum(0) / SIGMA**2 + 1
+        self.project = (weight / SIGMA**2) / precision
+        self.variance, self.shift, self.widen = 1 / precision, shift, widen
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        mean = (x.flatten(1) - 0.3) @ self.project + self.shift * self.variance.sqrt()
+        return torch.cat([mean, (self.variance * self.widen).log().expand_as(mean)], dim=1)
+
+
+def ppca(shift: float = 0.0, widen: float = 1.0) -> Autoencoder:
+    generator = torch.Generator().manual_seed(0)
+    columns, _ = torch.linalg.qr(torch.randn(math.prod(SHAPE), LATENTS, generator=generator))
+    weight = columns * torch.tensor(NORMS)
+    return Autoencoder(
+        encoder=PosteriorEncoder(weight, shift, widen),
+        decoder=LinearDecoder(weight),
+        likelihood=Gaussian(image_shape=SHAPE, scale=Fixed(image_shape=SHAPE, value=SIGMA), bounded_mean=False),
+        latent_dim=LATENTS,
+    )
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (COUNT, *SHAPE), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.zeros(COUNT, dtype=torch.int64))
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    return pixels.float() / 255
+
+
+@pytest.fixture(scope="module")
+def exact(images: Images) -> Tensor:
+    """-log p(x) of each image, N(x; mean, W Wᵀ + sigma² I)."""
+    weight = ppca().decoder.weight.detach().double()
+    assert isinstance(weight, Tensor)
+    covariance = weight @ weight.T + SIGMA**2 * torch.eye(len(weight), dtype=torch.float64)
+    x = (images.pixels.double() / 255).flatten(1).numpy()
+    return -torch.from_numpy(multivariate_normal([0.3] * len(weight), covariance.numpy()).logpdf(x))
+
+
+SHIFT, WIDEN = 0.5, 1.5
+GAP = 0.5 * LATENTS * (WIDEN - 1 - math.log(WIDEN) + SHIFT**2)  # KL(q(z|x) || p(z|x)), the same for every x
+
+
+@pytest.mark.parametrize("samples", [1, 7])
+def test_with_the_exact_posterior_every_weight_is_p_of_x(images: Images, exact: Tensor, samples: int) -> None:
+    estimate = importance_nll(ppca(), images, to_float, samples=samples)
+    assert estimate.nll == pytest.approx(exact.mean().item(), abs=1e-4)
+    assert estimate.elbo == pytest.approx(-exact.mean().item(), abs=1e-4)
+    assert estimate.stderr == pytest.approx(exact.std().item() / COUNT**0.5, rel=1e-4)
+
+
+def test_with_a_wrong_posterior_the_elbo_misses_the_kl_and_the_weights_mend_it(images: Images, exact: Tensor) -> None:
+    estimate = importance_nll(ppca(SHIFT, WIDEN), images, to_float, samples=20_000, batch_size=50_000)
+    assert estimate.elbo == pytest.approx(-exact.mean().item() - GAP, abs=0.01)
+    assert estimate.nll == pytest.approx(exact.mean().item(), abs=0.01)
+
+
+def test_the_bound_tightens_with_samples_from_above(images: Images, exact: Tensor) -> None:
+    nll = [
+        importance_nll(
+            ppca(SHIFT, WIDEN),
+            Images(*(t.repeat_interleave(40, 0) for t in (images.pixels, images.labels))),
+            to_float,
+            samples=k,
+        ).nll
+        for k in (1, 2, 8, 64, 512)
+    ]
+    error = 0.03  # of K = 1: a log weight's standard deviation is about 1.1, over 2,000 images
+    assert all(later < earlier + error for earlier, later in zip(nll, nll[1:], strict=False)), nll
+    assert nll[0] == pytest.approx(exact.mean().item() + GAP, abs=4 * error)
+    assert nll[-1] == pytest.approx(exact.mean().item(), abs=0.01)
+
+
+@pytest.mark.parametrize("batch_size", [7, 50, 64, 128, 10_000])
+def test_chunks_make_no_difference(images: Images, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+    """The result is the logsumexp over all K weights, K = 130 being above and below the batch size."""
+    chunks: list[Tensor] = []
+    log_weights = importance._log_weights
+
+    def recorded(*arguments: object) -> Tensor:
+        chunks.append(log_weights(*arguments))  # type: ignore[arg-type]
+        return chunks[-1]
+
+    monkeypatch.setattr(importance, "_log_weights", recorded)
+    estimate = importance_nll(ppca(SHIFT, WIDEN), images, to_float, samples=130, batch_size=batch_size)
+    assert max(chunk.numel() for chunk in chunks) <= max(batch_size, 1)
+    by_image = [torch.cat([c for c in chunks[n:m]]) for n, m in _runs(chunks)]
+    per_image = torch.cat([math.log(130) - weights.double().logsumexp(0) for weights in by_image])
+    assert all(len(weights) == 130 for weights in by_image) and len(per_image) == COUNT
+    assert estimate.nll == pytest.approx(per_image.mean().item(), rel=1e-12)
+    assert estimate.nll == pytest.approx(_reference(images), abs=0.1)
+
+
+def _runs(chunks: list[Tensor]) -> list[tuple[int, int]]:
+    """Which chunks are of the same images: those that add up to 130 draws."""
+    runs, start, count = [], 0, 0
+    for n, chunk in enumerate(chunks):
+        count += len(chunk)
+        if count == 130:
+            runs.append((start, n + 1))
+            start, count = n + 1, 0
+    return runs
+
+
+def _reference(images: Images) -> float:
+    return importance_nll(ppca(SHIFT, WIDEN), images, to_float, samples=5000, batch_size=50_000).nll
+
+
+def test_noise_is_fixed_and_x_does_not_depend_on_the_number_of_samples(images: Images) -> None:
+    seen: list[Tensor] = []
+
+    def dynamic(pixels: Tensor) -> Tensor:
+        seen.append((torch.rand(pixels.shape) < pixels / 255).float())
+        return seen[-1]
+
+    state = torch.get_rng_state()
+    first, again, _ = (importance_nll(ppca(), images, dynamic, samples=k, batch_size=25) for k in (3, 3, 80))
+    assert first == again
+    assert torch.equal(torch.cat(seen[:2]), torch.cat(seen[4:]))
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_conditional_model_is_scored_with_its_labels() -> None:
+    class Shifted(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z[:, 1:].argmax(1).float().view(-1, 1, 1, 1)  # the label
+
+    class Prior(nn.Module):
+        def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+            return torch.zeros(len(x), 2)
+
+    shape = (1, 1, 1)
+    likelihood = Gaussian(image_shape=shape, scale=Fixed(image_shape=shape, value=1.0), bounded_mean=False)
+    model = Autoencoder(encoder=Prior(), decoder=Shifted(), likelihood=likelihood, latent_dim=1, classes=3)
+    images = Images(torch.zeros(3, *shape, dtype=torch.uint8), torch.arange(3))
+    estimate = importance_nll(model, images, to_float, samples=5)
+    assert estimate.nll == pytest.approx(0.5 * math.log(2 * math.pi) + (0 + 1 + 4) / 6, rel=1e-6)
+
+
+def test_the_caller_can_stop_it_and_zero_samples_are_refused(images: Images) -> None:
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        importance_nll(ppca(), images, to_float, samples=2, poll=stop)
+    with pytest.raises(ValueError, match="samples=0"):
+        importance_nll(ppca(), images, to_float, samples=0)

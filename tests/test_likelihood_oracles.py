@@ -1,0 +1,321 @@
+"""Every likelihood in float32 against mpmath with 40 digits, on a grid with the ends, large outputs and all scales."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mpmath as mp
+import pytest
+import torch
+
+from vaex.likelihoods.base import LEVELS, Likelihood
+from vaex.likelihoods.bernoulli import Bernoulli, CrossEntropy
+from vaex.likelihoods.beta import Beta
+from vaex.likelihoods.categorical import Categorical
+from vaex.likelihoods.continuous_bernoulli import ContinuousBernoulli
+from vaex.likelihoods.gaussian import Gaussian
+from vaex.likelihoods.laplace import Laplace
+from vaex.likelihoods.logistic import Logistic
+from vaex.likelihoods.mixture import DiscretizedLogisticMixture
+from vaex.likelihoods.scale import Fixed
+from vaex.likelihoods.student_t import StudentT
+from vaex.likelihoods.truncated_normal import TruncatedNormal
+
+mp.mp.dps = 40
+SHAPE = (1, 1, 1)
+RAW = [-30.0, -9.7, -3.0, -1.0, -0.3, -1e-3, 0.0, 1e-6, 0.2, 1.0, 4.0, 12.0, 30.0]
+LEVELS_TRIED = [k / 255 for k in (0, 1, 2, 77, 128, 200, 254, 255)]
+INSIDE = [2.0**-33, 1e-6, 1e-3, 0.3, 0.5, 0.9, 1 - 1e-6, 1 - 2.0**-24]
+SCALES = [1 / 255, 0.01, 0.1, 1.0, 50.0]
+Oracle = Callable[..., mp.mpf]
+
+
+def sigmoid(h: mp.mpf) -> mp.mpf:
+    return 1 / (1 + mp.exp(-h))
+
+
+def normal(e: mp.mpf) -> mp.mpf:
+    return -e * e / 2 - mp.log(2 * mp.pi) / 2
+
+
+def student(e: mp.mpf) -> mp.mpf:
+    return mp.loggamma(3) - mp.loggamma(mp.mpf(5) / 2) - mp.log(5 * mp.pi) / 2 - 3 * mp.log1p(e * e / 5)
+
+
+DENSITIES = {
+    Gaussian: normal,
+    Laplace: lambda e: -abs(e) - mp.log(2),
+    Logistic: lambda e: -abs(e) - 2 * mp.log1p(mp.exp(-abs(e))),
+    StudentT: student,
+}
+CDFS = {  # of the lower tail, where 40 digits hold
+    Gaussian: lambda e: mp.erfc(-e / mp.sqrt(2)) / 2,
+    Laplace: lambda e: mp.exp(e) / 2 if e < 0 else 1 - mp.exp(-e) / 2,
+    Logistic: lambda e: mp.exp(e) / (1 + mp.exp(e)) if e < 0 else 1 / (1 + mp.exp(-e)),
+}
+
+
+def interval(cdf: Oracle, low: mp.mpf, high: mp.mpf) -> mp.mpf:
+    """log of the mass between, mirrored into the lower tail."""
+    if low > 0:
+        low, high = -high, -low
+    return mp.log(cdf(high) - cdf(low))
+
+
+def density(family: type, bounded: bool, scale: float) -> Oracle:
+    def log_prob(x: mp.mpf, h: mp.mpf) -> mp.mpf:
+        loc = sigmoid(h) if bounded else h
+        return DENSITIES[family]((x - loc) / scale) - mp.log(scale)
+
+    return log_prob
+
+
+def bins(cdf: Oracle, x: mp.mpf, loc: mp.mpf, scale: mp.mpf) -> mp.mpf:
+    half = mp.mpf(1) / 510
+    if x < half:
+        return mp.log(cdf((x + half - loc) / scale))
+    if x > 1 - half:
+        return mp.log(cdf((loc - x + half) / scale))
+    return interval(cdf, (x - half - loc) / scale, (x + half - loc) / scale)
+
+
+def mass(family: type, bounded: bool, scale: float) -> Oracle:
+    return lambda x, h: bins(CDFS[family], x, sigmoid(h) if bounded else h, mp.mpf(scale))
+
+
+def continuous_bernoulli(bound: float) -> Oracle:
+    def log_prob(x: mp.mpf, h: mp.mpf) -> mp.mpf:
+        eta = bound * mp.tanh(h / bound)
+        return eta * x - (mp.log(mp.expm1(eta) / eta) if eta else 0)
+
+    return log_prob
+
+
+def beta(cap: float) -> Oracle:
+    size = mp.log(cap)
+
+    def log_prob(x: mp.mpf, h: mp.mpf, g: mp.mpf) -> mp.mpf:
+        a, b = mp.exp(size * mp.tanh(h / size)), mp.exp(size * mp.tanh(g / size))
+        return (a - 1) * mp.log(x) + (b - 1) * mp.log1p(-x) - mp.loggamma(a) - mp.loggamma(b) + mp.loggamma(a + b)
+
+    return log_prob
+
+
+def truncated(scale: float) -> Oracle:
+    def log_prob(x: mp.mpf, h: mp.mpf) -> mp.mpf:
+        inside = interval(CDFS[Gaussian], -h / scale, (1 - h) / scale)
+        return normal((x - h) / scale) - mp.log(scale) - inside
+
+    return log_prob
+
+
+@dataclass
+class Case:
+    make: Callable[[], Likelihood]
+    oracle: Oracle
+    xs: list[float]
+    outputs: int = 1
+
+
+def fixed(value: float) -> Fixed:
+    return Fixed(image_shape=SHAPE, value=value)
+
+
+CASES: dict[str, Case] = {}
+for family, bounded, scale in itertools.product(DENSITIES, (True, False), SCALES):
+    more = {"degrees_of_freedom": 5.0} if family is StudentT else {}
+    name = f"{family.__name__}-{'bounded' if bounded else 'linear'}-{scale:.3g}"
+
+    def make(family=family, bounded=bounded, scale=scale, more=more, **extra) -> Likelihood:
+        return family(image_shape=SHAPE, scale=fixed(scale), bounded_mean=bounded, **more, **extra)
+
+    CASES[name] = Case(make, density(family, bounded, scale), LEVELS_TRIED)
+    if family in CDFS:
+        CASES[f"{name}-bins"] = Case(
+            lambda make=make: make(discretize=True), mass(family, bounded, scale), LEVELS_TRIED
+        )
+for bound in (9.21, 100.0, 1000.0):
+    CASES[f"ContinuousBernoulli-{bound}"] = Case(
+        lambda bound=bound: ContinuousBernoulli(image_shape=SHAPE, bound=bound),
+        continuous_bernoulli(bound),
+        LEVELS_TRIED + INSIDE,
+    )
+for cap in (10.0, 1000.0):
+    CASES[f"Beta-{cap}"] = Case(lambda cap=cap: Beta(image_shape=SHAPE, cap=cap), beta(cap), INSIDE, outputs=2)
+for scale in SCALES:
+    CASES[f"TruncatedNormal-{scale:.3g}"] = Case(
+        lambda scale=scale: TruncatedNormal(image_shape=SHAPE, scale=fixed(scale)), truncated(scale), LEVELS_TRIED
+    )
+CASES["Bernoulli"] = Case(lambda: Bernoulli(image_shape=SHAPE), lambda x, h: x * h - mp.log1p(mp.exp(h)), [0.0, 1.0])
+CASES["CrossEntropy"] = Case(
+    lambda: CrossEntropy(image_shape=SHAPE), lambda x, h: x * h - mp.log1p(mp.exp(h)), LEVELS_TRIED
+)
+
+
+def grid(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [N, 1, 1, 1] and h [N, outputs, 1, 1], every combination."""
+    rows = list(itertools.product(case.xs, *[RAW] * case.outputs))
+    table = torch.tensor(rows)
+    return table[:, :1, None, None], table[:, 1:, None, None]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_log_prob_and_its_gradient_on_the_whole_grid(name: str) -> None:
+    case = CASES[name]
+    x, h = grid(case)
+    h.requires_grad_()
+    got = case.make()(h).log_prob(x)
+    expected, slack = [], []
+    for row in torch.cat([x, h], 1).flatten(1).tolist():
+        value, *outputs = map(mp.mpf, row)
+        expected.append(float(case.oracle(value, *outputs)))
+        # Half a unit in the last place of a float32 location is as good as one of x.
+        nearby = value + mp.mpf(2) ** -25 * (1 if value < 0.5 else -1)
+        slack.append(float(abs(case.oracle(nearby, *outputs) - expected[-1])) if "bounded" in name else 0.0)
+    wanted = torch.tensor(expected)
+    error, allowed = (got - wanted).abs(), 1e-5 * wanted.abs().clamp(min=1) + torch.tensor(slack)
+    worst = (error - allowed).argmax()
+    assert (error <= allowed).all(), (x[worst].item(), h[worst].flatten(), got[worst], wanted[worst])
+    assert torch.autograd.grad(got.sum(), h)[0].isfinite().all()
+
+
+def test_mixture_is_the_mixture_of_its_bins() -> None:
+    likelihood = DiscretizedLogisticMixture(
+        image_shape=SHAPE, components=3, conditional_channels=False, floor=0.0005, init=0.1
+    )
+    torch.manual_seed(0)
+    h = torch.cat([torch.randn(20, 9, 1, 1), 30 * torch.randn(20, 9, 1, 1).clamp(-1, 1)]).requires_grad_()
+    floor = mp.log(mp.mpf("0.0005"))
+    gap = mp.log(mp.mpf("0.1")) - floor
+    for level in LEVELS_TRIED:
+        got = likelihood(h).log_prob(torch.full(SHAPE, level))
+        for n, row in enumerate(h.flatten(1).tolist()):
+            weights = [mp.exp(mp.mpf(v)) for v in row[:3]]
+            parts = []
+            for k in range(3):
+                start = mp.log((k + mp.mpf(1) / 2) / 3 / (1 - (k + mp.mpf(1) / 2) / 3))
+                loc = sigmoid(row[3 + k] + start)
+                scale = mp.exp(floor + mp.log1p(mp.exp(row[6 + k] + mp.log(mp.expm1(gap)))))
+                parts.append(weights[k] * mp.exp(bins(CDFS[Logistic], mp.mpf(level), loc, scale)))
+            expected = float(mp.log(sum(parts) / sum(weights)))
+            assert got[n].item() == pytest.approx(expected, rel=2e-5, abs=2e-5)
+        assert torch.autograd.grad(got.sum(), h)[0].isfinite().all()
+
+
+def test_conditional_channels_are_a_chain_of_mixtures() -> None:
+    """The mass of all 256³ colours can't be summed; summing out the last channel leaves the chain of the first two."""
+    shape = (3, 1, 1)
+    likelihood = DiscretizedLogisticMixture(
+        image_shape=shape, components=2, conditional_channels=True, floor=0.0005, init=0.1
+    )
+    torch.manual_seed(0)
+    h = torch.randn(likelihood.out_channels(3), 1, 1)
+    distribution = likelihood(h)
+    levels = torch.arange(LEVELS) / 255
+
+    def colours(*channels: torch.Tensor) -> torch.Tensor:
+        return torch.stack(torch.broadcast_tensors(*channels), 1)[..., None, None]
+
+    for r, g in ((0.0, 1.0), (0.4, 0.2)):
+        total = torch.logsumexp(distribution.log_prob(colours(torch.tensor(r), torch.tensor(g), levels)), 0)
+        other = torch.logsumexp(distribution.log_prob(colours(torch.tensor(r), torch.tensor(g), levels.flip(0))), 0)
+        torch.testing.assert_close(total, other)
+    green = torch.stack(
+        [torch.logsumexp(distribution.log_prob(colours(torch.tensor(0.4), g, levels)), 0) for g in levels]
+    )
+    red = torch.logsumexp(green, 0)
+    k = torch.log_softmax(h[:2, 0, 0], 0)
+    alone = DiscretizedLogisticMixture(
+        image_shape=(1, 1, 1), components=2, conditional_channels=False, floor=0.0005, init=0.1
+    )
+    of_red = torch.cat([k, h[[2, 5], 0, 0], h[[8, 11], 0, 0]])[:, None, None]
+    torch.testing.assert_close(
+        red, alone(of_red).log_prob(torch.full((1, 1, 1), 0.4 * 255 // 1 / 255)), atol=2e-3, rtol=0
+    )
+    drawn = distribution.sample((20_000,))
+    assert drawn.shape == (20_000, 3, 1, 1)
+    torch.testing.assert_close(drawn.mean(0), distribution.mean, atol=0.02, rtol=0)
+
+
+def test_categorical_is_a_softmax() -> None:
+    likelihood = Categorical(image_shape=(2, 3, 3), features=4)
+    h, x = 30 * torch.randn(5, 8, 3, 3), torch.randint(0, 256, (5, 2, 3, 3)) / 255
+    features = h.view(5, 2, 4, 3, 3).double()
+    weight, bias = likelihood.to_logits.weight.double(), likelihood.to_logits.bias.double()
+    logits = torch.einsum("bcfhw,kf->bchwk", features, weight) + bias
+    picked = torch.log_softmax(logits, -1).gather(-1, (x * 255).round().long().unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(likelihood(h).log_prob(x).double(), picked.sum((1, 2, 3)), rtol=1e-5, atol=1e-4)
+
+
+MODERATE = [-4.0, -1.0, 0.0, 0.7, 3.0]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.split("-")[0] not in ("Bernoulli", "CrossEntropy")])
+def test_probabilities_add_up_to_one(name: str) -> None:
+    case = CASES[name]
+    likelihood = case.make()
+    raw = [-1.0, 0.0, 0.7, 3.0] if name.startswith("Beta") else MODERATE  # lower ones have their mass too near 0
+    h = torch.tensor(list(itertools.product(raw, repeat=case.outputs)))[:, None, :, None, None]
+    if likelihood.kind == "mass":
+        x = torch.arange(LEVELS)[:, None, None, None] / 255
+        total = likelihood(h).log_prob(x).exp().sum(-1)
+    else:
+        if likelihood.support == "real":  # substitute x = loc + scale · tan(θ): heavy tails have an end
+            theta = (torch.arange(20_000) + 0.5) / 20_000 * math.pi - math.pi / 2
+            scale = likelihood.scale.log_scale.exp().item()
+            loc = likelihood(h).mean.squeeze((-3, -2, -1))
+            x = loc + scale * theta.tan()
+            log_prob = likelihood(h).log_prob(x[..., None, None, None])
+            total = (log_prob.double().exp() * scale / theta.cos().double().square()).mean(-1) * math.pi
+        else:  # x = sin²: dense at both ends
+            theta = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000 * math.pi / 2
+            x = theta.sin().square()
+            log_prob = likelihood(h).log_prob(x[:, None, None, None])
+            total = (log_prob.double().exp() * 2 * theta.sin() * theta.cos()).mean(-1) * math.pi / 2
+    torch.testing.assert_close(total.double(), torch.ones_like(total).double(), atol=2e-3, rtol=0)
+
+
+SAMPLED = [
+    *(name for name in CASES if name.endswith(("bounded-0.1", "bounded-0.1-bins", "bounded-0.00392-bins"))),
+    *(name for name in CASES if name.startswith(("Cont", "Beta", "Trunc"))),
+]
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samples_have_the_stated_mean_and_variance(name: str) -> None:
+    torch.manual_seed(0)
+    case = CASES[name]
+    h = torch.tensor(list(itertools.product(MODERATE, repeat=case.outputs)))[:, :, None, None]
+    distribution = case.make()(h)
+    count = 20_000
+    drawn = distribution.sample((count,))
+    error = drawn.std(0) / math.sqrt(count) + 1e-6
+    assert ((drawn.mean(0) - distribution.mean).abs() < 5 * error).all()
+    kurtosis = ((drawn - drawn.mean(0)).pow(4).mean(0) / drawn.var(0).square().clamp(min=1e-30)).clamp(min=3)
+    tolerance = 6 * drawn.var(0) * (kurtosis / count).sqrt() + 1e-7
+    assert ((drawn.var(0) - distribution.variance).abs() < tolerance).all()
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLED if not name.startswith("Beta")])
+def test_cdf_is_the_share_of_samples_below(name: str) -> None:
+    torch.manual_seed(0)
+    distribution = CASES[name].make()(torch.tensor(MODERATE)[:, None, None, None])
+    drawn = distribution.sample((20_000,))
+    for level in (0, 60, 128, 255):
+        x = torch.full((5, 1, 1, 1), level / 255)
+        pairs = [((drawn <= x).float().mean(0), distribution.cdf(x))]
+        if name.endswith("bins"):  # a density's samples are rounded, to 1 too
+            pairs.append(((drawn < x).float().mean(0), distribution.cdf_below(x)))
+        for share, stated in pairs:
+            assert ((share - stated).abs() < 5 * (stated * (1 - stated) / 20_000).clamp(min=0).sqrt() + 1e-4).all()
+
+
+def test_continuous_bernoullis_known_values() -> None:
+    """θ = 0.9999 has mean 0.8915; a logit of 100 has 0.99; torch's own is wrong beyond a logit of about 16."""
+    likelihood = ContinuousBernoulli(image_shape=SHAPE, bound=1e6)
+    for eta, mean in ((math.log(0.9999 / 0.0001), 0.8915), (math.log(0.9999999 / 1e-7), 0.937958), (100.0, 0.99)):
+        assert likelihood(torch.full(SHAPE, eta)).mean.item() == pytest.approx(mean, abs=5e-5)
+    eta = torch.tensor([-1e-3, -1e-5, 0.0, 1e-5, 1e-3])[:, None, None, None]
+    distribution = likelihood(eta)
+    assert (distribution.variance > 0.08).all() and (distribution.mean - 0.5).abs().max() < 1e-4

@@ -1,0 +1,237 @@
+"""`vaex eval`: all test numbers of trained runs, into their results.json and into one table.
+
+Imports what a verb's help doesn't need only after the arguments are known to be good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from vaex.data.dataset import Dataset
+    from vaex.evaluation.ranking import Row
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells an error in one line, as every part of vaex does."""
+
+    def error(self, message: str) -> NoReturn:
+        from vaex.errors import UserError
+
+        raise UserError(f"{message}; `vaex eval --help` lists what there is")
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluate, print and write.
+
+    Raises:
+        UserError: an argument, or a run that can't be evaluated.
+    """
+    from vaex.errors import UserError
+
+    options = _parse(arguments)
+    for name in ("csv", "json"):
+        file: Path | None = getattr(options, name)
+        if file and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UserError(f"--{name}={file}: must be a file in a folder that exists")
+    runs, skipped = find_runs(options.runs)
+
+    from vaex.evaluation.table import as_csv, as_json, text
+    from vaex.folder import replace_file
+
+    datasets = _LatestDataset()
+    names = _short_names(runs)
+    rows = [_evaluate(run, name, options, datasets) for run, name in zip(runs, names, strict=True)]
+    print(text(rows))
+    if skipped:
+        print(f"\nleft out, without weights: {', '.join(map(str, skipped))}")
+    if options.csv:
+        replace_file(options.csv, as_csv(rows).encode())
+    if options.json:
+        replace_file(options.json, as_json(rows).encode())
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="vaex eval",
+        description="Evaluate trained runs on their whole test split: ELBO, importance-weighted NLL, bits/dim, "
+        "reconstruction errors, active units, calibration and FID. Adds the numbers to each run's results.json and prints "
+        "one table, in which only what means the same is ranked together.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of runs: a sweep"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="K",
+        help="draws of z for each image in the importance-weighted NLL; 0 for the ELBO only; "
+        "default 5000 on binary images, 100 on others",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1000, metavar="N", help="images, or images times draws, at once; default 1000"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto | cpu | cuda | cuda:N; default auto: a GPU if there is one"
+    )
+    parser.add_argument(
+        "--fid",
+        choices=("means", "noise", "none"),
+        default="means",
+        help="Fréchet distances, precision and recall, density and coverage of generated images: of the likelihood's "
+        "means, or with its pixel noise; default means",
+    )
+    parser.add_argument(
+        "--latent",
+        choices=("prior", "mixture"),
+        default="prior",
+        help="where the z of samples comes from: the prior, or a mixture of Gaussians fitted to the training codes, as "
+        "it always is for an autoencoder; default prior",
+    )
+    parser.add_argument(
+        "--inception", action="store_true", help="also the FID of samples in Inception-v3's features, as papers give it"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers, one line a run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, one object a run, lists included")
+    options = parser.parse_args(arguments)
+    if options.samples is not None and options.samples < 0:
+        parser.error(f"--samples={options.samples}: must be >= 1 draw, or 0 for none")
+    if options.batch_size < 1:
+        parser.error(f"--batch-size={options.batch_size}: must be >= 1 image")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
+        parser.error(f"--device={options.device}: must be auto, cpu, cuda or cuda:N")
+    return options
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Folders of runs, each once; and those inside a sweep that have a config but no weights.
+
+    Raises:
+        UserError: a path that is no run and holds none.
+    """
+    from vaex.errors import UserError
+    from vaex.folder import CONFIG, WEIGHTS
+
+    found: dict[Path, Path] = {}
+    skipped: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(
+                f"{path}: no such folder; give the folder of a run or of a sweep, as `vaex train` printed it"
+            )
+        inside = [path] if (path / CONFIG).is_file() else sorted(file.parent for file in path.rglob(CONFIG))
+        inside = [folder for folder in inside if folder.name != ".hydra"]  # what Hydra composed, not a run
+        whole = [folder for folder in inside if (folder / WEIGHTS).is_file()]
+        if not whole:
+            raise UserError(
+                f"{path}: no completed run there, with {CONFIG} and {WEIGHTS}; give the folder of one, or of a sweep"
+            )
+        found |= {folder.resolve(): folder for folder in whole}
+        skipped |= {folder.resolve(): folder for folder in inside if folder not in whole}
+    return sorted(found.values(), key=_natural), sorted(skipped.values(), key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Jobs 2 and 10 of a sweep in that order."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in path.parts]
+
+
+def _short_names(runs: list[Path]) -> list[str]:
+    """Each run's path from where they all are; a single one's from here."""
+    paths = [os.path.relpath(run) for run in runs]
+    if len(paths) == 1:
+        return paths
+    shared = os.path.commonpath(paths)
+    return [os.path.relpath(path, shared) for path in paths]
+
+
+class _LatestDataset:
+    """Runs of a sweep mostly share their data: it is read again only when the next run has other data."""
+
+    def __init__(self) -> None:
+        self._group: dict[str, Any] | None = None
+        self._dataset: Dataset | None = None
+        self.crc = 0  # of the test split's pixels
+
+    def get(self, group: dict[str, Any]) -> Dataset:
+        if self._dataset is None or group != self._group:
+            from zlib import crc32
+
+            from vaex.build import load_dataset
+
+            self._dataset, self._group = load_dataset(group), group
+            self.crc = crc32(self._dataset.test.pixels.contiguous().numpy().data)
+        return self._dataset
+
+
+def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _LatestDataset) -> Row:
+    """Measure one run, merge the numbers into its results.json, and make its line of the table."""
+    import json
+
+    from vaex.build import load_config, load_model, make
+    from vaex.errors import UserError
+    from vaex.evaluation.measure import collapsed, measure
+    from vaex.evaluation.ranking import Row, group_of
+    from vaex.evaluation.table import finite
+    from vaex.folder import RESULTS, RunFolder
+
+    config, recorded = load_config(run)
+    model = load_model(run, options.device)
+    dataset = datasets.get(config.dataset)
+    shape = dataset.image_shape
+    if list(shape) != list(recorded["image_shape"]):
+        raise UserError(f"{run}: trained on images of {recorded['image_shape']}, and its dataset now has {list(shape)}")
+    objective = make("objective", config.objective).to(next(model.parameters()).device)
+    try:
+        results = measure(
+            model,
+            objective,
+            dataset,
+            samples=options.samples,
+            batch_size=options.batch_size,
+            generated=None if options.fid == "none" else options.fid,
+            latent=options.latent,
+            inception=options.inception,
+            description=name,
+        )
+    except ModuleNotFoundError as error:
+        if not options.inception:
+            raise
+        raise UserError(f"--inception: needs {error.name}; pip install 'vaex-autoencoders[inception]'") from error
+    except ValueError as error:
+        raise UserError(f"{run}: {error}; --fid=none leaves generated images out") from error
+
+    path = run / RESULTS
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    RunFolder(run).write_json(RESULTS, before | finite(results))
+
+    choices = recorded["choices"]
+    channels, height, width = shape
+    group = group_of(
+        kind=model.likelihood.kind,
+        stochastic=model.stochastic,
+        scored_pixels=results.get("test/scored_pixels"),
+        conditional=config.conditional,
+        dataset=f"{choices['dataset']}, {len(dataset.test):,} test images of {channels} × {height} × {width} "
+        f"(crc {datasets.crc:08x})",
+        binarize=dataset.binarize,
+        crc=datasets.crc,
+    )
+    warning = collapsed(results)
+    return Row(
+        run=name,
+        likelihood=choices["likelihood"],
+        kind=model.likelihood.kind,
+        scale=choices.get("likelihood/scale"),
+        beta=config.beta if model.stochastic else None,
+        dimensions=channels * height * width,
+        group=group,
+        results=results,
+        notes=[warning] if warning else [],
+    )

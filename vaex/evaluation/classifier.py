@@ -1,0 +1,207 @@
+"""The classifier in whose features generated images are judged: a small convolutional network, one for each data set.
+
+It sees grey images x = k/255, whatever a model was trained on. The weights for the embedded MNIST ship with vaex; for
+other data it is trained once and kept. Numbers of two models may be compared only where the weights' hash is the same.
+"""
+
+import hashlib
+import logging
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from vaex.data.dataset import Images, Source
+from vaex.data.stream import IndexStream
+from vaex.evaluation.bound import fixed_noise
+from vaex.folder import replace_file
+
+log = logging.getLogger("vaex")
+
+# Changing the network, or how it is trained, needs a new version: else weights of an older one would be taken.
+VERSION = 1
+MNIST_WEIGHTS = Path(__file__).parent / "weights" / "mnist_classifier.safetensors"
+MNIST_WEIGHTS_SHA256 = "c6fe3b181f13de117fc0163647e4b4068ce12794cdea9c6382bee16b01ff333b"
+MNIST_DATA_SHA256 = "71d3be42f93ad20da73bb4a9744d0bebdaa6832be56dc010e21940e72c4c8b1e"
+
+
+class Classifier(nn.Module):
+    """3 × 3 convolutions that halve the image until it is at most 4 × 4, a layer of features, and one of logits.
+
+    There is no normalisation layer: faint or washed-out images must not get the features of crisp ones.
+
+    Args:
+        image_shape: channels, height, width.
+        classes: number of logits.
+        features: width of the penultimate layer.
+    """
+
+    def __init__(self, *, image_shape: tuple[int, int, int], classes: int, features: int = 128) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        layers: list[nn.Module] = []
+        halvings = max(0, math.ceil(math.log2(max(height, width) / 4)))
+        for n in range(halvings):
+            out_channels = 32 if n == 0 else 64
+            layers += [nn.Conv2d(channels, out_channels, 3, stride=2, padding=1), nn.ReLU()]
+            if n == 0:
+                layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1), nn.ReLU()]
+            channels, height, width = out_channels, (height + 1) // 2, (width + 1) // 2
+        self.convolutions = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(0.25)  # acts in training only
+        self.hidden = nn.Linear(channels * height * width, features)
+        self.output = nn.Linear(features, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [0, 1] -> the penultimate layer after its activation, [B, features]."""
+        h = self.hidden(self.dropout(self.convolutions(x).flatten(1)))
+        return F.leaky_relu(h, 0.1)  # under a plain ReLU some features end up zero for every image
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [0, 1] -> logits [B, classes]."""
+        out: Tensor = self.output(self.features(x))
+        return out
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """Images in [0, 1], as drawn by a model -> the nearest of 256 levels, uint8: what real images are held in."""
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def features_of(classifier: Classifier, pixels: Tensor, batch_size: int = 1000) -> Tensor:
+    """uint8 [N, C, H, W] on the classifier's device -> float32 features [N, F]."""
+    return torch.cat([classifier.features(part.float() / 255) for part in torch.split(pixels, batch_size)])
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, images: Images, batch_size: int = 1000) -> float:
+    """Share of the images given their own label."""
+    right = torch.zeros((), dtype=torch.int64, device=images.pixels.device)
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        right += (classifier(images.pixels[part].float() / 255).argmax(1) == images.labels[part]).sum()
+    return right.item() / len(images)
+
+
+def train_classifier(
+    images: Images,
+    classes: int,
+    *,
+    seed: int,
+    epochs: int,
+    batch_size: int = 128,
+    learning_rate: float = 2e-3,
+    max_shift: int = 2,
+) -> Classifier:
+    """A new classifier, in evaluation mode, trained on the images' device.
+
+    Args:
+        images: with labels 0 … classes - 1.
+        classes: number of classes.
+        seed: of the initial weights, the order of the images and their shifts.
+        epochs: passes over the images.
+        batch_size: images a step; fewer when there are not so many.
+        learning_rate: the highest; it rises and falls over the training.
+        max_shift: each image is moved by up to so many pixels, its border repeated.
+
+    Raises:
+        ValueError: there are no labels to learn.
+    """
+    if classes < 2:
+        raise ValueError(f"the classifier needs labels of 2 classes or more, got {classes}; use a labelled data set")
+    device = images.pixels.device
+    channels, height, width = images.pixels.shape[1:]
+    batch_size = min(batch_size, len(images))
+    steps = epochs * math.ceil(len(images) / batch_size)
+    stream = IndexStream(len(images), batch_size, seed, device)
+    with fixed_noise(device, seed):
+        classifier = Classifier(image_shape=(channels, height, width), classes=classes).to(device)
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=max(steps, 2))
+        for step in tqdm(range(steps), desc="classifier", unit=" steps", disable=None, leave=False):
+            index = stream.batch(step)
+            x = _shifted(images.pixels[index].float() / 255, max_shift)
+            loss = F.cross_entropy(classifier(x), images.labels[index])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return classifier.eval().requires_grad_(False)
+
+
+def classifier_for(
+    source: Source, cache_folder: Path, *, device: torch.device | None = None, seed: int = 0, epochs: int = 16
+) -> tuple[Classifier, str]:
+    """The classifier of a source's training images, and the SHA-256 of its weights' file.
+
+    MNIST's is packaged. Another is loaded from `cache_folder`, or trained and written there when it isn't.
+
+    Args:
+        source: the data before any split or binarisation.
+        cache_folder: made when it doesn't exist.
+        device: to train on and to leave the classifier on; None for the CPU.
+        seed, epochs: of a training.
+
+    Raises:
+        ValueError: a file of weights is damaged, or the data have no labels.
+    """
+    device = device or torch.device("cpu")
+    data_hash = hash_of(source.train)
+    path = cache_folder / f"classifier-{VERSION}-{data_hash}.safetensors"
+    if data_hash == MNIST_DATA_SHA256:
+        path = MNIST_WEIGHTS
+    elif not path.is_file():
+        log.info("training the classifier whose features judge these images; once, for %s", path)
+        classifier = train_classifier(source.train.to(device), source.classes, seed=seed, epochs=epochs)
+        score = accuracy(classifier, source.test.to(device))
+        log.info("its test accuracy: %.2f %%", 100 * score)
+        save_classifier(path, classifier, test_accuracy=score, seed=seed, epochs=epochs)
+    content = path.read_bytes()
+    weights_hash = hashlib.sha256(content).hexdigest()
+    if path == MNIST_WEIGHTS and weights_hash != MNIST_WEIGHTS_SHA256:
+        raise ValueError(f"{path}: SHA-256 {weights_hash} is not {MNIST_WEIGHTS_SHA256}: damaged; install vaex again")
+    channels, height, width = source.train.pixels.shape[1:]
+    classifier = Classifier(image_shape=(channels, height, width), classes=source.classes)
+    try:
+        classifier.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not this classifier's weights ({reason}); delete it to train again") from error
+    return classifier.to(device).eval().requires_grad_(False), weights_hash
+
+
+def save_classifier(path: Path, classifier: Classifier, *, test_accuracy: float, seed: int, epochs: int) -> str:
+    """Write the weights, and how they were made as metadata; gives the SHA-256 of the file."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
+    metadata = {"test_accuracy": f"{test_accuracy:.4f}", "seed": str(seed), "epochs": str(epochs)}
+    content = save(tensors, metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def hash_of(images: Images) -> str:
+    """SHA-256 of shape, pixels and labels (little-endian int64)."""
+    digest = hashlib.sha256(repr(tuple(images.pixels.shape)).encode())
+    digest.update(images.pixels.cpu().contiguous().numpy().data)
+    digest.update(images.labels.cpu().contiguous().numpy().astype("<i8").data)
+    return digest.hexdigest()
+
+
+def _shifted(x: Tensor, most: int) -> Tensor:
+    """Each image [B, C, H, W] moved by its own whole number of pixels, up to `most` each way, its border repeated."""
+    batch, _, height, width = x.shape
+    rows, columns = (
+        (torch.randint(-most, most + 1, (batch, 1), device=x.device) + torch.arange(size, device=x.device)).clamp(
+            0, size - 1
+        )
+        for size in (height, width)
+    )
+    image = torch.arange(batch, device=x.device)[:, None, None]
+    return x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,163 @@
+"""Densities over the latent space, fitted after training, to draw z from where the prior fits the codes badly.
+
+An autoencoder without a rate has no prior at all, and a VAE's aggregate posterior may be far from its own; Ghosh et al.
+2020 (section 4) fit a mixture of Gaussians to the codes. Log densities are in nats per code, float64 on the CPU.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+LOG_TWO_PI = math.log(2 * math.pi)
+COVARIANCE_FLOOR = 1e-6  # of the codes' mean variance, added to each: else a component shrinks onto a single code
+
+
+class LatentSampler(Protocol):
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws for a decoder, float32 [count, latent_dim] on the CPU; the generator is the CPU's."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """z [N, latent_dim] -> [N] nats, float64."""
+
+
+class StandardNormal:
+    """The prior of every model here, N(0, I)."""
+
+    def __init__(self, *, latent_dim: int) -> None:
+        self.latent_dim = latent_dim
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(count, self.latent_dim, generator=generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return -0.5 * (z.double().cpu().square() + LOG_TWO_PI).sum(1)
+
+
+class GaussianMixture:
+    """Σ_k weights_k N(means_k, covariances_k).
+
+    Args:
+        weights: [K], summing to one.
+        means: [K, latent_dim].
+        covariances: [K, latent_dim, latent_dim], positive definite.
+    """
+
+    def __init__(self, *, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        self.weights, self.means, self.covariances = weights.double(), means.double(), covariances.double()
+        self.roots = torch.linalg.cholesky(self.covariances)  # lower triangular
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        noise = torch.randn(count, self.means.shape[1], 1, generator=generator, dtype=torch.float64)
+        z = self.means[component].float()
+        for k in range(len(self)):
+            rows = component == k
+            z[rows] = (self.means[k] + noise[rows, :, 0] @ self.roots[k].T).float()
+        return z
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return torch.logsumexp(self.log_joint(z.double().cpu()), dim=1)
+
+    def log_joint(self, z: Tensor) -> Tensor:
+        """log weights_k + log N(z; means_k, covariances_k), [N, K]."""
+        dimension = self.means.shape[1]
+        columns = []
+        for weight, mean, root in zip(self.weights, self.means, self.roots, strict=True):
+            white = torch.linalg.solve_triangular(root, (z - mean).T, upper=False)  # [latent_dim, N]
+            log_volume = root.diagonal().log().sum()
+            columns.append(weight.log() - log_volume - 0.5 * (white.square().sum(0) + dimension * LOG_TWO_PI))
+        return torch.stack(columns, dim=1)
+
+
+def fit_mixture(
+    codes_train: Tensor,
+    codes_heldout: Tensor,
+    components: Sequence[int] = (1, 2, 5, 10, 20, 50),
+    *,
+    seed: int = 0,
+) -> tuple[GaussianMixture, dict[int, float]]:
+    """The mixture whose held-out codes are the most probable, and each candidate's mean log density of these, in nats.
+
+    Args:
+        codes_train: [N, latent_dim]: of a stochastic encoder draws from q(z|x), not its means, which lack its spread.
+        codes_heldout: [M, latent_dim], of other images.
+        components: the numbers of components to try.
+        seed: of the starting points.
+
+    Raises:
+        ValueError: there is nothing to try, there are too few codes, or they are all the same or not finite.
+    """
+    if not components or not 1 <= min(components) <= max(components) <= len(codes_train) or not len(codes_heldout):
+        raise ValueError(
+            f"components={list(components)} with {len(codes_train)} codes to fit and {len(codes_heldout)} held out: "
+            "needs 1 component or more, at least as many codes to fit and 1 held out"
+        )
+    codes_train, codes_heldout = codes_train.double().cpu(), codes_heldout.double().cpu()
+    variance = codes_train.var(0, correction=0).mean().item()
+    if not 0 < variance < math.inf:
+        raise ValueError(
+            f"the codes' variance is {variance}: no mixture fits; train the model further or at a lower beta"
+        )
+    fitted = {count: expectation_maximisation(codes_train, count, seed=seed) for count in components}
+    heldout = {count: mixture.log_prob(codes_heldout).mean().item() for count, mixture in fitted.items()}
+    return fitted[max(heldout, key=heldout.__getitem__)], heldout
+
+
+def expectation_maximisation(
+    codes: Tensor, components: int, *, seed: int = 0, iterations: int = 200, tolerance: float = 1e-4
+) -> GaussianMixture:
+    """Maximum likelihood mixture of codes float64 [N, latent_dim], from a k-means++ start.
+
+    Args:
+        codes: what to fit.
+        components: K.
+        seed: of the start.
+        iterations: at most.
+        tolerance: ends when the mean log density grows by less, in nats per code.
+    """
+    nearest = torch.cdist(codes, _spread_centres(codes, components, seed)).argmin(1)
+    responsibilities = torch.nn.functional.one_hot(nearest, components).double()  # [N, K]
+    previous = -math.inf
+    mixture = _maximise(codes, responsibilities)
+    for _ in range(iterations):
+        log_joint = mixture.log_joint(codes)
+        log_density = torch.logsumexp(log_joint, dim=1, keepdim=True)
+        mean = log_density.mean().item()
+        if mean - previous < tolerance:
+            break
+        previous = mean
+        mixture = _maximise(codes, torch.exp(log_joint - log_density))
+    return mixture
+
+
+def _maximise(codes: Tensor, responsibilities: Tensor) -> GaussianMixture:
+    """The mixture of the greatest expected log joint density, given each component's share of each code [N, K]."""
+    counts = responsibilities.sum(0).clamp(min=1e-10)  # a component may have lost all its codes
+    means = responsibilities.T @ codes / counts[:, None]
+    floor = COVARIANCE_FLOOR * codes.var(0, correction=0).mean() * torch.eye(codes.shape[1], dtype=codes.dtype)
+    covariances = []
+    for k in range(len(counts)):
+        centred = codes - means[k]
+        covariances.append((responsibilities[:, k, None] * centred).T @ centred / counts[k] + floor)
+    return GaussianMixture(weights=counts / counts.sum(), means=means, covariances=torch.stack(covariances))
+
+
+def _spread_centres(codes: Tensor, count: int, seed: int) -> Tensor:
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007): codes far from each other, [count, latent_dim]."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = codes[torch.randint(len(codes), (1,), generator=generator)]
+    distance = (codes - chosen).square().sum(1)  # to the nearest chosen one
+    candidates = 2 + int(math.log(count))
+    while len(chosen) < count:
+        # The tiny addend keeps the draw valid when every code has been chosen.
+        index = torch.multinomial(distance + torch.finfo(distance.dtype).tiny, candidates, True, generator=generator)
+        after = torch.minimum(torch.cdist(codes, codes[index]).square(), distance[:, None])
+        best = after.sum(0).argmin()
+        chosen, distance = torch.cat([chosen, codes[index[best]][None]]), after[:, best]
+    return chosen

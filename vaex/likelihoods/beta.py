@@ -1,0 +1,71 @@
+"""Beta likelihood on (0, 1), from two concentrations for every pixel. Nats per image.
+
+Its density is infinite at 0 or 1 for concentrations below 1, so that the data must be dequantised and the
+concentrations are held in [1/cap, cap]. Computed in float64: its terms are hundreds of times their sum.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vaex.likelihoods.base import Likelihood, PixelDistribution
+
+
+class BetaDistribution(PixelDistribution):
+    """alpha, beta: float64 [..., C, H, W]."""
+
+    def __init__(self, alpha: Tensor, beta: Tensor) -> None:
+        super().__init__(alpha.shape)
+        self.alpha, self.beta = alpha, beta
+
+    def log_prob_of_pixels(self, value: Tensor) -> Tensor:
+        x = value.double()
+        normalizer = torch.lgamma(self.alpha) + torch.lgamma(self.beta) - torch.lgamma(self.alpha + self.beta)
+        log_density: Tensor = torch.xlogy(self.alpha - 1, x) + torch.special.xlog1py(self.beta - 1, -x) - normalizer
+        return log_density.to(value.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.alpha / (self.alpha + self.beta)).float()
+
+    @property
+    def variance(self) -> Tensor:
+        total = self.alpha + self.beta
+        return (self.alpha * self.beta / (total.square() * (total + 1))).float()
+
+    @property
+    def mode(self) -> Tensor:
+        """Inside where both concentrations are above 1, else the likelier end."""
+        inside = (self.alpha > 1) & (self.beta > 1)
+        peak = (self.alpha - 1) / torch.where(inside, self.alpha + self.beta - 2, 1.0)
+        return torch.where(inside, peak, (self.alpha > self.beta).double()).float()
+
+    def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
+        with torch.no_grad():
+            shape = (*sample_shape, *self.alpha.shape)
+            return torch.distributions.Beta(self.alpha.expand(shape), self.beta.expand(shape), False).sample().float()
+
+
+class Beta(Likelihood):
+    """`cap`: largest concentration; log concentration = log(cap) · tanh(h / log(cap))."""
+
+    support = "open_unit_interval"
+    kind = "density"
+
+    def __init__(self, *, image_shape: tuple[int, int, int], cap: float) -> None:
+        super().__init__(image_shape=image_shape)
+        if not (math.isfinite(cap) and cap > 1):
+            raise ValueError(f"likelihood.cap={cap}: must be a finite number > 1, the largest concentration")
+        self.cap = cap
+
+    def out_channels(self, image_channels: int) -> int:
+        return 2 * image_channels
+
+    def bounds(self) -> dict[str, float]:
+        return {"concentration_cap": self.cap}
+
+    def forward(self, h: Tensor, x: Tensor | None = None) -> BetaDistribution:
+        size = math.log(self.cap)
+        alpha, beta = (size * torch.tanh(h.double() / size)).exp().chunk(2, dim=-3)
+        return BetaDistribution(alpha, beta)

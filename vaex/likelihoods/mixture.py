@@ -1,0 +1,146 @@
+"""Mixture of discretised logistics on the levels k/255. Salimans et al. 2017 (PixelCNN++), section 2.1. Nats per image.
+
+All channels of a pixel share the component. With `conditional_channels` the location of a channel also depends linearly
+on the channels before it, as the paper's eq. 3 has it.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vaex.likelihoods.base import LEVELS, Likelihood, PixelDistribution
+from vaex.likelihoods.location_scale import DiscretizedDistribution, log_bin_mass
+from vaex.likelihoods.logistic import StandardLogistic
+from vaex.likelihoods.scale import SoftFloor
+
+TOP = LEVELS - 1
+LOGISTIC = StandardLogistic()
+
+
+class LogisticMixtureDistribution(PixelDistribution):
+    """K components for every pixel.
+
+    Args:
+        log_weights: [..., K, 1, H, W], normalised over K.
+        loc, log_scale: [..., K, C, H, W].
+        coefficients: [..., K, C, C, H, W]: loc of channel i grows by coefficients[i, j] · x_j for j < i; or None.
+    """
+
+    def __init__(self, log_weights: Tensor, loc: Tensor, log_scale: Tensor, coefficients: Tensor | None = None) -> None:
+        super().__init__(loc.shape[:-4] + loc.shape[-3:])
+        self.log_weights, self.loc, self.log_scale, self.coefficients = log_weights, loc, log_scale, coefficients
+
+    def _loc_given(self, x: Tensor) -> Tensor:
+        """Locations [..., K, C, H, W] given the channels [..., K or 1, C, H, W], of which each uses those before it."""
+        if self.coefficients is None:
+            return self.loc
+        return self.loc + (self.coefficients * x.unsqueeze(-4)).sum(-3)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        x = value.unsqueeze(-4)
+        of_channels = log_bin_mass(x, self._loc_given(x), self.log_scale, LOGISTIC)
+        of_components = of_channels.sum(-3, keepdim=True) + self.log_weights
+        return torch.logsumexp(of_components, dim=-4).flatten(-3).sum(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Exact without conditional channels. With them the channels before are put at their mean, which differs only
+        where a component reaches beyond [0, 1]."""
+        weights, channels = self.log_weights.exp(), []
+        means = torch.zeros_like(self.loc)
+        for channel in range(self.loc.shape[-3]):
+            loc = self._loc_given(means)
+            part = DiscretizedDistribution(loc[..., channel, :, :], self.log_scale[..., channel, :, :], LOGISTIC).mean
+            channels.append(part)
+            means = torch.stack([*channels, *[torch.zeros_like(part)] * (means.shape[-3] - len(channels))], dim=-3)
+        return (weights * means).sum(-4)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        return self._mix(value, "cdf")
+
+    def cdf_below(self, value: Tensor) -> Tensor:
+        return self._mix(value, "cdf_below")
+
+    def _mix(self, value: Tensor, which: str) -> Tensor:
+        if self.coefficients is not None:
+            raise NotImplementedError("the channels' own distributions have no closed form when they are conditional")
+        component = DiscretizedDistribution(self.loc, self.log_scale, LOGISTIC)
+        mixed: Tensor = (self.log_weights.exp() * getattr(component, which)(value.unsqueeze(-4))).sum(-4)
+        return mixed
+
+    def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
+        with torch.no_grad():
+            shape = (*sample_shape, *self.loc.shape)
+            log_weights = self.log_weights.expand(*sample_shape, *self.log_weights.shape)
+            gumbel = -torch.empty_like(log_weights).exponential_().log()
+            chosen = F.one_hot((log_weights + gumbel).argmax(-4), log_weights.shape[-4]).movedim(-1, -4)
+            noise = self.log_scale.exp() * LOGISTIC.sample(self.loc.expand(shape))
+            x = torch.zeros(shape, device=self.loc.device)
+            for channel in range(shape[-3]):  # each in turn, since the next may depend on it
+                drawn = ((self._loc_given(x) + noise) * TOP).round().clamp(0, TOP) / TOP
+                x[..., channel, :, :] = drawn[..., channel, :, :]
+            return (chosen * x).sum(-4)
+
+
+class DiscretizedLogisticMixture(Likelihood):
+    """See above.
+
+    Args:
+        image_shape: as for every likelihood.
+        components: K.
+        conditional_channels: let a channel depend on those before it in the same pixel.
+        floor: lowest scale, soft.
+        init: scale at the start.
+    """
+
+    support = "uint8"
+    kind = "mass"
+    start: Tensor
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        components: int,
+        conditional_channels: bool,
+        floor: float,
+        init: float,
+    ) -> None:
+        super().__init__(image_shape=image_shape)
+        if components < 1:
+            raise ValueError(f"likelihood.components={components}: must be >= 1")
+        if conditional_channels and image_shape[0] == 1:
+            raise ValueError("likelihood.conditional_channels=true: grey images have one channel; set it to false")
+        self.components, self.conditional_channels = components, conditional_channels
+        self.soft_floor = SoftFloor(floor=floor, init=init)
+        levels = (torch.arange(components) + 0.5) / components
+        # Locations spread over [0, 1], so that components don't start as copies of each other.
+        self.register_buffer("start", torch.logit(levels).view(components, 1, 1, 1), persistent=False)
+
+    def _channels(self, image_channels: int) -> tuple[int, int, int]:
+        """Of the decoder for log weights, for locations and scales each, and for coefficients."""
+        k, pairs = self.components, image_channels * (image_channels - 1) // 2
+        return k, k * image_channels, k * pairs if self.conditional_channels else 0
+
+    def _by_component(self, h: Tensor) -> Tensor:
+        """[..., K · n, H, W] -> [..., K, n, H, W]."""
+        return h.reshape(*h.shape[:-3], self.components, -1, *h.shape[-2:])
+
+    def out_channels(self, image_channels: int) -> int:
+        weights, each, coefficients = self._channels(image_channels)
+        return weights + 2 * each + coefficients
+
+    def forward(self, h: Tensor, x: Tensor | None = None) -> LogisticMixtureDistribution:
+        channels = self.image_shape[0]
+        weights, each, pairs = self._channels(channels)
+        h_weights, h_loc, h_scale, h_pairs = torch.split(h, [weights, each, each, pairs], dim=-3)
+        log_weights = torch.log_softmax(self._by_component(h_weights), dim=-4)
+        loc = torch.sigmoid(self._by_component(h_loc) + self.start)
+        log_scale = self.soft_floor(self._by_component(h_scale))
+        if not self.conditional_channels:
+            return LogisticMixtureDistribution(log_weights, loc, log_scale)
+        flat = torch.tanh(self._by_component(h_pairs))  # as in the paper's code
+        coefficients = flat.new_zeros(*loc.shape[:-3], channels, channels, *loc.shape[-2:])
+        rows, columns = torch.tril_indices(channels, channels, offset=-1)
+        coefficients[..., rows, columns, :, :] = flat
+        return LogisticMixtureDistribution(log_weights, loc, log_scale, coefficients)

@@ -1,0 +1,63 @@
+"""Student-t likelihood with fixed degrees of freedom ν > 2, so that its variance exists. Nats per image."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vaex.likelihoods.location_scale import LocationScale, Standard, mean_over
+from vaex.likelihoods.newton import solve_log_scale
+from vaex.likelihoods.scale import Scale
+
+
+class StandardStudentT(Standard):
+    def __init__(self, degrees_of_freedom: float) -> None:
+        v = degrees_of_freedom
+        self.degrees_of_freedom = v
+        self.log_normalizer = math.lgamma(v / 2) - math.lgamma((v + 1) / 2) + 0.5 * math.log(v * math.pi)
+        self.variance = v / (v - 2)
+
+    def log_kernel(self, e: Tensor) -> Tensor:
+        v = self.degrees_of_freedom
+        return -0.5 * (v + 1) * torch.log1p(e.square() / v)
+
+    def sample(self, like: Tensor) -> Tensor:
+        v = self.degrees_of_freedom
+        chi_squared = 2 * torch._standard_gamma(torch.full_like(like, v / 2))
+        return torch.randn_like(like) * torch.sqrt(v / chi_squared)
+
+    def cdf(self, e: Tensor) -> Tensor:
+        """From a table: with e = √ν tan θ the density in θ is proportional to cos(θ)^(ν-1), which is smooth."""
+        v = self.degrees_of_freedom
+        theta = torch.linspace(-math.pi / 2, math.pi / 2, 20_001, dtype=torch.float64, device=e.device)
+        table = torch.cumulative_trapezoid(theta.cos().clamp(min=0) ** (v - 1), theta)
+        table = torch.cat([table.new_zeros(1), table]) / table[-1]
+        position = (torch.atan(e.double() / math.sqrt(v)) / math.pi + 0.5) * 20_000
+        below = position.floor().clamp(0, 19_999).long()
+        fraction = position - below
+        return torch.lerp(table[below], table[below + 1], fraction).to(e.dtype)
+
+    def optimal_log_scale(self, error: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+        """Stationary where mean((ν + 1) u² / (ν + u²)) = 1."""
+        v = self.degrees_of_freedom
+
+        def terms(u: Tensor) -> tuple[Tensor, Tensor]:
+            ratio = u.square() / (v + u.square())
+            return (v + 1) * ratio, 2 * (v + 1) * ratio * (1 - ratio)
+
+        start = mean_over(error.abs(), dimensions).log()
+        return solve_log_scale(error, dimensions, start, terms)
+
+
+class StudentT(LocationScale):
+    """`degrees_of_freedom` > 2: lower has heavier tails."""
+
+    def __init__(
+        self, *, image_shape: tuple[int, int, int], scale: Scale, bounded_mean: bool, degrees_of_freedom: float
+    ) -> None:
+        super().__init__(image_shape=image_shape, scale=scale, bounded_mean=bounded_mean)
+        if not degrees_of_freedom > 2:
+            raise ValueError(
+                f"likelihood.degrees_of_freedom={degrees_of_freedom}: must be > 2, or there is no variance"
+            )
+        self.standard = StandardStudentT(degrees_of_freedom)

@@ -1,0 +1,106 @@
+"""Normal distribution truncated to [0, 1], for every pixel. Nats per image.
+
+loc may lie outside [0, 1]: that is how a mean near 0 or 1 is reached. The mean is not loc. Computed in float64, with
+log-probabilities of intervals that hold in the tails.
+"""
+
+import torch
+from torch import Tensor
+
+from vaex.likelihoods.base import Likelihood, PixelDistribution
+from vaex.likelihoods.gaussian import StandardGaussian
+from vaex.likelihoods.scale import Scale
+
+NORMAL = StandardGaussian()
+
+
+class TruncatedNormalDistribution(PixelDistribution):
+    """loc, log_scale: float64; log_scale broadcastable to loc [..., C, H, W]."""
+
+    def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
+        super().__init__(loc.shape)
+        self.loc, self.log_scale = loc, log_scale
+
+    @property
+    def scale(self) -> Tensor:
+        return self.log_scale.exp().float()
+
+    def _standardized(self, value: Tensor | float) -> Tensor:
+        return (value - self.loc) * torch.exp(-self.log_scale)
+
+    @property
+    def _log_mass(self) -> Tensor:
+        """Of [0, 1] under the normal that isn't truncated."""
+        width = torch.exp(-self.log_scale).expand_as(self.loc)
+        return NORMAL.log_interval(self._standardized(0.5), width)
+
+    def log_prob_of_pixels(self, value: Tensor) -> Tensor:
+        log_density = NORMAL.log_kernel(self._standardized(value.double())) - NORMAL.log_normalizer - self.log_scale
+        return (log_density - self._log_mass).to(value.dtype)
+
+    def _ratios(self) -> tuple[Tensor, Tensor]:
+        """Densities at the two ends over the mass between them, in standard units."""
+        log_mass = self._log_mass + NORMAL.log_normalizer
+        return tuple(torch.exp(NORMAL.log_kernel(self._standardized(end)) - log_mass) for end in (0.0, 1.0))  # type: ignore[return-value]
+
+    @property
+    def mean(self) -> Tensor:
+        low, high = self._ratios()
+        return (self.loc + self.log_scale.exp() * (low - high)).clamp(0, 1).float()
+
+    @property
+    def variance(self) -> Tensor:
+        low, high = self._ratios()
+        a, b = self._standardized(0.0), self._standardized(1.0)
+        relative = 1 + a * low - b * high - (low - high).square()
+        return ((2 * self.log_scale).exp() * relative).clamp(min=0).float()
+
+    @property
+    def mode(self) -> Tensor:
+        return self.loc.clamp(0, 1).float()
+
+    @property
+    def parameter(self) -> Tensor:
+        return self.mode
+
+    def cdf(self, value: Tensor) -> Tensor:
+        x = value.double()
+        inverse = torch.exp(-self.log_scale)
+        part = NORMAL.log_interval(self._standardized(x / 2), (x * inverse).clamp(min=1e-300))
+        return torch.where(x > 0, torch.exp(part - self._log_mass), 0.0).clamp(0, 1).to(value.dtype)
+
+    def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
+        """By bisection of the cdf, which holds in the tails, where an inverse of Φ doesn't."""
+        with torch.no_grad():
+            shape = (*sample_shape, *self.loc.shape)
+            u = torch.rand(shape, dtype=torch.float64, device=self.loc.device)
+            low, high = torch.zeros_like(u), torch.ones_like(u)
+            for _ in range(30):
+                middle = (low + high) / 2
+                below = self.cdf(middle) < u
+                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            return ((low + high) / 2).float()
+
+
+class TruncatedNormal(Likelihood):
+    """`scale`: a fixed, learned or predicted scale rule; there is no optimal scale in closed form."""
+
+    support = "unit_interval"
+    kind = "density"
+
+    def __init__(self, *, image_shape: tuple[int, int, int], scale: Scale) -> None:
+        super().__init__(image_shape=image_shape)
+        if scale.sees_x:
+            raise ValueError("likelihood/scale: a truncated normal has no optimal scale; take shared or another rule")
+        self.scale = scale
+
+    def out_channels(self, image_channels: int) -> int:
+        return image_channels + self.scale.out_channels(image_channels)
+
+    def bounds(self) -> dict[str, float]:
+        return {} if self.scale.floor is None else {"scale_floor": self.scale.floor}
+
+    def forward(self, h: Tensor, x: Tensor | None = None) -> TruncatedNormalDistribution:
+        channels = self.image_shape[0]
+        log_scale = self.scale(h[..., channels:, :, :], None, NORMAL.optimal_log_scale)
+        return TruncatedNormalDistribution(h[..., :channels, :, :].double(), log_scale.double())
