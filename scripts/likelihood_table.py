@@ -1,4 +1,4 @@
-"""Train every likelihood × scale rule on MNIST with one network, test them all, and write docs/likelihoods.md.
+"""Train every likelihood × scale rule on MNIST with one network, test them all, and write docs/likelihood_table.md.
 
     python scripts/likelihood_table.py                 # 2,000 steps each, about half an hour on two CPU cores
     python scripts/likelihood_table.py --steps 100     # to see it work
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = [
@@ -74,17 +75,85 @@ def train(name: str, overrides: list[str], folder: Path, steps: int) -> str:
     return f"{name}: " + ("done" if done.returncode == 0 else done.stderr.strip().splitlines()[-1])
 
 
+COLUMNS = {  # heading -> key of results.json and digits
+    "bits/dim": ("test/bits_per_dim", 3),
+    "NLL": ("test/nll", 2),
+    "rate": ("test/rate", 1),
+    "MSE": ("test/mse", 5),
+    "FID": ("test/fid", 1),
+    "reconstruction FID": ("test/fid_reconstruction", 1),
+    "active units": ("test/active_units", 0),
+    "90 % interval holds": ("test/coverage_90", 3),
+    "seconds": ("train/seconds", 0),
+}
+
+
+def evaluate(folder: Path, samples: int, workers: int) -> list[dict[str, Any]]:
+    """Every run tested, a share of them in each of `workers` processes; then their records, ranked."""
+    runs = sorted(path.parent for path in folder.glob("*/model.safetensors"))
+    options = ["--samples", str(samples), "--batch-size", "500"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def share(n: int) -> None:
+        # Those that were tested already need not be again.
+        todo = [run for run in runs[n::workers] if "test/fid" not in json.loads((run / "results.json").read_text())]
+        if todo:
+            command = [sys.executable, "-m", "vaex", "eval", *map(str, todo), *options]
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(share, range(workers)))
+    return [json.loads((run / "results.json").read_text()) | {"run": run.name} for run in runs]
+
+
+def group(record: dict[str, Any]) -> str:
+    pixels = record.get("test/scored_pixels")
+    if pixels is None:
+        return "Pseudo-likelihood: no rank"
+    return "Binary images (static), by NLL" if pixels == "binary" else "8-bit images, by bits/dim"
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    parts = []
+    for name in dict.fromkeys(group(record) for record in sorted(records, key=group)):
+        members = [record for record in records if group(record) == name]
+        members.sort(key=lambda record: record.get("test/bits_per_dim", 0.0))
+        columns = {heading: key for heading, (key, _) in COLUMNS.items() if any(key in record for record in members)}
+        lines = [f"### {name}", "", "| run | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+        for record in members:
+            cells = [
+                "–" if record.get(key) is None else f"{record[key]:.{COLUMNS[heading][1]}f}"
+                for heading, key in columns.items()
+            ]
+            lines.append(f"| {record['run']} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=10, help="draws of z of the importance-weighted NLL")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, default=Path("outputs/likelihoods"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "likelihood_table.md")
     arguments = parser.parse_args()
     chosen = settings()
     with ThreadPoolExecutor(arguments.workers) as pool:
         jobs = [pool.submit(train, name, o, arguments.folder, arguments.steps) for name, o in chosen.items()]
         for n, job in enumerate(jobs, 1):
             print(f"{n}/{len(jobs)}  {job.result()}", flush=True)
+    records = evaluate(arguments.folder, arguments.samples, arguments.workers)
+    failed = sorted(set(chosen) - {record["run"] for record in records})
+    text = (
+        f"`python scripts/likelihood_table.py`: MNIST, an MLP 784-400-20, beta 1, seed 0, {arguments.steps:,} steps of "
+        f"128; NLL with {arguments.samples} draws of z; two runs at a time on two CPU cores, one thread each, and "
+        "other work beside them.\n\n" + tables(records) + "\n"
+    )
+    if failed:
+        text += f"\nDid not complete: {', '.join(failed)}.\n"
+    arguments.out.write_text(text)
+    print(arguments.out)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import hypothesis
+import hypothesis.strategies as st
 import mpmath as mp
 import pytest
 import torch
@@ -18,7 +20,7 @@ from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.laplace import Laplace
 from vaex.likelihoods.logistic import Logistic
 from vaex.likelihoods.mixture import DiscretizedLogisticMixture
-from vaex.likelihoods.scale import Fixed
+from vaex.likelihoods.scale import Fixed, PerImage, PerPixel
 from vaex.likelihoods.student_t import StudentT
 from vaex.likelihoods.truncated_normal import TruncatedNormal
 
@@ -178,6 +180,78 @@ def test_log_prob_and_its_gradient_on_the_whole_grid(name: str) -> None:
     worst = (error - allowed).argmax()
     assert (error <= allowed).all(), (x[worst].item(), h[worst].flatten(), got[worst], wanted[worst])
     assert torch.autograd.grad(got.sum(), h)[0].isfinite().all()
+
+
+def soft_floor(raw: mp.mpf, floor: float = 1 / 255, init: float = 0.3) -> mp.mpf:
+    """Scale of a predicted or learned rule."""
+    low = mp.log(mp.mpf(floor))
+    offset = mp.log(mp.expm1(mp.log(mp.mpf(init)) - low))
+    return mp.exp(low + mp.log1p(mp.exp(raw + offset)))
+
+
+PREDICTED = {
+    **{f"{family.__name__}": (family, {}) for family in DENSITIES},
+    **{f"{family.__name__}-bins": (family, {"discretize": True}) for family in CDFS},
+    "TruncatedNormal": (TruncatedNormal, {}),
+}
+
+
+@pytest.mark.parametrize("rule", [PerPixel, PerImage])
+@pytest.mark.parametrize("name", PREDICTED)
+def test_predicted_scales_on_the_whole_grid(name: str, rule: type) -> None:
+    """Raw outputs up to 30 for the location and for the log scale: from one grey level to 3e12."""
+    family, more = PREDICTED[name]
+    scale = rule(image_shape=SHAPE, floor=1 / 255, init=0.3)
+    more = more | ({"degrees_of_freedom": 5.0} if family is StudentT else {})
+    more = more | ({} if family is TruncatedNormal else {"bounded_mean": True})
+    likelihood = family(image_shape=SHAPE, scale=scale, **more)
+    rows = torch.tensor(list(itertools.product(LEVELS_TRIED, RAW[::2], RAW)))
+    h = rows[:, 1:, None, None].requires_grad_()
+    got = likelihood(h).log_prob(rows[:, :1, None, None])
+    expected, slack = [], []
+    for x, raw_loc, raw_scale in rows.tolist():
+        s = soft_floor(mp.mpf(raw_scale))
+        if family is TruncatedNormal:
+            oracle = truncated(s)
+        else:
+            oracle = (mass if more.get("discretize") else density)(family, True, s)
+        value = oracle(mp.mpf(x), mp.mpf(raw_loc))
+        expected.append(float(value))
+        # A float32 location and a float32 log scale are each right to half a unit in the last place.
+        nearby = mp.mpf(x) + mp.mpf(2) ** -25 * (1 if x < 0.5 else -1)
+        shift = 0 if family is TruncatedNormal else abs(oracle(nearby, mp.mpf(raw_loc)) - value)
+        slack.append(float(shift))
+    wanted = torch.tensor(expected)
+    error, allowed = (got - wanted).abs(), 1e-5 * wanted.abs().clamp(min=1) + torch.tensor(slack)
+    worst = (error - allowed).argmax()
+    assert (error <= allowed).all(), (rows[worst], got[worst], wanted[worst])
+    assert torch.autograd.grad(got.sum(), h)[0].isfinite().all()
+
+
+@hypothesis.given(
+    family=st.sampled_from(list(CDFS)),
+    loc=st.floats(-30, 30, width=32),
+    log_scale=st.floats(-5.5, 25, width=32),
+    bounded=st.booleans(),
+)
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_masses_of_any_discretised_family_add_up_to_one(
+    family: type, loc: float, log_scale: float, bounded: bool
+) -> None:
+    likelihood = family(image_shape=SHAPE, scale=fixed(math.exp(log_scale)), bounded_mean=bounded, discretize=True)
+    log_mass = likelihood(torch.full((1, 1, 1), loc)).log_prob(torch.arange(LEVELS)[:, None, None, None] / 255)
+    assert (log_mass <= 1e-6).all()
+    assert log_mass.double().exp().sum().item() == pytest.approx(1, abs=2e-4)
+
+
+@hypothesis.given(eta=st.floats(-1000, 1000, width=32))
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_continuous_bernoulli_adds_up_to_one_at_any_logit(eta: float) -> None:
+    likelihood = ContinuousBernoulli(image_shape=SHAPE, bound=1e9)
+    theta = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000 * math.pi / 2
+    x = theta.sin().square()
+    density = likelihood(torch.full((1, 1, 1), eta)).log_prob(x[:, None, None, None]).double().exp()
+    assert (density * 2 * theta.sin() * theta.cos()).mean().item() * math.pi / 2 == pytest.approx(1, abs=2e-3)
 
 
 def test_mixture_is_the_mixture_of_its_bins() -> None:

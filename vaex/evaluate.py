@@ -60,8 +60,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="vaex eval",
         description="Evaluate trained runs on their whole test split: ELBO, importance-weighted NLL, bits/dim, "
-        "reconstruction errors, active units, calibration and FID. Adds the numbers to each run's results.json and prints "
-        "one table, in which only what means the same is ranked together.",
+        "reconstruction errors, active units, calibration and FID. Adds the numbers to each run's results.json and "
+        "prints one table, in which only what means the same is ranked together.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -32,10 +32,14 @@ class StandardGaussian(Standard):
 
         The bin is mirrored into the lower tail, where log Φ is precise: log Φ(b) + log(1 - exp(log Φ(a) - log Φ(b))).
         """
-        away = center.double().abs()
-        upper: Tensor = torch.special.log_ndtr(width.double() / 2 - away)
-        lower = torch.special.log_ndtr(-width.double() / 2 - away)
-        return (upper + torch.log(-torch.expm1(lower - upper))).to(center.dtype)
+        away, narrow = center.double().abs(), width.double() < 1e-4
+        half = torch.where(narrow, 1.0, width.double()) / 2  # a safe input where the other branch is taken
+        upper = torch.special.log_ndtr(half - away)
+        lower = torch.special.log_ndtr(-half - away)
+        difference = upper + torch.log(-torch.expm1(lower - upper))
+        rectangle = self.log_kernel(away) - self.log_normalizer + width.double().log()  # relative error width²/24
+        log_mass: Tensor = torch.where(narrow, rectangle, difference)
+        return log_mass.to(center.dtype)
 
     def optimal_log_scale(self, error: Tensor, dimensions: tuple[int, ...]) -> Tensor:
         return 0.5 * mean_over(error.square(), dimensions).log()

@@ -5,9 +5,9 @@ All work in log scale. Learned and predicted scales have a soft floor, floor + s
 levels carries no information below one level, 1/255.
 
 An optimal scale is the one of highest likelihood given the error: sigma* = √MSE for a Gaussian, b* = MAE for a
-Laplace. It is a function of x, so that its log-probability is no bound on log p(x); that is how a sigma-VAE trains. In evaluation
-mode a scale never looks at x: it is then the one that was last set by `freeze`, or the running mean of the training
-batches until then.
+Laplace. It is a function of x, so that its log-probability is no bound on log p(x); that is how a sigma-VAE trains. In
+evaluation mode a scale never looks at x: it is then the one that was last set by `freeze`, or the running mean of the
+training batches until then.
 """
 
 import math
