@@ -62,7 +62,7 @@ def plot_nll(axes: Axes) -> dict[str, float]:
 
 def plot_gradients(axes: Axes) -> None:
     """|d loss / d mean| of one pixel whose error shrinks, beside 63 others that keep an error of 0.1 or shrink too."""
-    errors = torch.logspace(-4, 0, 200)
+    errors = torch.logspace(-4, 0, 50)
 
     def gradient(likelihood: LocationScale, error: float, others: float) -> float:
         h = torch.zeros(PIXELS, requires_grad=True)

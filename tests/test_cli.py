@@ -142,18 +142,17 @@ class Cauchy(LocationScale):
 """
 
 
-def test_a_users_own_likelihood_needs_no_change_to_vaex(vaex: Vaex, tiny: list[str], tmp_path: Path) -> None:
+def test_a_users_own_likelihood_needs_no_change_to_vaex(
+    here: Here, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mypackage.py").write_text(OWN_LIKELIHOOD)
     (tmp_path / "myconf" / "likelihood").mkdir(parents=True)
     (tmp_path / "myconf" / "likelihood" / "cauchy.yaml").write_text(
         "# Heavy tails\ndefaults:\n  - scale: shared\n  - _self_\n_target_: mypackage.Cauchy\nbounded_mean: true\n"
     )
-    ran = vaex(
-        *("train", "--config-dir", "myconf", "likelihood=cauchy", "steps=3", "hydra.run.dir=run", *tiny),
-        PYTHONPATH=f"{tmp_path}{os.pathsep}{Path(__file__).parent.parent}",
-    )
-    assert ran.code == 0, ran.error
-    assert (tmp_path / "run" / "results.json").exists()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = here("--config-dir", "myconf", "likelihood=cauchy", "steps=3", *tiny)
+    assert (run / "results.json").exists()
 
 
 @pytest.mark.skipif(shutil.which("bash") is None or shutil.which("vaex") is None, reason="needs bash and the command")

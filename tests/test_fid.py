@@ -10,11 +10,20 @@ import torch
 from vaex.evaluation import fid
 from vaex.evaluation.fid import (
     FeatureStatistics,
-    density_coverage,
     frechet_distance,
-    precision_recall,
+    neighbourhoods,
     real_against_real_floor,
 )
+
+
+def precision_recall(real: torch.Tensor, fake: torch.Tensor, k: int = 3) -> tuple[float, float]:
+    among = neighbourhoods(real, fake, k=k, k_density=1)
+    return among.precision, among.recall
+
+
+def density_coverage(real: torch.Tensor, fake: torch.Tensor, k: int = 5) -> tuple[float, float]:
+    among = neighbourhoods(real, fake, k=1, k_density=k)
+    return among.density, among.coverage
 
 
 def random(seed: int, *shape: int) -> torch.Tensor:

@@ -78,6 +78,7 @@ def test_other_data_get_a_classifier_of_their_own(
     )
 
 
+@pytest.mark.slow
 def test_eval_writes_the_distances_and_says_what_they_are_of(
     here: Callable[..., Path], tiny: list[str], tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,7 @@ def losses(overrides: list[str], steps: int) -> list[float]:
 def test_option_trains(group: str, option: str, small: list[str]) -> None:
     data = small if (group, option) != ("dataset", "mnist") else ["batch_size=32"]
     extra = {"bernoulli": ["dataset.binarize=threshold"], "beta": ["dataset.dequantize=uniform"]}.get(option, [])
-    values = losses([*data, f"{group}={option}", *extra], steps=20)
+    values = losses([*data, f"{group}={option}", *extra], steps=10)
     assert torch.tensor(values).isfinite().all()
     assert sum(values[-3:]) < sum(values[:3])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, metrics, results
+from conftest import metrics, results
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,7 +23,6 @@ from vaex.errors import UserError
 from vaex.training.checkpoint import Checkpoints
 
 Here = Callable[..., Path]
-Vaex = Callable[..., Ran]
 
 
 @pytest.fixture
@@ -183,7 +182,7 @@ def test_ten_steps_and_ten_more_are_twenty(here: Here, tiny: list[str]) -> None:
 
 def test_a_terminated_run_goes_on_as_if_it_had_not_been(tiny: list[str], here: Here, tmp_path: Path) -> None:
     """Stopped by SIGTERM in the middle of an epoch, with the cosine schedule and an interval half logged."""
-    common = [*tiny, "steps=700", "trainer.log_every=7", "figures.every=1000"]
+    common = [*tiny, "steps=300", "trainer.log_every=7", "figures.every=1000"]
     whole = here(*common, folder="whole")
     command = [sys.executable, "-m", "vaex", "train", *common, "hydra.run.dir=parts"]
     process = subprocess.Popen(
@@ -191,19 +190,19 @@ def test_a_terminated_run_goes_on_as_if_it_had_not_been(tiny: list[str], here: H
     )
     lines = tmp_path / "parts" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (lines.exists() and lines.read_text().count("\n") > 20):
+    while not (lines.exists() and lines.read_text().count("\n") > 12):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     error = process.communicate()[1].decode()
     assert process.returncode == 143
-    match = re.search(r"stopped at step (\d+) of 700", error)
-    assert match and 0 < int(match[1]) < 700
+    match = re.search(r"stopped at step (\d+) of 300", error)
+    assert match and 0 < int(match[1]) < 300
     parts = tmp_path / "parts"
     assert json.loads((parts / "status.json").read_text())["status"] == "interrupted"
 
     here(f"resume={parts}")
-    assert_equal(state(whole, 700), state(parts, 700))
+    assert_equal(state(whole, 300), state(parts, 300))
     same_numbers(whole, parts)
     assert (whole / "metrics.jsonl").read_text() == (parts / "metrics.jsonl").read_text()
     for name in ("reconstructions.png", "samples.png"):
@@ -227,6 +226,7 @@ def test_a_taken_folder_is_left_alone(here: Here, tiny: list[str], capsys) -> No
     assert (run / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_get_two_folders(tiny: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vaex", "train", *tiny, "steps=1"]
     processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
@@ -234,9 +234,8 @@ def test_two_runs_at_once_get_two_folders(tiny: list[str], tmp_path: Path) -> No
     assert len(list(tmp_path.glob("outputs/mnist/gaussian/*/results.json"))) == 2
 
 
-def test_a_sweep_runs_each_value_in_a_folder_of_its_own(vaex: Vaex, tiny: list[str], tmp_path: Path) -> None:
-    ran = vaex("train", "-m", "beta=0.5,4", "steps=1", *tiny)
-    assert ran.code == 0, ran.error
+def test_a_sweep_runs_each_value_in_a_folder_of_its_own(here: Here, tiny: list[str], tmp_path: Path) -> None:
+    here("-m", "beta=0.5,4", "steps=1", *tiny, folder=None)
     folders = sorted(tmp_path.glob("outputs/sweeps/*/*/results.json"))
     assert [path.parent.name for path in folders] == ["0", "1"]
     for path, beta in zip(folders, (0.5, 4), strict=True):

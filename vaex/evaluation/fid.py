@@ -88,53 +88,64 @@ def real_against_real_floor(features: Tensor, *, splits: int = 10, seed: int = 0
     return sum(distances) / splits, half
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """Precision: the share of fakes inside some ball around a real image; recall: of reals inside one around a fake.
+@dataclass(frozen=True)
+class Neighbourhoods:
+    """How samples lie among real images in feature space.
 
-    A ball reaches to its centre's k-th nearest neighbour of the same set.
+    A ball reaches from its centre to the centre's k-th nearest neighbour of the same set.
 
-    Args:
-        real: features [N, F].
-        fake: features [M, F].
-        k: neighbours.
+    Attributes:
+        precision: share of fakes inside some ball around a real image.
+        recall: share of real images inside some ball around a fake.
+        density: balls around real images that hold a fake, over k, mean over the fakes; it may be above 1.
+        coverage: share of balls around real images that hold any fake; for two sets of one distribution and of one
+            size it is about 1 - 2^-k, 0.97 for k = 5.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def neighbourhoods(real: Tensor, fake: Tensor, *, k: int = 3, k_density: int = 5) -> Neighbourhoods:
+    """Real features [N, F] and fake ones [M, F]. `k` is for precision and recall, `k_density` for the other two.
 
     Raises:
         ValueError: a set has no k-th neighbour.
     """
     real, fake = real.double(), fake.double()
-    return _inside(fake, real, k).gt(0).double().mean().item(), _inside(real, fake, k).gt(0).double().mean().item()
+    around_real, wide = _squared_radii(real, k, k_density)
+    (around_fake,) = _squared_radii(fake, k)
+    held, balls, recalled = [], [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    nearest = torch.full((len(real),), torch.inf, dtype=real.dtype, device=real.device)
+    start = 0
+    for distances in _squared_distances(fake, real):  # some fakes against all real images
+        rows = slice(start, start + len(distances))
+        held.append((distances <= around_real).any(1))
+        balls.append((distances <= wide).sum(1))
+        recalled |= (distances <= around_fake[rows, None]).any(0)
+        nearest = torch.minimum(nearest, distances.amin(0))
+        start = rows.stop
+    return Neighbourhoods(
+        precision=torch.cat(held).double().mean().item(),
+        recall=recalled.double().mean().item(),
+        density=torch.cat(balls).double().mean().item() / k_density,
+        coverage=(nearest <= wide).double().mean().item(),
+    )
 
 
-def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
-    """Density: real balls that hold a fake, over k, mean over the fakes; coverage: share of real balls holding any.
-
-    Density may be above 1; for two sets of one distribution it is about 1, and coverage about 1 - 2^-k for N = M:
-    0.97 for k = 5.
-
-    Args and errors as in `precision_recall`.
-    """
-    real, fake = real.double(), fake.double()
-    density = _inside(fake, real, k).double().mean().item() / k
-    radii = _squared_radii(real, k)
-    nearest = torch.cat([distances.amin(1) for distances in _squared_distances(real, fake)])
-    return density, (nearest <= radii).double().mean().item()
-
-
-def _inside(points: Tensor, centres: Tensor, k: int) -> Tensor:
-    """How many of the centres' balls hold each point, int64 [points]."""
-    radii = _squared_radii(centres, k)
-    return torch.cat([(distances <= radii).sum(1) for distances in _squared_distances(points, centres)])
-
-
-def _squared_radii(points: Tensor, k: int) -> Tensor:
-    """Squared distance of each point to its k-th nearest other point, [N]."""
-    if not 1 <= k < len(points):
-        raise ValueError(f"k={k} neighbours: must be from 1 to {len(points) - 1}, the images of the set less 1")
+def _squared_radii(points: Tensor, *ks: int) -> tuple[Tensor, ...]:
+    """Squared distance of each point to its k-th nearest other point, [N], for each k."""
+    for k in ks:
+        if not 1 <= k < len(points):
+            raise ValueError(f"k={k} neighbours: must be from 1 to {len(points) - 1}, the images of the set less 1")
     nearest = [
-        distances.topk(k + 1, largest=False).values[:, k]  # the point itself is the nearest
+        distances.topk(max(ks) + 1, largest=False).values  # the point itself is the nearest
         for distances in _squared_distances(points, points)
     ]
-    return torch.cat(nearest)
+    ordered = torch.cat(nearest)
+    return tuple(ordered[:, k] for k in ks)
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:

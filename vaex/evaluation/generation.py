@@ -7,6 +7,7 @@ two are scored differently, so that results say which it was.
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +19,8 @@ from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
 from vaex.evaluation.classifier import classifier_for, features_of, to_pixels
 from vaex.evaluation.fid import (
     FeatureStatistics,
-    density_coverage,
     frechet_distance,
-    precision_recall,
+    neighbourhoods,
     real_against_real_floor,
 )
 from vaex.evaluation.latent import LatentSampler, StandardNormal, fit_mixture
@@ -90,8 +90,7 @@ def generation_quality(
     fake, again = (features_of(classifier, pixels) for pixels in (samples, reconstructions))
     statistics = FeatureStatistics.of(real)
     floor, _ = real_against_real_floor(real)
-    precision, recall = precision_recall(real, fake)
-    density, coverage = density_coverage(real, fake)
+    among = neighbourhoods(real, fake)
     results: Results = {
         "fid": frechet_distance(statistics, FeatureStatistics.of(fake)),
         "fid_reconstruction": frechet_distance(statistics, FeatureStatistics.of(again)),
@@ -100,10 +99,7 @@ def generation_quality(
         "fid_draws": draws,
         "fid_latent": described,
         "fid_classifier": weights_hash,
-        "precision": precision,
-        "recall": recall,
-        "density": density,
-        "coverage": coverage,
+        **asdict(among),
     }
     if inception:
         results["fid_inception"] = inception_fid(dataset.source.test.pixels.to(device), samples)
