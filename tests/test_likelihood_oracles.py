@@ -268,8 +268,7 @@ def test_mixture_is_the_mixture_of_its_bins() -> None:
             weights = [mp.exp(mp.mpf(v)) for v in row[:3]]
             parts = []
             for k in range(3):
-                start = mp.log((k + mp.mpf(1) / 2) / 3 / (1 - (k + mp.mpf(1) / 2) / 3))
-                loc = sigmoid(row[3 + k] + start)
+                loc = row[3 + k] + (k + mp.mpf(1) / 2) / 3
                 scale = mp.exp(floor + mp.log1p(mp.exp(row[6 + k] + mp.log(mp.expm1(gap)))))
                 parts.append(weights[k] * mp.exp(bins(CDFS[Logistic], mp.mpf(level), loc, scale)))
             expected = float(mp.log(sum(parts) / sum(weights)))

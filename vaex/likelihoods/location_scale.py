@@ -176,18 +176,19 @@ class LocationScale(Likelihood):
 
     Args:
         scale: the scale rule.
-        bounded_mean: squash the decoder's location into [0, 1] with a sigmoid; otherwise it is taken as it is.
+        bounded_mean: squash the decoder's location into [0, 1] with a sigmoid; otherwise it is taken as it is. None:
+            squash for a density; not for bins, where only a location beyond 0 or 1 gives the end bin all the mass.
         discretize: a mass on 256 levels, rather than a density.
     """
 
     standard: Standard
 
     def __init__(
-        self, *, image_shape: tuple[int, int, int], scale: Scale, bounded_mean: bool, discretize: bool = False
+        self, *, image_shape: tuple[int, int, int], scale: Scale, bounded_mean: bool | None, discretize: bool = False
     ) -> None:
         super().__init__(image_shape=image_shape)
         self.scale = scale
-        self.bounded_mean = bounded_mean
+        self.bounded_mean = not discretize if bounded_mean is None else bounded_mean
         self.discretize = discretize
         self.kind = "mass" if discretize else "density"
         self.support = "uint8" if discretize else "real"

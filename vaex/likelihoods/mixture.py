@@ -114,8 +114,9 @@ class DiscretizedLogisticMixture(Likelihood):
         self.components, self.conditional_channels = components, conditional_channels
         self.soft_floor = SoftFloor(floor=floor, init=init)
         levels = (torch.arange(components) + 0.5) / components
-        # Locations spread over [0, 1], so that components don't start as copies of each other.
-        self.register_buffer("start", torch.logit(levels).view(components, 1, 1, 1), persistent=False)
+        # Locations spread over [0, 1], so that components don't start as copies of each other. They may leave it:
+        # only a location beyond 0 or 1 gives the end bin all the mass.
+        self.register_buffer("start", levels.view(components, 1, 1, 1), persistent=False)
 
     def _channels(self, image_channels: int) -> tuple[int, int, int]:
         """Of the decoder for log weights, for locations and scales each, and for coefficients."""
@@ -135,7 +136,7 @@ class DiscretizedLogisticMixture(Likelihood):
         weights, each, pairs = self._channels(channels)
         h_weights, h_loc, h_scale, h_pairs = torch.split(h, [weights, each, each, pairs], dim=-3)
         log_weights = torch.log_softmax(self._by_component(h_weights), dim=-4)
-        loc = torch.sigmoid(self._by_component(h_loc) + self.start)
+        loc = self._by_component(h_loc) + self.start
         log_scale = self.soft_floor(self._by_component(h_scale))
         if not self.conditional_channels:
             return LogisticMixtureDistribution(log_weights, loc, log_scale)

@@ -53,7 +53,7 @@ class StudentT(LocationScale):
     """`degrees_of_freedom` > 2: lower has heavier tails."""
 
     def __init__(
-        self, *, image_shape: tuple[int, int, int], scale: Scale, bounded_mean: bool, degrees_of_freedom: float
+        self, *, image_shape: tuple[int, int, int], scale: Scale, bounded_mean: bool | None, degrees_of_freedom: float
     ) -> None:
         super().__init__(image_shape=image_shape, scale=scale, bounded_mean=bounded_mean)
         if not degrees_of_freedom > 2:
