@@ -29,6 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing of the user's is read or written; the workers of one test run share it."""
+    os.environ["VAEX_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "vaex-cache")
+
+
 @pytest.fixture(scope="session")
 def source() -> Source:
     return mnist()

@@ -1,9 +1,12 @@
 """The posterior's arithmetic, and the shapes that cross the model's borders."""
 
+import math
+
 import pytest
 import torch
 from conftest import composed
 
+from vaex.architectures.vit import positions
 from vaex.build import build_model
 from vaex.model import Posterior
 
@@ -36,8 +39,11 @@ def test_a_point_mass_is_its_own_sample_and_infinitely_far_from_the_prior() -> N
     assert point.rate().isinf().all()
 
 
-@pytest.mark.parametrize("architecture", ["mlp", "conv"])
-@pytest.mark.parametrize("size", [(28, 28), (29, 41), (32, 32), (64, 48)])
+@pytest.mark.parametrize(
+    "architecture, size",
+    [(name, size) for name in ("mlp", "conv") for size in ((28, 28), (29, 41), (32, 32), (64, 48))]
+    + [("vit", (28, 28)), ("vit", (64, 48))],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_any_image_size(architecture: str, size: tuple[int, int], channels: int, conditional: bool) -> None:
@@ -62,6 +68,17 @@ def test_a_size_that_does_not_fit_says_what_would() -> None:
 
     with pytest.raises(UserError, match=r"architecture.widths has 3 layers.*at least 8 × 8.*6 × 9"):
         build_model(composed("architecture=conv"), (1, 6, 9), classes=0, stochastic=True)
+    with pytest.raises(UserError, match=r"architecture.patch_size=5: doesn't divide.*28 × 42; 1, 2, 7, 14 would"):
+        build_model(composed("architecture=vit", "architecture.patch_size=5"), (1, 28, 42), classes=0, stochastic=True)
+
+
+def test_positions_of_a_transformer_tell_patches_apart() -> None:
+    table = positions((3, 4), 8)
+    assert table.shape == (12, 8)
+    expected = [math.sin(2), math.sin(2 / 100), math.cos(2), math.cos(2 / 100)]  # of row 2
+    assert table[2 * 4 + 1, :4].tolist() == pytest.approx(expected)
+    assert table[2 * 4 + 1, 4:].tolist() == pytest.approx([math.sin(1), math.sin(0.01), math.cos(1), math.cos(0.01)])
+    assert torch.cdist(table, table).fill_diagonal_(1).min() > 0.01
 
 
 def test_networks_may_be_bfloat16_but_nothing_after_them() -> None:

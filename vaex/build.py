@@ -57,6 +57,8 @@ def build(config: Config) -> Experiment:
     lr = torch.tensor(learning_rate, device=device)
     for group in optimizer.param_groups:
         group["lr"] = lr
+        if device.type == "cuda" and "capturable" in group:
+            group["capturable"] = True  # in a CUDA graph
     return Experiment(
         dataset=dataset,
         model=model,

@@ -30,6 +30,8 @@ class TrainerConfig:
     clip_norm: float | None = MISSING
     weights: str = MISSING
     threads: int | None = MISSING
+    compile: str = MISSING
+    capture: str = MISSING
 
 
 @dataclass
@@ -101,6 +103,8 @@ def check(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
     assert isinstance(config, Config)
+    for key in ("compile", "capture"):  # YAML's true is Python's True
+        setattr(config.trainer, key, getattr(config.trainer, key).lower())
     _check_ranges(config)
     return config
 
@@ -201,6 +205,9 @@ def _check_ranges(c: Config) -> None:
     need(clip is None or (math.isfinite(clip) and clip > 0), "trainer.clip_norm", clip, "a finite number > 0, or null")
     need(c.trainer.weights in ("last", "best"), "trainer.weights", c.trainer.weights, "last or best")
     need(c.trainer.threads is None or c.trainer.threads >= 1, "trainer.threads", c.trainer.threads, ">= 1, or null")
+    for key in ("compile", "capture"):
+        value = getattr(c.trainer, key)
+        need(value in ("auto", "true", "false"), f"trainer.{key}", value, "auto, true or false")
     need(c.figures.every >= 1, "figures.every", c.figures.every, ">= 1 epoch")
     need(c.figures.images >= 1, "figures.images", c.figures.images, ">= 1 picture")
     if "beta" not in c.objective and c.beta != 1:

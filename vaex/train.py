@@ -17,6 +17,7 @@ from vaex.errors import Interrupted
 from vaex.evaluation.bound import Numbers
 from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, provenance
+from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.interrupt import stop_on_signals
 from vaex.training.loop import Loop
@@ -71,9 +72,10 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
 
     state = Checkpoints(folder.path / "checkpoints").load_newest() if config.resume else None
     with stop_on_signals() as stop:
-        with Record(folder.path, METRICS, from_step=state["step"] if state else 0) as record:
+        from_step = state["step"] if state else 0
+        with Record(folder.path, METRICS, from_step=from_step) as record, Background() as background:
             record.hyperparameters(_hyperparameters(config, choices), HPARAMS_METRICS)
-            loop = Loop(experiment, config, folder.path, record, stop)
+            loop = Loop(experiment, config, folder.path, record, background, stop)
             if state:
                 loop.restore(state)
                 log.info(f"going on from step {loop.progress.step} of {experiment.steps}")
@@ -86,7 +88,8 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
             scalars: Numbers = {name: value for name, value in results.items() if name.startswith("test/")}
             record.numbers(loop.progress.step, loop.epoch, scalars)
             record.finish()
-    save_file(experiment.model.state_dict(), folder.path / WEIGHTS)
+    weights = {name: tensor.contiguous() for name, tensor in experiment.model.state_dict().items()}
+    save_file(weights, folder.path / WEIGHTS)
     folder.write_json(RESULTS, results)
     folder.set_status("completed", steps=loop.progress.step, best_step=loop.progress.best_step)
     _report(config, folder.path, results)

@@ -1,7 +1,8 @@
 """Strided convolutions, after Burgess et al. 2018 (kernel 4, stride 2), for images of any size and number of channels.
 
 Each layer halves height and width, rounding down; the decoder undoes it exactly, odd sizes too. There is no BatchNorm:
-a run resumes exactly and runs of a sweep can be stacked.
+a run resumes exactly and runs of a sweep can be stacked. Inside, tensors lie in memory channels last, which convolves
+faster.
 """
 
 from collections.abc import Sequence
@@ -48,8 +49,10 @@ class Encoder(nn.Module):
         self.convolutions = nn.Sequential(*layers)
         self.hidden = nn.Sequential(nn.Linear(channels * height * width, hidden), activation_class(activation)())
         self.output = nn.Linear(hidden, out_features)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
         if condition is not None:  # one constant plane a class
             x = torch.cat([x, condition[:, :, None, None].expand(-1, -1, *x.shape[-2:])], dim=1)
         out: Tensor = self.output(self.hidden(self.convolutions(x).flatten(1)))
@@ -84,7 +87,9 @@ class Decoder(nn.Module):
                 nn.ConvTranspose2d(channels[n], channels[n + 1], 4, stride=2, padding=1, output_padding=odd),
             ]
         self.convolutions = nn.Sequential(*layers)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
-        out: Tensor = self.convolutions(self.hidden(z).unflatten(1, self.start_shape))
+        start = self.hidden(z).unflatten(1, self.start_shape)
+        out: Tensor = self.convolutions(start.contiguous(memory_format=torch.channels_last))
         return out

@@ -1,6 +1,5 @@
 """MNIST, read from its idx files. They ship with vaex, so that nothing is ever downloaded."""
 
-import gzip
 import zlib
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaex.data.cache import decompressed
 from vaex.data.dataset import Images, Source
 
 EMBEDDED = Path(__file__).parent / "embedded" / "mnist"
@@ -41,7 +41,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; dataset.source.root must hold MNIST's four idx .gz files")
     try:
-        content = gzip.decompress(path.read_bytes())
+        content = decompressed(path.read_bytes())
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file ({error}); replace it") from error
     magic = bytes([0, 0, 8, dimensions])

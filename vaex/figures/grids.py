@@ -1,10 +1,8 @@
 """Grids of reconstructions and samples: the likelihood's mean, and [0, 1] is black to white."""
 
 import math
-import os
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -12,7 +10,6 @@ from torch import Tensor
 
 from vaex.data.dataset import Images
 from vaex.evaluation.bound import evaluating, fixed_noise
-from vaex.folder import replace_file
 from vaex.model import Autoencoder
 
 BACKGROUND = 255
@@ -79,11 +76,9 @@ def samples(model: Autoencoder, device: torch.device, count: int, columns: int =
         return tile(model.sample(count), columns)
 
 
-def save_png(picture: Tensor, *paths: Path) -> None:
-    """uint8 [1 or 3, height, width] -> the same PNG at every path."""
+def encode_png(picture: Tensor) -> bytes:
+    """uint8 [1 or 3, height, width] -> PNG."""
     array = picture.permute(1, 2, 0).numpy()
     buffer = BytesIO()
     Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(buffer, format="PNG")
-    for path in paths:
-        os.makedirs(path.parent, exist_ok=True)
-        replace_file(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -19,7 +19,7 @@ LEVELS = 256  # of a pixel; x = k/255
 
 def sum_event(values: Tensor) -> Tensor:
     """Sum over channels and pixels, the only place where that is done: [..., C, H, W] -> [...]."""
-    return values.flatten(-3).sum(-1)
+    return values.sum(dim=(-3, -2, -1))
 
 
 class PixelDistribution(torch.distributions.Distribution):

@@ -9,9 +9,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vaex.likelihoods.base import Likelihood, PixelDistribution
+from vaex.likelihoods.softplus import softplus
 
 
 class BernoulliDistribution(PixelDistribution):
@@ -32,7 +32,7 @@ class BernoulliDistribution(PixelDistribution):
         return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
-        return value * self.logits - F.softplus(self.logits)
+        return value * self.logits - softplus(self.logits)
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
         with torch.no_grad():

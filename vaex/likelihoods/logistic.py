@@ -4,10 +4,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vaex.likelihoods.location_scale import LocationScale, Standard, mean_over
 from vaex.likelihoods.newton import solve_log_scale
+from vaex.likelihoods.softplus import softplus
 
 
 class StandardLogistic(Standard):
@@ -15,8 +15,7 @@ class StandardLogistic(Standard):
     variance = math.pi**2 / 3
 
     def log_kernel(self, e: Tensor) -> Tensor:
-        away = e.abs()
-        return -away - 2 * torch.log1p(torch.exp(-away))
+        return e - 2 * softplus(e)
 
     def sample(self, like: Tensor) -> Tensor:
         # log of a ratio of exponentials is logistic; each is above 0, as a uniform need not be.
@@ -26,11 +25,11 @@ class StandardLogistic(Standard):
         return torch.sigmoid(e)
 
     def log_cdf(self, e: Tensor) -> Tensor:
-        return F.logsigmoid(e)
+        return -softplus(-e)
 
     def log_interval(self, center: Tensor, width: Tensor) -> Tensor:
         """log σ(p) + log σ(-q) + log(1 - exp(-width)), with p and q the upper and the lower end."""
-        ends = F.logsigmoid(center + width / 2) + F.logsigmoid(width / 2 - center)
+        ends = -softplus(-center - width / 2) - softplus(center - width / 2)
         return ends + torch.log(-torch.expm1(-width))
 
     def optimal_log_scale(self, error: Tensor, dimensions: tuple[int, ...]) -> Tensor:

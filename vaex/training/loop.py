@@ -3,10 +3,13 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -16,11 +19,12 @@ from vaex.data.dataset import Images
 from vaex.data.stream import IndexStream
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers, evaluate
-from vaex.figures.grids import reconstructions, samples, save_png
+from vaex.figures.grids import reconstructions, samples
+from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints, random_state, restore_random_state
 from vaex.training.interrupt import StopFlag
 from vaex.training.record import Record
-from vaex.training.step import TrainingStep
+from vaex.training.step import CapturedStep, TrainingStep
 
 log = logging.getLogger("vaex")
 
@@ -47,11 +51,21 @@ class Loop:
         config: its settings.
         folder: of the run.
         record: where numbers and pictures go.
+        background: does the writing.
         stop: looked at after every step and before every batch of an evaluation.
     """
 
-    def __init__(self, experiment: Experiment, config: Config, folder: Path, record: Record, stop: StopFlag) -> None:
-        self.experiment, self.config, self.folder, self.record, self.stop = experiment, config, folder, record, stop
+    def __init__(
+        self,
+        experiment: Experiment,
+        config: Config,
+        folder: Path,
+        record: Record,
+        background: Background,
+        stop: StopFlag,
+    ) -> None:
+        self.experiment, self.config, self.folder = experiment, config, folder
+        self.record, self.background, self.stop = record, background, stop
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.progress = Progress()
         self.train, self.validation = (
@@ -64,8 +78,12 @@ class Loop:
             to_float=experiment.dataset.to_float,
             corruption=experiment.corruption,
             optimizer=experiment.optimizer,
-            clip_norm=config.trainer.clip_norm or math.inf,
+            clip_norm=config.trainer.clip_norm,
+            compiled=config.trainer.compile == "true",
         )
+        self.take_step: Callable[[Tensor], None] = self.training_step
+        if config.trainer.capture == "true":
+            self.take_step = CapturedStep(self.training_step, config.batch_size)
         self.stream = IndexStream(len(self.train), config.batch_size, config.seed, experiment.device)
         self.latest: dict[str, float] = {}  # what the progress bar shows
 
@@ -84,6 +102,7 @@ class Loop:
                 if self.latest:
                     bar.set_postfix({name: f"{value:.1f}" for name, value in self.latest.items()}, refresh=False)
                     self.latest = {}
+        self.background.wait()
 
     def _one_step(self) -> None:
         experiment, progress, trainer = self.experiment, self.progress, self.config.trainer
@@ -92,7 +111,7 @@ class Loop:
         for group in experiment.optimizer.param_groups:
             group["lr"].fill_(experiment.learning_rate * factor)
         images_before = progress.step * self.config.batch_size
-        self.training_step(self.stream.batch(progress.step))
+        self.take_step(self.stream.batch(progress.step))
         progress.step += 1
         progress.interval += 1
 
@@ -112,6 +131,7 @@ class Loop:
             self.save()
         if self.stop.number and not last:
             self.save()
+            self.background.wait()
             raise Interrupted(self.stop.number, f"stopped at step {progress.step} of {experiment.steps}")
 
     @property
@@ -130,6 +150,7 @@ class Loop:
             bad = ", ".join(name for name, value in means.items() if not math.isfinite(value))
             progress.interval = 0
             path = self.save()  # no step with a gradient that isn't finite has touched the weights
+            self.background.wait()
             raise UserError(
                 f"training diverged before step {progress.step}: {bad} not finite; the last good weights are in "
                 f"{path}. Lower optimizer.lr, set trainer.clip_norm, or raise likelihood.scale.floor"
@@ -181,20 +202,23 @@ class Loop:
         if model.stochastic:  # a code without a distribution has no prior to sample
             pictures["samples"] = samples(model, self.experiment.device, count)
         for name, picture in pictures.items():
-            save_png(picture, folder / f"{name}.png", folder / "steps" / f"{name}-{step}.png")
-            self.record.picture(step, name, picture)
+            paths = (folder / f"{name}.png", folder / "steps" / f"{name}-{step}.png")
+            self.background.submit(self.record.picture, step, name, picture, *paths)
 
     def save(self) -> Path:
+        """Take the state as it is now; it is written behind the next steps."""
         progress = self.progress
         progress.seconds = time.perf_counter() - self.started
         state = {
             "model": self.experiment.model.state_dict(),
             "optimizer": self.experiment.optimizer.state_dict(),
-            "sums": self.training_step.sums,
+            "sums": {"names": self.training_step.names, "totals": self.training_step.totals},
             "random": random_state(self.experiment.device),
             "progress": asdict(progress),
         }
-        return self.checkpoints.save(progress.step, state, progress.best_step)
+        snapshot = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
+        self.background.submit(self.checkpoints.save, progress.step, snapshot, progress.best_step)
+        return self.checkpoints.path(progress.step)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint. Raises UserError when it is another model's."""
@@ -209,7 +233,8 @@ class Loop:
         restore_random_state(state["random"], self.experiment.device)
         self.progress = Progress(**state["progress"])
         self.training_step.step.fill_(self.progress.step)
-        self.training_step.sums = {name: total.to(self.experiment.device) for name, total in state["sums"].items()}
+        self.training_step.names = state["sums"]["names"]
+        self.training_step.totals = state["sums"]["totals"].to(self.experiment.device)
 
     def use_best_weights(self) -> None:
         """Put the weights with the lowest validation loss into the model."""

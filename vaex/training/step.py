@@ -22,7 +22,8 @@ class TrainingStep:
         to_float: uint8 batch -> float32 batch.
         corruption: float32 batch -> what the encoder sees of it.
         optimizer: with `lr` a tensor on the device in every group.
-        clip_norm: largest norm of the gradient; inf for no clipping.
+        clip_norm: largest norm of the gradient; None for no clipping.
+        compiled: put everything up to the loss, and its gradient, through torch.compile. Noise is drawn as without.
     """
 
     def __init__(
@@ -34,51 +35,92 @@ class TrainingStep:
         to_float: Callable[[Tensor], Tensor],
         corruption: Callable[[Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
-        clip_norm: float,
+        clip_norm: float | None,
+        compiled: bool = False,
     ) -> None:
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.images, self.to_float, self.corruption = images, to_float, corruption
         self.clip_norm = clip_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        device = images.pixels.device
-        self.step = torch.zeros((), device=device)  # taken so far
-        self.sums: dict[str, Tensor] = {}  # of the batch means, since the host last took them
+        self.step = torch.zeros((), dtype=torch.int64, device=images.pixels.device)  # taken so far
+        self.names: list[str] = []  # of what is logged
+        self.totals = torch.zeros(0)  # of the batch means of these, since the host last took them
+        self._forward: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = self._loss
+        if compiled:
+            self._forward = torch.compile(self._loss, fullgraph=True, dynamic=False, options={"fallback_random": True})
 
     def __call__(self, index: Tensor) -> None:
         """Train on the rows of `index`, int64 [B] on the device."""
-        x = self.to_float(self.images.pixels.index_select(0, index))
-        batch = Batch(x=x, input=self.corruption(x), labels=self.images.labels.index_select(0, index))
         self.optimizer.zero_grad(set_to_none=True)
-        terms: Terms = self.objective(self.model, batch, self.step)
-        terms.loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        loss, metrics = self._forward(index)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         skipped = (~norm.isfinite()).float()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
         self.step += 1
+        self._add(metrics | {"grad_norm": norm, "skipped": skipped})
+
+    def _loss(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [] with its graph, and what is logged, without."""
+        x = self.to_float(self.images.pixels.index_select(0, index))
+        batch = Batch(x=x, input=self.corruption(x), labels=self.images.labels.index_select(0, index))
+        terms: Terms = self.objective(self.model, batch, self.step)
         with torch.no_grad():
-            self._add(_metrics(terms) | {"grad_norm": norm, "skipped": skipped})
+            return terms.loss, _metrics(terms)
 
     def _add(self, metrics: dict[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            if name in self.sums:
-                self.sums[name] += value
-            else:
-                self.sums[name] = value.detach().clone()
+        values = torch.stack(list(metrics.values()))
+        if not self.names:
+            self.names, self.totals = list(metrics), torch.zeros_like(values)
+        self.totals += values
 
     def take_sums(self) -> dict[str, float]:
         """The sums since the last call, read by the host in one transfer; then start anew."""
-        if not self.sums:
-            return {}
-        values = torch.stack(list(self.sums.values())).tolist()
-        taken = dict(zip(self.sums, values, strict=True))
-        self.sums = {}
+        taken = dict(zip(self.names, self.totals.tolist(), strict=True))
+        self.totals.zero_()
         return taken
+
+
+class CapturedStep:
+    """A TrainingStep on a GPU, launched as one CUDA graph.
+
+    The first steps are taken as they are, which warms up every library, and recording the graph runs nothing: weights,
+    optimizer and random numbers are those of uncaptured steps all along.
+    """
+
+    WARMUP = 3
+
+    def __init__(self, step: TrainingStep, batch_size: int) -> None:
+        self.step = step
+        device = step.images.pixels.device
+        self.index = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.graph = torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.taken = 0
+
+    def __call__(self, index: Tensor) -> None:
+        """As TrainingStep's, always with as many rows."""
+        self.index.copy_(index)
+        if self.taken < self.WARMUP:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.step(self.index)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        else:
+            if self.taken == self.WARMUP:
+                with torch.cuda.graph(self.graph, stream=self.stream):
+                    self.step(self.index)
+            self.graph.replay()
+        self.taken += 1
 
 
 def _metrics(terms: Terms) -> dict[str, Tensor]:
     distortion = terms.distortion.mean()
-    metrics = {"loss": terms.loss, "distortion": distortion}
+    metrics = {"loss": terms.loss.detach(), "distortion": distortion}
     if terms.rate is not None:
         rate = terms.rate.sum(1).mean()
         metrics |= {"rate": rate, "elbo": -distortion - rate, "posterior_std": terms.posterior.std.mean()}

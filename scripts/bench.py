@@ -1,0 +1,422 @@
+"""How fast vaex trains: images a second of its step, beside a loop as tutorials write it and beside the step's own
+matrix products and convolutions alone, which no training loop can beat.
+
+    python scripts/bench.py                               # every case on the CPU, about ten minutes
+    python scripts/bench.py --device cuda                 # the same on a GPU
+    python scripts/bench.py --cases mlp --rounds 9 --json bench.json
+
+Everything in one case takes turns, round after round, so that a busy machine slows all alike; what counts are the
+medians of the ratios within a round. Peak memory is measured in a process of its own for each line.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets import MNIST
+from tqdm import tqdm
+
+from vaex.build import build
+from vaex.config import check, config_dir
+from vaex.data.dataset import Images, Source
+from vaex.data.mnist import EMBEDDED
+from vaex.data.stream import IndexStream
+from vaex.training.step import CapturedStep, TrainingStep
+
+Run = Callable[[int], None]  # takes that many training steps
+
+
+# The networks as a tutorial has them. vaex's are of the same layers.
+
+
+class TutorialMLP(nn.Module):
+    """784-400-20, as in pytorch/examples/vae."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc21, self.fc22 = nn.Linear(784, 400), nn.Linear(400, 20), nn.Linear(400, 20)
+        self.fc3, self.fc4 = nn.Linear(20, 400), nn.Linear(400, 784)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = F.relu(self.fc1(x.view(-1, 784)))
+        mean, log_var = self.fc21(h), self.fc22(h)
+        z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_var)
+        return torch.sigmoid(self.fc4(F.relu(self.fc3(z)))).view_as(x), mean, log_var
+
+
+class TutorialConv(nn.Module):
+    """Strided 4 × 4 convolutions and one hidden layer."""
+
+    def __init__(self, channels: int, size: int, widths: list[int], hidden: int = 256, latent: int = 20) -> None:
+        super().__init__()
+        side = size >> len(widths)
+        down: list[nn.Module] = []
+        for inputs, outputs in zip([channels, *widths], widths, strict=False):
+            down += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.ReLU()]
+        flat = widths[-1] * side * side
+        self.encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU())
+        self.mean, self.log_var = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+        up: list[nn.Module] = [nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, flat), nn.ReLU()]
+        up += [nn.Unflatten(1, (widths[-1], side, side))]
+        sizes = [size >> n for n in range(len(widths) + 1)][::-1]
+        outputs_up = [*widths[::-1][1:], channels]
+        for n, (inputs, outputs) in enumerate(zip(widths[::-1], outputs_up, strict=True)):
+            up += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, output_padding=sizes[n + 1] % 2)]
+            up += [nn.ReLU()] if n < len(widths) - 1 else [nn.Sigmoid()]
+        self.decoder = nn.Sequential(*up)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = self.encoder(x)
+        mean, log_var = self.mean(h), self.log_var(h)
+        z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_var)
+        return self.decoder(z), mean, log_var
+
+
+class Colours(Dataset[tuple[Tensor, int]]):
+    """Pictures in memory that become PIL images and then tensors, as torchvision's CIFAR10 has it."""
+
+    def __init__(self, images: Images) -> None:
+        self.arrays = images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        self.transform = transforms.ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitem__(self, n: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.arrays[n])), 0
+
+
+def pictures(*, size: int = 64, count: int = 4096) -> Source:
+    """Coloured blobs: what is on them makes no difference to the speed."""
+    coarse = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    pixels = (F.interpolate(coarse, size=(size, size), mode="bilinear") * 255).to(torch.uint8)
+    images = Images(pixels, torch.zeros(count, dtype=torch.int64))
+    return Source(train=images, test=Images(pixels[:256], images.labels[:256]), classes=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    what: str
+    overrides: list[str]
+    batch_size: int
+    network: Callable[[], nn.Module]
+    bce: bool = False  # the loss is cross-entropy, not the sum of squares
+
+
+SQUARES = ["likelihood=gaussian", "likelihood/scale=fixed", "likelihood.scale.value=0.70710678"]
+COLOURS = ["dataset.source={_target_: bench.pictures}", "dataset.validation=256"]
+CASES = {
+    "mlp": Case(
+        "MLP 784-400-20, MNIST",
+        ["architecture.hidden=[400]", "architecture.activation=relu", "likelihood=cross_entropy"],
+        128,
+        TutorialMLP,
+        bce=True,
+    ),
+    "conv28": Case(
+        "conv 32-64-128, MNIST",
+        ["architecture=conv", "architecture.activation=relu", *SQUARES],
+        128,
+        lambda: TutorialConv(1, 28, [32, 64, 128]),
+    ),
+    "conv64": Case(
+        "conv 32-64-128-256, 64 × 64 colour",
+        [
+            "architecture=conv",
+            "architecture.widths=[32,64,128,256]",
+            "architecture.activation=relu",
+            *SQUARES,
+            *COLOURS,
+        ],
+        64,
+        lambda: TutorialConv(3, 64, [32, 64, 128, 256]),
+    ),
+}
+
+
+# What takes part.
+
+
+def tutorial(case: Case, device: torch.device) -> Run:
+    """A DataLoader that decodes and converts image by image, eager Adam, `.item()` in every step."""
+    if COLOURS[0] in case.overrides:
+        data: Dataset[Any] = Colours(pictures().train)
+    else:
+        root = Path(tempfile.mkdtemp())
+        raw = root / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for path in EMBEDDED.glob("*.gz"):
+            (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+        data = MNIST(str(root), train=True, transform=transforms.ToTensor())
+        shutil.rmtree(root)  # it is in memory now
+    workers = {"num_workers": 1, "pin_memory": True} if device.type == "cuda" else {}
+    loader: DataLoader[Any] = DataLoader(data, batch_size=case.batch_size, shuffle=True, drop_last=True, **workers)
+    torch.manual_seed(0)
+    model = case.network().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def batches() -> Iterator[Tensor]:
+        while True:
+            for x, _ in loader:
+                yield x
+
+    endless = batches()
+    total = 0.0
+
+    def run(steps: int) -> None:
+        nonlocal total
+        for _ in range(steps):
+            x = next(endless).to(device)
+            optimizer.zero_grad()
+            out, mean, log_var = model(x)
+            distortion = (
+                F.binary_cross_entropy(out, x, reduction="sum") if case.bce else F.mse_loss(out, x, reduction="sum")
+            )
+            loss = distortion - 0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp())
+            loss.backward()
+            total += loss.item()
+            optimizer.step()
+
+    return run
+
+
+def training_step(case: Case, device: torch.device, *settings: str) -> tuple[TrainingStep, IndexStream]:
+    options = dict(setting.split("=") for setting in settings)
+    compiled = options.pop("compile", "false") == "true"
+    overrides = [*case.overrides, f"batch_size={case.batch_size}", f"device={device}"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = check(compose("train", [*overrides, *(f"{k}={v}" for k, v in options.items())]))
+    experiment = build(config)
+    experiment.model.train()
+    step = TrainingStep(
+        model=experiment.model,
+        objective=experiment.objective,
+        images=experiment.dataset.train.to(device),
+        to_float=experiment.dataset.to_float,
+        corruption=experiment.corruption,
+        optimizer=experiment.optimizer,
+        clip_norm=config.trainer.clip_norm,
+        compiled=compiled,
+    )
+    return step, IndexStream(len(experiment.dataset.train), config.batch_size, config.seed, device)
+
+
+def ours(case: Case, device: torch.device, *settings: str, captured: bool = False) -> Run:
+    """vaex's step, its numbers read every 50 steps as in a run."""
+    step, stream = training_step(case, device, *settings)
+    take = CapturedStep(step, case.batch_size) if captured else step
+    taken = 0
+
+    def run(steps: int) -> None:
+        nonlocal taken
+        for _ in range(steps):
+            take(stream.batch(taken))
+            taken += 1
+            if taken % 50 == 0:
+                step.take_sums()
+
+    return run
+
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps every matrix product, convolution and attention of what runs under it, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in PRODUCTS or "scaled_dot_product" in name:
+            kept = torch.utils._pytree.tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, args)
+            self.calls.append((func, kept, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def products(case: Case, device: torch.device, *settings: str) -> Run:
+    """The matrix products and convolutions of one of vaex's steps, and nothing else."""
+    step, stream = training_step(case, device, *settings)
+    with Recorder() as recorder:
+        step(stream.batch(0))
+
+    @torch.no_grad()
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            for function, arguments, keywords in recorder.calls:
+                function(*arguments, **keywords)
+
+    return run
+
+
+def contenders(device: torch.device) -> dict[str, Callable[[Case], Run]]:
+    def vaex(*settings: str, captured: bool = False) -> Callable[[Case], Run]:
+        return lambda case: ours(case, device, *settings, captured=captured)
+
+    chosen: dict[str, Callable[[Case], Run]] = {
+        "tutorial loop": lambda case: tutorial(case, device),
+        "products alone, float32": lambda case: products(case, device),
+        "products alone, bf16": lambda case: products(case, device, "precision=bf16"),
+        "float32": vaex(),
+        "float32, compiled": vaex("compile=true"),
+        "bf16": vaex("precision=bf16"),
+        "bf16, compiled": vaex("precision=bf16", "compile=true"),
+    }
+    if device.type == "cuda":
+        chosen |= {
+            "float32, captured": vaex(captured=True),
+            "float32, compiled, captured": vaex("compile=true", captured=True),
+            "bf16, captured": vaex("precision=bf16", captured=True),
+            "bf16, compiled, captured": vaex("precision=bf16", "compile=true", captured=True),
+        }
+    return chosen
+
+
+# Timing.
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(run: Run, steps: int, device: torch.device) -> float:
+    synchronize(device)
+    started = time.perf_counter()
+    run(steps)
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def measure(case: Case, device: torch.device, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Images a second of each contender in each round."""
+    runs = {name: make(case) for name, make in contenders(device).items()}
+    steps = {}
+    for name, run in tqdm(runs.items(), desc="warm-up", leave=False, disable=None):
+        run(6)  # compiles, captures, allocates
+        steps[name] = max(3, round(seconds * 6 / timed(run, 6, device)))
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
+        for name, run in runs.items():
+            rates[name].append(case.batch_size * steps[name] / timed(run, steps[name], device))
+    return rates
+
+
+def peak_memory(case: str, contender: str, device: str) -> float:
+    """MB, of a process that does nothing else: on a GPU what PyTorch allocated there, otherwise all of it."""
+    command = [sys.executable, __file__, "--device", device, "--cases", case, "--memory-of", contender]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(case: Case, contender: str, device: torch.device) -> None:
+    contenders(device)[contender](case)(8)
+    synchronize(device)
+    if device.type == "cuda":
+        print(torch.cuda.max_memory_allocated(device) / 1e6)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+def table(case: Case, rates: dict[str, list[float]], memory: dict[str, float]) -> list[dict[str, Any]]:
+    rows = []
+    for name, values in rates.items():
+        own_limit = "products alone, bf16" if "bf16" in name else "products alone, float32"
+
+        def ratio(other: str, values: list[float] = values) -> float:
+            return statistics.median(a / b for a, b in zip(values, rates[other], strict=True))
+
+        rate = statistics.median(values)
+        rows.append(
+            {
+                "mode": name,
+                "images_per_second": rate,
+                "ms_per_step": 1e3 * case.batch_size / rate,
+                "against_tutorial": ratio("tutorial loop"),
+                "against_products": ratio(own_limit),
+                "peak_mb": memory.get(name),
+            }
+        )
+    return rows
+
+
+def markdown(case: Case, rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"**{case.what}, batch {case.batch_size}**",
+        "",
+        "| | images/s | ms a step | × tutorial loop | × its products alone | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        memory = "" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}"
+        lines.append(
+            f"| {row['mode']} | {row['images_per_second']:,.0f} | {row['ms_per_step']:.3g} | "
+            f"{row['against_tutorial']:.2f} | {row['against_products']:.2f} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        info = Path("/proc/cpuinfo")
+        models = [line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    return f"{name}; PyTorch {torch.__version__}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each contender in each round")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: as PyTorch chooses")
+    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
+    parser.add_argument("--json", type=Path, help="write everything there, too")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print_peak(CASES[arguments.cases[0]], arguments.memory_of, device)
+        return
+    record: dict[str, Any] = {"machine": machine(device), "rounds": arguments.rounds, "cases": {}}
+    print(record["machine"])
+    for name in arguments.cases:
+        rates = measure(CASES[name], device, arguments.rounds, arguments.seconds)
+        memory = {} if arguments.no_memory else {c: peak_memory(name, c, arguments.device) for c in rates}
+        rows = table(CASES[name], rates, memory)
+        record["cases"][name] = {"rows": rows, "rates": rates}
+        print("\n" + markdown(CASES[name], rows), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
