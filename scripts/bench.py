@@ -3,10 +3,11 @@ matrix products and convolutions alone, which no training loop can beat.
 
     python scripts/bench.py                               # every case on the CPU, about ten minutes
     python scripts/bench.py --device cuda                 # the same on a GPU
-    python scripts/bench.py --cases mlp --rounds 9 --json bench.json
+    python scripts/bench.py --cases mlp --rounds 25 --json bench.json
 
-Everything in one case takes turns, round after round, so that a busy machine slows all alike; what counts are the
-medians of the ratios within a round. Peak memory is measured in a process of its own for each line.
+Everything in one case takes turns, round after round and in another order each time, so that a busy machine slows all
+alike; what counts are the medians of the ratios within a round. Peak memory is measured in a process of its own for
+each line.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import gzip
 import json
 import os
 import platform
+import random
 import resource
 import shutil
 import statistics
@@ -125,7 +127,7 @@ class Case:
 
 
 SQUARES = ["likelihood=gaussian", "likelihood/scale=fixed", "likelihood.scale.value=0.70710678"]
-COLOURS = ["dataset.source={_target_: bench.pictures}", "dataset.validation=256"]
+COLOURS = ["dataset.source._target_=bench.pictures", "~dataset.source.root", "dataset.validation=256"]
 CASES = {
     "mlp": Case(
         "MLP 784-400-20, MNIST",
@@ -202,11 +204,9 @@ def tutorial(case: Case, device: torch.device) -> Run:
 
 
 def training_step(case: Case, device: torch.device, *settings: str) -> tuple[TrainingStep, IndexStream]:
-    options = dict(setting.split("=") for setting in settings)
-    compiled = options.pop("compile", "false") == "true"
-    overrides = [*case.overrides, f"batch_size={case.batch_size}", f"device={device}"]
+    overrides = [*case.overrides, f"batch_size={case.batch_size}", f"device={device}", *settings]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = check(compose("train", [*overrides, *(f"{k}={v}" for k, v in options.items())]))
+        config = check(compose("train", overrides))
     experiment = build(config)
     experiment.model.train()
     step = TrainingStep(
@@ -217,7 +217,7 @@ def training_step(case: Case, device: torch.device, *settings: str) -> tuple[Tra
         corruption=experiment.corruption,
         optimizer=experiment.optimizer,
         clip_norm=config.trainer.clip_norm,
-        compiled=compiled,
+        compiled=config.trainer.compile == "true",
     )
     return step, IndexStream(len(experiment.dataset.train), config.batch_size, config.seed, device)
 
@@ -281,16 +281,16 @@ def contenders(device: torch.device) -> dict[str, Callable[[Case], Run]]:
         "products alone, float32": lambda case: products(case, device),
         "products alone, bf16": lambda case: products(case, device, "precision=bf16"),
         "float32": vaex(),
-        "float32, compiled": vaex("compile=true"),
+        "float32, compiled": vaex("trainer.compile=true"),
         "bf16": vaex("precision=bf16"),
-        "bf16, compiled": vaex("precision=bf16", "compile=true"),
+        "bf16, compiled": vaex("precision=bf16", "trainer.compile=true"),
     }
     if device.type == "cuda":
         chosen |= {
             "float32, captured": vaex(captured=True),
-            "float32, compiled, captured": vaex("compile=true", captured=True),
+            "float32, compiled, captured": vaex("trainer.compile=true", captured=True),
             "bf16, captured": vaex("precision=bf16", captured=True),
-            "bf16, compiled, captured": vaex("precision=bf16", "compile=true", captured=True),
+            "bf16, compiled, captured": vaex("precision=bf16", "trainer.compile=true", captured=True),
         }
     return chosen
 
@@ -319,8 +319,11 @@ def measure(case: Case, device: torch.device, rounds: int, seconds: float) -> di
         run(6)  # compiles, captures, allocates
         steps[name] = max(3, round(seconds * 6 / timed(run, 6, device)))
     rates: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
-        for name, run in runs.items():
+    order = list(runs)
+    for n in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
+        random.Random(n).shuffle(order)  # none always follows one that heats the processor or empties its caches
+        for name in order:
+            run = runs[name]
             rates[name].append(case.batch_size * steps[name] / timed(run, steps[name], device))
     return rates
 
@@ -393,8 +396,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each contender in each round")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each contender in each round")
     parser.add_argument("--threads", type=int, help="of the CPU; default: as PyTorch chooses")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--json", type=Path, help="write everything there, too")

@@ -212,7 +212,7 @@ class Loop:
         state = {
             "model": self.experiment.model.state_dict(),
             "optimizer": self.experiment.optimizer.state_dict(),
-            "sums": {"names": self.training_step.names, "totals": self.training_step.totals},
+            "sums": {"names": list(self.training_step.names), "totals": self.training_step.totals},
             "random": random_state(self.experiment.device),
             "progress": asdict(progress),
         }
@@ -233,8 +233,8 @@ class Loop:
         restore_random_state(state["random"], self.experiment.device)
         self.progress = Progress(**state["progress"])
         self.training_step.step.fill_(self.progress.step)
-        self.training_step.names = state["sums"]["names"]
-        self.training_step.totals = state["sums"]["totals"].to(self.experiment.device)
+        self.training_step.names = tuple(state["sums"]["names"])
+        self.training_step.totals.copy_(state["sums"]["totals"])
 
     def use_best_weights(self) -> None:
         """Put the weights with the lowest validation loss into the model."""

@@ -8,6 +8,9 @@ from torch import Tensor
 from vaex.data.dataset import Images
 from vaex.model import Autoencoder
 from vaex.objectives import Batch, Objective, Terms
+from vaex.training.update import Update
+
+Gradient = tuple[tuple[Tensor | None, ...], Tensor]
 
 
 class TrainingStep:
@@ -23,7 +26,7 @@ class TrainingStep:
         corruption: float32 batch -> what the encoder sees of it.
         optimizer: with `lr` a tensor on the device in every group.
         clip_norm: largest norm of the gradient; None for no clipping.
-        compiled: put everything up to the loss, and its gradient, through torch.compile. Noise is drawn as without.
+        compiled: put everything up to the gradient through torch.compile. Noise is drawn as without.
     """
 
     def __init__(
@@ -38,49 +41,49 @@ class TrainingStep:
         clip_norm: float | None,
         compiled: bool = False,
     ) -> None:
-        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.model, self.objective, self.update = model, objective, Update(optimizer)
         self.images, self.to_float, self.corruption = images, to_float, corruption
         self.clip_norm = clip_norm
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.step = torch.zeros((), dtype=torch.int64, device=images.pixels.device)  # taken so far
-        self.names: list[str] = []  # of what is logged
-        self.totals = torch.zeros(0)  # of the batch means of these, since the host last took them
-        self._forward: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = self._loss
+        self.names: tuple[str, ...] = ()  # of what is logged
+        self.totals = torch.zeros(16, device=images.pixels.device)  # of the batch means of these, since last taken
+        self._gradient: Callable[[Tensor], Gradient] = self._everything_but_the_update
         if compiled:
-            self._forward = torch.compile(self._loss, fullgraph=True, dynamic=False, options={"fallback_random": True})
+            # Older versions of PyTorch end the graph at autograd.grad, and go on with another.
+            one_graph = hasattr(torch._dynamo.config, "trace_autograd_ops")
+            if one_graph:
+                torch._dynamo.config.trace_autograd_ops = True
+            self._gradient = torch.compile(
+                self._everything_but_the_update, fullgraph=one_graph, dynamic=False, options={"fallback_random": True}
+            )
 
     def __call__(self, index: Tensor) -> None:
         """Train on the rows of `index`, int64 [B] on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, metrics = self._forward(index)
-        loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
-        skipped = (~norm.isfinite()).float()
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.step += 1
-        self._add(metrics | {"grad_norm": norm, "skipped": skipped})
+        gradients, skipped = self._gradient(index)
+        self.update(gradients, skipped)
 
-    def _loss(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [] with its graph, and what is logged, without."""
+    def _everything_but_the_update(self, index: Tensor) -> Gradient:
+        """The gradient of the loss, clipped, None where the loss doesn't depend on a parameter; and 1 if not finite."""
         x = self.to_float(self.images.pixels.index_select(0, index))
         batch = Batch(x=x, input=self.corruption(x), labels=self.images.labels.index_select(0, index))
         terms: Terms = self.objective(self.model, batch, self.step)
+        gradients = torch.autograd.grad(terms.loss, self.update.parameters, allow_unused=True)
         with torch.no_grad():
-            return terms.loss, _metrics(terms)
-
-    def _add(self, metrics: dict[str, Tensor]) -> None:
-        values = torch.stack(list(metrics.values()))
-        if not self.names:
-            self.names, self.totals = list(metrics), torch.zeros_like(values)
-        self.totals += values
+            squares = [gradient.square().sum() for gradient in gradients if gradient is not None]
+            norm = torch.stack(squares).sum().sqrt()
+            if self.clip_norm is not None:
+                factor = (self.clip_norm / norm).clamp(max=1)
+                gradients = tuple(None if gradient is None else gradient * factor for gradient in gradients)
+            skipped = (~norm.isfinite()).float()
+            values = _metrics(terms) | {"grad_norm": norm, "skipped": skipped}
+            self.names = tuple(values)
+            self.totals[: len(values)] += torch.stack(tuple(values.values()))
+            self.step += 1
+        return gradients, skipped
 
     def take_sums(self) -> dict[str, float]:
         """The sums since the last call, read by the host in one transfer; then start anew."""
-        taken = dict(zip(self.names, self.totals.tolist(), strict=True))
+        taken = dict(zip(self.names, self.totals.tolist(), strict=False))
         self.totals.zero_()
         return taken
 
