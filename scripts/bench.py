@@ -6,11 +6,11 @@ matrix products and convolutions alone, which no training loop can beat.
     python scripts/bench.py --cases mlp --rounds 25 --json bench.json
 
 Everything in one case takes turns, round after round and in another order each time, so that a busy machine slows all
-alike; what counts are the medians of the ratios within a round. Peak memory is measured in a process of its own for
-each line.
+alike; what counts are the medians of the ratios within a round. Each has a process of its own.
 """
 
 import argparse
+import atexit
 import gzip
 import json
 import os
@@ -36,17 +36,20 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.datasets import MNIST
+from torchvision.datasets import MNIST, ImageFolder
 from tqdm import tqdm
 
+from vaex.architectures import vit
 from vaex.build import build
 from vaex.config import check, config_dir
 from vaex.data.dataset import Images, Source
 from vaex.data.mnist import EMBEDDED
 from vaex.data.stream import IndexStream
+from vaex.training.memory import keep_freed_memory
 from vaex.training.step import CapturedStep, TrainingStep
 
 Run = Callable[[int], None]  # takes that many training steps
+TUTORIAL, IN_MEMORY = "tutorial loop", "tutorial loop, pictures decoded before"
 
 
 # The networks as a tutorial has them. vaex's are of the same layers.
@@ -95,8 +98,23 @@ class TutorialConv(nn.Module):
         return self.decoder(z), mean, log_var
 
 
-class Colours(Dataset[tuple[Tensor, int]]):
-    """Pictures in memory that become PIL images and then tensors, as torchvision's CIFAR10 has it."""
+class TutorialViT(nn.Module):
+    """After the tutorial on transformers as autoencoders: the layers are vaex's, since PyTorch's own are in them."""
+
+    def __init__(self, latent: int = 20) -> None:
+        super().__init__()
+        shape, sizes = (3, 64, 64), {"patch_size": 8, "hidden": 256, "depth": 4, "heads": 4, "mlp_ratio": 4}
+        self.encoder = vit.Encoder(image_shape=shape, out_features=2 * latent, **sizes)
+        self.decoder = vit.Decoder(in_features=latent, image_shape=shape, out_channels=3, **sizes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_var = self.encoder(x).chunk(2, dim=1)
+        z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_var)
+        return torch.sigmoid(self.decoder(z)), mean, log_var
+
+
+class InMemory(Dataset[tuple[Tensor, int]]):
+    """Arrays that become PIL images and then tensors, as torchvision's CIFAR10 has it."""
 
     def __init__(self, images: Images) -> None:
         self.arrays = images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
@@ -109,10 +127,31 @@ class Colours(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.arrays[n])), 0
 
 
-def pictures(*, size: int = 64, count: int = 4096) -> Source:
-    """Coloured blobs: what is on them makes no difference to the speed."""
-    coarse = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    pixels = (F.interpolate(coarse, size=(size, size), mode="bilinear") * 255).to(torch.uint8)
+def jpeg_folder(root: Path) -> Dataset[Any]:
+    """Files of CelebA's size, decoded, resized and cropped each time, as tutorials on it do."""
+    (root / "0").mkdir()
+    for n, array in enumerate(InMemory(pictures(height=218, width=178, count=512).train).arrays):
+        Image.fromarray(array).save(root / "0" / f"{n:03}.jpg", quality=90)
+    return ImageFolder(
+        str(root), transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64), transforms.ToTensor()])
+    )
+
+
+def idx_files(root: Path) -> Dataset[Any]:
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in EMBEDDED.glob("*.gz"):
+        (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    return MNIST(str(root), train=True, transform=transforms.ToTensor())
+
+
+def pictures(*, height: int = 64, width: int = 64, count: int = 4096) -> Source:
+    """Coloured blobs with some noise: what is on them makes no difference to the speed of training."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 6, 6, generator=generator)
+    smooth = F.interpolate(coarse, size=(height, width), mode="bilinear")
+    noise = torch.randn(count, 3, height, width, generator=generator) * 0.03
+    pixels = ((smooth + noise).clamp(0, 1) * 255).to(torch.uint8)
     images = Images(pixels, torch.zeros(count, dtype=torch.int64))
     return Source(train=images, test=Images(pixels[:256], images.labels[:256]), classes=1)
 
@@ -127,7 +166,7 @@ class Case:
 
 
 SQUARES = ["likelihood=gaussian", "likelihood/scale=fixed", "likelihood.scale.value=0.70710678"]
-COLOURS = ["dataset.source._target_=bench.pictures", "~dataset.source.root", "dataset.validation=256"]
+COLOURS = ["~dataset.source", "+dataset.source._target_=bench.pictures", "dataset.validation=256"]
 CASES = {
     "mlp": Case(
         "MLP 784-400-20, MNIST",
@@ -154,25 +193,26 @@ CASES = {
         64,
         lambda: TutorialConv(3, 64, [32, 64, 128, 256]),
     ),
+    "vit64": Case(
+        "ViT, patch 8, width 256, depth 4 + 4, 64 × 64 colour",
+        ["architecture=vit", "architecture.patch_size=8", *SQUARES, *COLOURS],
+        64,
+        TutorialViT,
+    ),
 }
 
 
 # What takes part.
 
 
-def tutorial(case: Case, device: torch.device) -> Run:
-    """A DataLoader that decodes and converts image by image, eager Adam, `.item()` in every step."""
-    if COLOURS[0] in case.overrides:
-        data: Dataset[Any] = Colours(pictures().train)
-    else:
-        root = Path(tempfile.mkdtemp())
-        raw = root / "MNIST" / "raw"
-        raw.mkdir(parents=True)
-        for path in EMBEDDED.glob("*.gz"):
-            (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-        data = MNIST(str(root), train=True, transform=transforms.ToTensor())
-        shutil.rmtree(root)  # it is in memory now
-    workers = {"num_workers": 1, "pin_memory": True} if device.type == "cuda" else {}
+def tutorial(case: Case, device: torch.device, in_memory: bool = False) -> Run:
+    """A DataLoader that converts image by image, eager Adam, `.item()` in every step."""
+    colour = COLOURS[0] in case.overrides
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root)
+    data = InMemory(pictures().train) if in_memory else jpeg_folder(root) if colour else idx_files(root)
+    # On a CPU, workers would take the cores from the training; examples have them beside a GPU only.
+    workers: dict[str, Any] = {"num_workers": os.cpu_count(), "pin_memory": True} if device.type == "cuda" else {}
     loader: DataLoader[Any] = DataLoader(data, batch_size=case.batch_size, shuffle=True, drop_last=True, **workers)
     torch.manual_seed(0)
     model = case.network().to(device)
@@ -272,12 +312,13 @@ def products(case: Case, device: torch.device, *settings: str) -> Run:
     return run
 
 
-def contenders(device: torch.device) -> dict[str, Callable[[Case], Run]]:
+def contenders(case: Case, device: torch.device) -> dict[str, Callable[[Case], Run]]:
     def vaex(*settings: str, captured: bool = False) -> Callable[[Case], Run]:
         return lambda case: ours(case, device, *settings, captured=captured)
 
     chosen: dict[str, Callable[[Case], Run]] = {
-        "tutorial loop": lambda case: tutorial(case, device),
+        TUTORIAL: lambda case: tutorial(case, device),
+        IN_MEMORY: lambda case: tutorial(case, device, in_memory=True),
         "products alone, float32": lambda case: products(case, device),
         "products alone, bf16": lambda case: products(case, device, "precision=bf16"),
         "float32": vaex(),
@@ -292,10 +333,28 @@ def contenders(device: torch.device) -> dict[str, Callable[[Case], Run]]:
             "bf16, captured": vaex("precision=bf16", captured=True),
             "bf16, compiled, captured": vaex("precision=bf16", "trainer.compile=true", captured=True),
         }
+    if COLOURS[0] not in case.overrides:
+        del chosen[IN_MEMORY]
     return chosen
 
 
-# Timing.
+# Timing. Each contender has a process of its own, and they run one at a time.
+
+
+def serve(make: Callable[[Case], Run], case: Case, device: torch.device) -> None:
+    """Read a number of steps a line, answer with the seconds that they took; at the end with the peak memory in MB."""
+    run = make(case)
+    run(6)  # compiles, captures, allocates
+    for line in sys.stdin:
+        synchronize(device)
+        started = time.perf_counter()
+        run(int(line))
+        synchronize(device)
+        print(time.perf_counter() - started, flush=True)
+    if device.type == "cuda":
+        print(torch.cuda.max_memory_allocated(device) / 1e6)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 
 
 def synchronize(device: torch.device) -> None:
@@ -303,45 +362,37 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(run: Run, steps: int, device: torch.device) -> float:
-    synchronize(device)
-    started = time.perf_counter()
-    run(steps)
-    synchronize(device)
-    return time.perf_counter() - started
+class Worker:
+    def __init__(self, case: str, contender: str, options: list[str]) -> None:
+        command = [sys.executable, __file__, "--cases", case, "--serve", contender, *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def seconds(self, steps: int) -> float:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def peak_memory(self) -> float:
+        """MB; ends the process. On a GPU what PyTorch allocated there, otherwise all that the process had."""
+        return float(self.process.communicate()[0])
 
 
-def measure(case: Case, device: torch.device, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Images a second of each contender in each round."""
-    runs = {name: make(case) for name, make in contenders(device).items()}
-    steps = {}
-    for name, run in tqdm(runs.items(), desc="warm-up", leave=False, disable=None):
-        run(6)  # compiles, captures, allocates
-        steps[name] = max(3, round(seconds * 6 / timed(run, 6, device)))
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
+def measure(
+    case: str, device: torch.device, rounds: int, seconds: float, options: list[str]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Images a second of each contender in each round, and its peak memory."""
+    workers, steps = {}, {}
+    for name in tqdm(contenders(CASES[case], device), desc="warm-up", leave=False, disable=None):
+        workers[name] = Worker(case, name, options)
+        steps[name] = max(2, round(seconds * 4 / workers[name].seconds(4)))
+    rates: dict[str, list[float]] = {name: [] for name in workers}
+    order = list(workers)
     for n in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
         random.Random(n).shuffle(order)  # none always follows one that heats the processor or empties its caches
         for name in order:
-            run = runs[name]
-            rates[name].append(case.batch_size * steps[name] / timed(run, steps[name], device))
-    return rates
-
-
-def peak_memory(case: str, contender: str, device: str) -> float:
-    """MB, of a process that does nothing else: on a GPU what PyTorch allocated there, otherwise all of it."""
-    command = [sys.executable, __file__, "--device", device, "--cases", case, "--memory-of", contender]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
-def print_peak(case: Case, contender: str, device: torch.device) -> None:
-    contenders(device)[contender](case)(8)
-    synchronize(device)
-    if device.type == "cuda":
-        print(torch.cuda.max_memory_allocated(device) / 1e6)
-    else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+            rates[name].append(CASES[case].batch_size * steps[name] / workers[name].seconds(steps[name]))
+    return rates, {name: worker.peak_memory() for name, worker in workers.items()}
 
 
 def table(case: Case, rates: dict[str, list[float]], memory: dict[str, float]) -> list[dict[str, Any]]:
@@ -358,9 +409,9 @@ def table(case: Case, rates: dict[str, list[float]], memory: dict[str, float]) -
                 "mode": name,
                 "images_per_second": rate,
                 "ms_per_step": 1e3 * case.batch_size / rate,
-                "against_tutorial": ratio("tutorial loop"),
+                "against_tutorial": ratio(TUTORIAL),
                 "against_products": ratio(own_limit),
-                "peak_mb": memory.get(name),
+                "peak_mb": memory[name],
             }
         )
     return rows
@@ -374,10 +425,9 @@ def markdown(case: Case, rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        memory = "" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}"
         lines.append(
             f"| {row['mode']} | {row['images_per_second']:,.0f} | {row['ms_per_step']:.3g} | "
-            f"{row['against_tutorial']:.2f} | {row['against_products']:.2f} | {memory} |"
+            f"{row['against_tutorial']:.2f} | {row['against_products']:.2f} | {row['peak_mb']:,.0f} |"
         )
     return "\n".join(lines)
 
@@ -399,21 +449,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each contender in each round")
     parser.add_argument("--threads", type=int, help="of the CPU; default: as PyTorch chooses")
-    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--json", type=Path, help="write everything there, too")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if arguments.memory_of:
-        print_peak(CASES[arguments.cases[0]], arguments.memory_of, device)
+    if arguments.serve:
+        if arguments.serve not in (TUTORIAL, IN_MEMORY):
+            keep_freed_memory()  # as `vaex train` does
+        case = CASES[arguments.cases[0]]
+        serve(contenders(case, device)[arguments.serve], case, device)
         return
     record: dict[str, Any] = {"machine": machine(device), "rounds": arguments.rounds, "cases": {}}
     print(record["machine"])
+    options = ["--device", arguments.device] + (["--threads", str(arguments.threads)] if arguments.threads else [])
     for name in arguments.cases:
-        rates = measure(CASES[name], device, arguments.rounds, arguments.seconds)
-        memory = {} if arguments.no_memory else {c: peak_memory(name, c, arguments.device) for c in rates}
+        rates, memory = measure(name, device, arguments.rounds, arguments.seconds, options)
         rows = table(CASES[name], rates, memory)
         record["cases"][name] = {"rows": rows, "rates": rates}
         print("\n" + markdown(CASES[name], rows), flush=True)

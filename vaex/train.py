@@ -21,6 +21,7 @@ from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.interrupt import stop_on_signals
 from vaex.training.loop import Loop
+from vaex.training.memory import keep_freed_memory
 from vaex.training.record import Hyperparameters, Record
 
 log = logging.getLogger("vaex")
@@ -57,6 +58,7 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
 
 
 def _train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
+    keep_freed_memory()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     experiment = build(config)
