@@ -95,6 +95,25 @@ class TestFiles:
             with pytest.raises(ValueError, match="t10k-images.*damaged"):
                 mnist(root=str(folder))
 
+    def test_files_are_decompressed_once(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("VAEX_CACHE", str(tmp_path / "cache"))
+        first = mnist(root=str(folder)).test.pixels
+        files = sorted((tmp_path / "cache").iterdir(), key=lambda path: path.stat().st_size)
+        assert [path.stat().st_size for path in files] == [10_008, 60_008, 7_840_016, 47_040_016]
+
+        def fail(packed: bytes) -> bytes:
+            raise AssertionError("decompressed again")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("gzip.decompress", fail)
+            assert torch.equal(mnist(root=str(folder)).test.pixels, first)
+        damaged = bytearray(files[2].read_bytes())
+        damaged[1000] ^= 1
+        files[2].write_bytes(damaged)
+        assert torch.equal(mnist(root=str(folder)).test.pixels, first)
+        monkeypatch.setenv("VAEX_CACHE", "/proc/can/not/be")
+        assert torch.equal(mnist(root=str(folder)).test.pixels, first)
+
     def test_wrong_magic_and_short_content(self, tmp_path: Path) -> None:
         path = tmp_path / "images.gz"
         write_idx(path, torch.zeros(3, 4, 4))

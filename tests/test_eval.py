@@ -141,7 +141,7 @@ def test_a_collapsed_posterior_is_told(runs: Callable[..., Path], capsys: Captur
     for name in ("encoder.output.weight", "encoder.output.bias"):
         weights[name].zero_()  # q(z|x) = N(0, I) for every x
     save_file(weights, path / "model.safetensors")
-    cli.evaluate([str(path), "--samples", "2", "--device", "cpu"])
+    cli.evaluate([str(path), *FEW])
     out = " ".join(capsys.readouterr().out.split())
     assert "run: the posterior has collapsed (0 active units, rate 0 nats)" in out
     assert measured.collapsed({"test/active_units": 0, "test/rate": 5.0}) is not None

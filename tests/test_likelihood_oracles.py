@@ -21,6 +21,7 @@ from vaex.likelihoods.laplace import Laplace
 from vaex.likelihoods.logistic import Logistic
 from vaex.likelihoods.mixture import DiscretizedLogisticMixture
 from vaex.likelihoods.scale import Fixed, PerImage, PerPixel
+from vaex.likelihoods.softplus import softplus
 from vaex.likelihoods.student_t import StudentT
 from vaex.likelihoods.truncated_normal import TruncatedNormal
 
@@ -392,3 +393,13 @@ def test_continuous_bernoullis_known_values() -> None:
     eta = torch.tensor([-1e-3, -1e-5, 0.0, 1e-5, 1e-3])[:, None, None, None]
     distribution = likelihood(eta)
     assert (distribution.variance > 0.08).all() and (distribution.mean - 0.5).abs().max() < 1e-4
+
+
+def test_softplus_and_its_gradient() -> None:
+    """Relative to the value, also where it is 1e-38."""
+    x = torch.cat([torch.linspace(-87, 88, 100_001), torch.tensor([0.0, -0.0, 1e4, -1e4])]).requires_grad_()
+    value = softplus(x)
+    exact = torch.nn.functional.softplus(x.detach().double(), threshold=1000)
+    torch.testing.assert_close(value.detach().double(), exact, rtol=3e-7, atol=1e-38)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    torch.testing.assert_close(gradient.double(), torch.sigmoid(x.detach().double()), rtol=1e-6, atol=1e-38)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from vaex.build import Experiment, build
 from vaex.config import Config
 from vaex.data.dataset import Images
-from vaex.errors import Interrupted
+from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers
 from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, provenance
@@ -21,7 +21,8 @@ from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.interrupt import stop_on_signals
 from vaex.training.loop import Loop
-from vaex.training.memory import keep_freed_memory
+from vaex.training.memory import keep_freed_memory, ran_out
+from vaex.training.mode import resolved
 from vaex.training.record import Hyperparameters, Record
 
 log = logging.getLogger("vaex")
@@ -53,6 +54,11 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
         raise
     except BaseException as error:
         folder.set_status("failed", error=str(error), traceback=traceback.format_exc())
+        if ran_out(error):
+            raise UserError(
+                f"out of memory with batch_size={config.batch_size}: lower it, or objective.samples, or the sizes in "
+                f"architecture; precision=bf16 takes less. {folder.path} keeps the checkpoints so far"
+            ) from error
         raise
     return result
 
@@ -62,6 +68,11 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     experiment = build(config)
+    if experiment.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # products in TF32, with 10 bits of mantissa
+    config = replace(config, trainer=resolved(config.trainer, experiment.device, experiment.steps))
+    if config.trainer.compile == "true":
+        torch.compiler.reset()  # what an earlier run of this process compiled is for that run's tensors
     dataset = experiment.dataset
     folder.write_config(
         replace(config, resume=None),
@@ -144,7 +155,11 @@ def _announce(config: Config, path: Path, experiment: Experiment, choices: dict[
         if kind != "pseudo"
         else f"{likelihood}, a pseudo-likelihood{note}",
         "objective": objective,
-        "training": f"{experiment.steps:,} steps of {config.batch_size} on {experiment.device}, {config.precision}",
+        "training": ", ".join(
+            [f"{experiment.steps:,} steps of {config.batch_size} on {experiment.device}", config.precision]
+            + ["compiled"] * (config.trainer.compile == "true")
+            + ["captured"] * (config.trainer.capture == "true")
+        ),
         "folder": str(path),
     }
     bounds = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in model.likelihood.bounds().items())

@@ -49,7 +49,8 @@ class Update:
             if not group["fused"] or group["amsgrad"] or group["maximize"] or group["differentiable"]:
                 return []
             parameters = [p for p in group["params"] if there[next(position)]]
-            kernels.append(_kernel(self.optimizer, group, parameters, slice(first, first + len(parameters))))
+            if parameters:
+                kernels.append(_kernel(self.optimizer, group, parameters, slice(first, first + len(parameters))))
             first += len(parameters)
         return kernels
 
