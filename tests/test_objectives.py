@@ -1,5 +1,7 @@
 """What beta, warm-up, free bits and several samples mean."""
 
+import math
+
 import pytest
 import torch
 from conftest import composed
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 from vaex.build import build_model
 from vaex.data.dataset import Images
 from vaex.evaluation.bound import evaluate
-from vaex.objectives import AE, VAE, Batch
+from vaex.objectives import AE, IWAE, VAE, Batch
 
 SHAPE = (1, 8, 8)
 START = torch.zeros(())
@@ -93,9 +95,98 @@ def test_an_autoencoder_has_a_distortion_and_no_rate() -> None:
     assert not {"elbo", "rate", "active_units"} & set(numbers)
 
 
+@pytest.mark.parametrize("samples", [0, -1])
+def test_an_importance_weighted_bound_needs_a_sample(samples: int) -> None:
+    with pytest.raises(ValueError, match="objective.samples="):
+        iwae(samples)
+
+
 @pytest.mark.parametrize(
     "arguments", [{"samples": 0}, {"warmup": -1}, {"free_bits": -1.0}, {"free_bits": float("nan")}]
 )
 def test_values_out_of_range_are_refused_by_name(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"objective.{next(iter(arguments))}="):
         vae(**arguments)
+
+
+def iwae(samples: int, doubly_reparametrized: bool = False) -> IWAE:
+    return IWAE(samples=samples, doubly_reparametrized=doubly_reparametrized)
+
+
+@pytest.mark.parametrize("doubly", [False, True])
+def test_one_importance_sample_gives_the_elbo_with_a_sampled_kl(doubly: bool) -> None:
+    model, batch = model_and_batch()
+    torch.manual_seed(1)
+    terms = iwae(1, doubly)(model, batch, START)
+    torch.manual_seed(1)
+    posterior = model.encode(batch.x)
+    z = posterior.rsample(1)[0]
+    log_q = torch.distributions.Normal(posterior.mean, posterior.std).log_prob(z).sum(1)
+    log_p = torch.distributions.Normal(0, 1).log_prob(z).sum(1)
+    distortion = -model.decode(z).log_prob(batch.x)
+    torch.testing.assert_close(terms.loss, (distortion + log_q - log_p).mean())
+    torch.testing.assert_close(terms.distortion, distortion)
+    torch.testing.assert_close(terms.rate, posterior.rate())
+
+
+def test_the_bound_grows_with_samples_towards_the_evidence() -> None:
+    """Burda et al. 2016, theorem 1; p(x) by quadrature over a single latent."""
+    model, batch = model_and_batch("latent_dim=1", "likelihood/scale=fixed")
+    z = torch.linspace(-8, 8, 4001)[:, None, None].expand(-1, 6, 1)
+    with torch.no_grad():
+        log_joint = model.decode(z).log_prob(batch.x) + torch.distributions.Normal(0, 1).log_prob(z[..., 0])
+        evidence = (torch.logsumexp(log_joint, 0) + math.log(16 / 4000)).mean().item()
+        torch.manual_seed(0)
+        bounds = [-sum(iwae(k)(model, batch, None).loss.item() for _ in range(n)) / n for k, n in ((1, 400), (5, 200))]
+        bounds.append(-iwae(5000)(model, batch, None).loss.item())
+    assert bounds[0] < bounds[1] < bounds[2] == pytest.approx(evidence, abs=0.003)
+
+
+def test_both_gradients_of_the_importance_weighted_bound_have_one_mean() -> None:
+    """And the doubly reparametrised one of the encoder strays less from it; the decoder's is the same draw by draw."""
+    model, batch = model_and_batch("latent_dim=3")
+    encoder, decoder = list(model.encoder.parameters()), list(model.decoder.parameters())
+
+    def draws(doubly: bool, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        parts = []
+        for _ in range(count):
+            gradients = torch.autograd.grad(iwae(4, doubly)(model, batch, START).loss, encoder + decoder)
+            flat = [
+                torch.cat([g.flatten() for g in some])
+                for some in (gradients[: -len(decoder)], gradients[-len(decoder) :])
+            ]
+            parts.append(flat)
+        return torch.stack([p[0] for p in parts]), torch.stack([p[1] for p in parts])
+
+    (plain, plain_decoder), (doubly, doubly_decoder) = draws(False, 500), draws(True, 500)
+    torch.testing.assert_close(plain_decoder[:20], doubly_decoder[:20], rtol=1e-3, atol=1e-2)
+    # Squared distance of the means, beside what their own noise makes of it.
+    apart = (plain.mean(0) - doubly.mean(0)).square().sum()
+    noise = (plain.var(0).sum() + doubly.var(0).sum()) / len(plain)
+    assert apart < 3 * noise
+    assert not torch.allclose(plain[0], doubly[0], rtol=0.01)
+    assert doubly.var(0).sum() < plain.var(0).sum()
+    assert plain.mean(0).norm() > 3 * noise.sqrt()  # there is something to agree on
+
+
+def test_an_importance_weighted_model_reports_its_elbo_and_its_bound() -> None:
+    model, batch = model_and_batch()
+    images = Images((batch.x * 255).to(torch.uint8), batch.labels)
+    one, many = (evaluate(model, iwae(k), images, lambda k: k / 255) for k in (1, 64))
+    assert many["elbo"] == pytest.approx(-many["distortion"] - many["rate"], abs=1e-3)
+    assert many["rate"] == pytest.approx(one["rate"])
+    assert -many["loss"] > one["elbo"]
+
+
+def test_a_corrupted_input_is_scored_against_the_clean_image() -> None:
+    model, batch = model_and_batch()
+    images = Images((batch.x * 255).to(torch.uint8), batch.labels)
+    clean = evaluate(model, vae(), images, lambda k: k / 255)
+    numbers = evaluate(model, vae(), images, lambda k: k / 255, corruption=torch.zeros_like)
+    assert {name: numbers[name] for name in ("elbo", "mse", "rate")} == {n: clean[n] for n in ("elbo", "mse", "rate")}
+    x = images.pixels / 255
+    restored = model.decode(model.encode(torch.zeros_like(x)).mean).mean
+    assert numbers["mse_restored"] == pytest.approx((restored - x).square().mean().item())
+    assert numbers["mse_corrupted"] == pytest.approx(x.square().mean().item())
+    assert numbers["loss"] != clean["loss"] and "mse_restored" not in clean

@@ -43,6 +43,30 @@ def test_aevb_gaussian_is_finite_and_far_down(here: Callable[..., Path], seed: i
     assert all(math.isfinite(loss) and loss - CONSTANT < -800 for loss in losses)
 
 
+MODES = {
+    "float32": [],
+    "compiled": ["trainer.compile=true"],
+    "bf16": ["precision=bf16"],
+    "bf16, compiled": ["precision=bf16", "trainer.compile=true"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, tolerance",
+    [("aevb_bernoulli", 0.02), ("aevb_unit_gaussian", 0.002), ("aevb_gaussian", 0.15)],
+)
+def test_no_accuracy_is_paid_for_speed(here: Callable[..., Path], name: str, tolerance: float) -> None:
+    """Relative to the first mode. Runs part after some hundred steps, as do seeds, by which the tolerance is chosen."""
+    losses = {
+        mode: epochs(here(f"experiment={name}", *overrides, folder=mode.replace(", ", "-")))
+        for mode, overrides in MODES.items()
+    }
+    print(name, losses)
+    for mode, values in losses.items():
+        assert values == pytest.approx(losses["float32"], rel=tolerance), mode
+
+
 @pytest.mark.slow
 def test_pytorch_example(here: Callable[..., Path]) -> None:
     assert results(here("experiment=pytorch_example"))["test/elbo"] == pytest.approx(-105.4, abs=0.7)

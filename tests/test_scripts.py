@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 from PIL import Image
 
 from vaex.config import config_dir
@@ -54,3 +55,51 @@ def test_a_table_ranks_only_what_may_be_ranked() -> None:
     text = likelihood_table.tables(records)
     assert text.index("better") < text.index("worse") < text.index("### Binary") < text.index("coin")
     assert "| pseudo | 0.40000 |" in text
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv28", "conv64", "vit64"])
+def test_the_networks_of_the_benchmark_are_of_one_size(name: str) -> None:
+    import bench
+    from conftest import composed
+
+    from vaex.build import build_model
+
+    case = bench.CASES[name]
+    colour = "64" in name
+    shape = (3, 64, 64) if colour else (1, 28, 28)
+    own = build_model(composed(*case.overrides), shape, classes=1, stochastic=True)
+    tutorial = case.network()
+
+    def size(model: torch.nn.Module) -> int:
+        return sum(p.numel() for p in model.parameters())
+
+    assert size(own) == size(tutorial)
+    out, mean, log_var = tutorial(torch.rand(2, *shape))
+    assert out.shape == (2, *shape) and mean.shape == log_var.shape == (2, 20)
+
+
+def test_a_benchmark_reports_medians_of_ratios_within_rounds() -> None:
+    import bench
+
+    rates = {
+        "tutorial loop": [10.0, 20.0, 100.0],
+        "products alone, float32": [100.0, 200.0, 1000.0],
+        "products alone, bf16": [200.0, 400.0, 2000.0],
+        "float32": [30.0, 80.0, 200.0],
+        "bf16, compiled": [50.0, 100.0, 500.0],
+    }
+    rows = {row["mode"]: row for row in bench.table(bench.CASES["mlp"], rates, dict.fromkeys(rates, 1.0))}
+    assert rows["float32"]["against_tutorial"] == 3
+    assert rows["float32"]["against_products"] == 0.3
+    assert rows["bf16, compiled"]["against_products"] == 0.25
+    assert "| float32 | 80 | 1.6e+03 | 3.00 | 0.30 | 1 |" in bench.markdown(bench.CASES["mlp"], list(rows.values()))
+
+
+def test_the_products_of_a_step_are_all_found() -> None:
+    """An MLP of two layers each way: four products forward, and backward two each but for the input's."""
+    import bench
+
+    step, stream = bench.training_step(bench.CASES["mlp"], torch.device("cpu"))
+    with bench.Recorder() as recorder:
+        step(stream.batch(0))
+    assert len(recorder.calls) == 4 + 7

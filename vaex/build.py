@@ -19,8 +19,9 @@ from vaex.data.dataset import Dataset
 from vaex.errors import UserError
 from vaex.folder import WEIGHTS, RunFolder
 from vaex.likelihoods.base import Likelihood
+from vaex.likelihoods.scale import Scale
 from vaex.model import Autoencoder
-from vaex.objectives import Objective
+from vaex.objectives import IWAE, Objective
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def build(config: Config) -> Experiment:
     objective: Objective = make("objective", config.objective).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic).to(device)
     check_support(model.likelihood, dataset)
+    check_draws(objective, model.likelihood)
     optimizer = make("optimizer", config.optimizer, params=_parameter_groups(model, config.optimizer))
     learning_rate = float(optimizer.param_groups[0]["lr"])
     lr = torch.tensor(learning_rate, device=device)
@@ -79,6 +81,10 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     if "scale" in likelihood_group:
         parts["scale"] = make("likelihood.scale", likelihood_group.pop("scale"), image_shape=image_shape)
     likelihood = make("likelihood", likelihood_group, image_shape=image_shape, **parts)
+    if config.conditional and classes < 2:
+        raise UserError(
+            f"conditional=true: these images have {classes} classes; leave it out, or take a dataset with labels"
+        )
     joined = classes if config.conditional else 0
     for part in ("encoder", "decoder"):
         if part not in config.architecture:
@@ -106,6 +112,16 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
         stochastic=stochastic,
         bf16=config.precision == "bf16",
     )
+
+
+def check_draws(objective: Objective, likelihood: Likelihood) -> None:
+    """Raises UserError when draws of z are to be weighed by densities that depend on how well each draw does."""
+    scale = getattr(likelihood, "scale", None)
+    if isinstance(objective, IWAE) and isinstance(scale, Scale) and scale.sees_x:
+        raise UserError(
+            "objective=iwae: weighs draws of z by p(x|z), which an optimal scale computes from x itself; take "
+            "likelihood/scale=shared, or objective=vae"
+        )
 
 
 def check_support(likelihood: Likelihood, dataset: Dataset) -> None:

@@ -187,7 +187,7 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _Late
     shape = dataset.image_shape
     if list(shape) != list(recorded["image_shape"]):
         raise UserError(f"{run}: trained on images of {recorded['image_shape']}, and its dataset now has {list(shape)}")
-    objective = make("objective", config.objective).to(next(model.parameters()).device)
+    objective = make("objective", config.objective).to(model.device)
     try:
         results = measure(
             model,
@@ -199,6 +199,7 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _Late
             latent=options.latent,
             inception=options.inception,
             description=name,
+            corruption=make("corruption", config.corruption),
         )
     except ModuleNotFoundError as error:
         if not options.inception:

@@ -34,6 +34,14 @@ class Posterior:
         return 0.5 * (self.mean.square() + torch.expm1(self.log_var) - self.log_var)
 
 
+def log_prior_over_posterior(z: Tensor, log_var: Tensor, standardized: Tensor) -> Tensor:
+    """log p(z) - log q(z|x), [K, B] nats, with z and `standardized` = (z - mean) / std [K, B, latent_dim].
+
+    The two log 2π cancel.
+    """
+    return 0.5 * (standardized.square() + log_var - z.square()).sum(-1)
+
+
 class Autoencoder(nn.Module):
     """An encoder and a decoder around a latent z of `latent_dim` numbers.
 
@@ -63,6 +71,11 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.classes = latent_dim, classes
         self.stochastic, self.bf16 = stochastic, bf16
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
         """Images [B, C, H, W] in [0, 1], labels int64 [B] if conditional -> q(z|x)."""
@@ -94,7 +107,7 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
         """The decoder's mean at `count` draws from the prior, [count, C, H, W]."""
-        z = torch.randn(count, self.latent_dim, device=next(self.parameters()).device)
+        z = torch.randn(count, self.latent_dim, device=self.device)
         return self.decode(z, labels).mean
 
     def _one_hot(self, labels: Tensor | None) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vaex.likelihoods.base import PixelDistribution
-from vaex.model import Autoencoder, Posterior
+from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,18 @@ class Terms:
 
 
 class Objective(nn.Module):
-    """Base of all objectives. `stochastic`: whether the encoder must give a distribution."""
+    """Base of all objectives.
+
+    Attributes:
+        stochastic: whether the encoder must give a distribution.
+        samples: draws of z for each image.
+    """
 
     stochastic: bool
+    samples: int = 1
 
-    def loss(self, distortion: Tensor, rate: Tensor | None, step: Tensor | None = None) -> Tensor:
-        """Mean distortion [] and mean rate of each latent [latent_dim] -> loss []. Without a step: fully warmed up."""
-        raise NotImplementedError
-
-    def forward(self, model: Autoencoder, batch: Batch, step: Tensor) -> Terms:
+    def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
+        """`step`: taken so far, []. None: with everything warmed up, as in evaluation."""
         raise NotImplementedError
 
 
@@ -44,14 +47,11 @@ class AE(Objective):
 
     stochastic = False
 
-    def loss(self, distortion: Tensor, rate: Tensor | None, step: Tensor | None = None) -> Tensor:
-        return distortion
-
-    def forward(self, model: Autoencoder, batch: Batch, step: Tensor) -> Terms:
+    def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         code = model.encode(batch.input, batch.labels)
         distribution = model.decode(code.mean, batch.labels, batch.x)
         distortion = -distribution.log_prob(batch.x)
-        return Terms(self.loss(distortion.mean(), None), distortion, None, code, distribution)
+        return Terms(distortion.mean(), distortion, None, code, distribution)
 
 
 class VAE(Objective):
@@ -72,17 +72,16 @@ class VAE(Objective):
 
     def __init__(self, *, beta: float, samples: int, warmup: int, free_bits: float) -> None:
         super().__init__()
-        if samples < 1:
-            raise ValueError(f"objective.samples={samples}: must be >= 1")
+        self.samples = _at_least_one(samples)
         if warmup < 0:
             raise ValueError(f"objective.warmup={warmup}: must be >= 0 optimizer steps")
         if not (math.isfinite(free_bits) and free_bits >= 0):
             raise ValueError(f"objective.free_bits={free_bits}: must be a finite number >= 0, in nats for each latent")
         self.register_buffer("beta", torch.tensor(beta), persistent=False)
-        self.samples, self.warmup, self.free_bits = samples, warmup, free_bits
+        self.warmup, self.free_bits = warmup, free_bits
 
-    def loss(self, distortion: Tensor, rate: Tensor | None, step: Tensor | None = None) -> Tensor:
-        assert rate is not None
+    def loss(self, distortion: Tensor, rate: Tensor, step: Tensor | None = None) -> Tensor:
+        """Mean distortion [] and mean rate of each latent [latent_dim] -> []."""
         beta = self.beta
         if self.warmup and step is not None:
             beta = beta * (step / self.warmup).clamp(max=1)
@@ -90,10 +89,58 @@ class VAE(Objective):
             rate = rate.clamp(min=self.free_bits)
         return distortion + beta * rate.sum()
 
-    def forward(self, model: Autoencoder, batch: Batch, step: Tensor) -> Terms:
+    def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         posterior = model.encode(batch.input, batch.labels)
         z = posterior.rsample(self.samples)  # [L, B, latent_dim]
         distribution = model.decode(z, batch.labels, batch.x)
         distortion = -distribution.log_prob(batch.x).mean(0)
         rate = posterior.rate()
         return Terms(self.loss(distortion.mean(), rate.mean(0), step), distortion, rate, posterior, distribution)
+
+
+class IWAE(Objective):
+    """-log (1/K) Σ_k w_k with w_k = p(x|z_k) p(z_k) / q(z_k|x). Burda et al. 2016, eq. 8.
+
+    The gradient is that of the bound through the reparametrised z; or, for the encoder, the doubly reparametrised one,
+    Tucker et al. 2019, eq. 8: Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ with w̃ the normalised weights, q's density held fixed. The
+    two have one expectation; the second costs another pass through the decoder.
+
+    The terms' distortion is the mean over the draws, so that their ELBO is the model's, as an objective=vae reports it.
+
+    Args:
+        samples: K, draws of z for each image.
+        doubly_reparametrized: which gradient.
+
+    Raises:
+        ValueError: samples < 1.
+    """
+
+    stochastic = True
+
+    def __init__(self, *, samples: int, doubly_reparametrized: bool) -> None:
+        super().__init__()
+        self.samples, self.doubly_reparametrized = _at_least_one(samples), doubly_reparametrized
+
+    def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
+        posterior = model.encode(batch.input, batch.labels)
+        noise = torch.randn(self.samples, *posterior.mean.shape, device=posterior.mean.device)
+        z = posterior.mean + posterior.std * noise  # [K, B, latent_dim]
+        log_var, standardized = posterior.log_var, noise
+        if self.doubly_reparametrized:
+            with torch.no_grad():
+                log_likelihood = model.decode(z, batch.labels, batch.x).log_prob(batch.x)
+                weights = torch.softmax(log_likelihood + log_prior_over_posterior(z, log_var, noise), dim=0)
+            z = z.detach() + weights[..., None] * (z - z.detach())  # z itself, its gradient times w̃
+            log_var = log_var.detach()
+            standardized = noise + (z - z.detach()) / posterior.std.detach()  # the noise, as a function of z alone
+        distribution = model.decode(z, batch.labels, batch.x)
+        log_likelihood = distribution.log_prob(batch.x)
+        log_weights = log_likelihood + log_prior_over_posterior(z, log_var, standardized)  # [K, B]
+        bound = torch.logsumexp(log_weights, dim=0) - math.log(self.samples)
+        return Terms(-bound.mean(), -log_likelihood.mean(0), posterior.rate(), posterior, distribution)
+
+
+def _at_least_one(samples: int) -> int:
+    if samples < 1:
+        raise ValueError(f"objective.samples={samples}: must be >= 1")
+    return samples

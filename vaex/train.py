@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from vaex.build import Experiment, build
 from vaex.config import Config
 from vaex.data.dataset import Images
+from vaex.data.feed import placed
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers
 from vaex.evaluation.frozen_scale import freeze_scales
@@ -92,11 +93,14 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
             if state:
                 loop.restore(state)
                 log.info(f"going on from step {loop.progress.step} of {experiment.steps}")
-            loop.run()
+            try:
+                loop.run()
+            finally:
+                loop.feed.close()
             if config.trainer.weights == "best":
                 loop.use_best_weights()
-            freeze_scales(experiment.model, loop.train, dataset.to_float)
-            numbers = loop.evaluate(dataset.test.to(experiment.device))
+            freeze_scales(experiment.model, dataset.train, dataset.to_float)
+            numbers = loop.evaluate(placed(dataset.test, experiment.device, dataset.resident))
             results = _results(numbers, loop, parameters)
             scalars: Numbers = {name: value for name, value in results.items() if name.startswith("test/")}
             record.numbers(loop.progress.step, loop.epoch, scalars)

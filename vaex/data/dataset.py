@@ -1,6 +1,6 @@
 """Uint8 images with labels, their split, and the conversion of a batch to float32 in [0, 1]."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 
 Binarize = Literal["none", "threshold", "static", "dynamic"]
 Dequantize = Literal["none", "uniform"]
+Resident = bool | Literal["auto"]
 
 # Seeds of the fixed binarisation. Changing one changes every number ever measured on static data.
 STATIC_SEEDS = {"train": 20_131_220, "test": 20_150_901}
@@ -16,25 +17,48 @@ STATIC_SEEDS = {"train": 20_131_220, "test": 20_150_901}
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images: `pixels` uint8 [N, C, H, W], `labels` int64 [N]."""
+    """Labelled images: `pixels` uint8 [N, C, H, W], `labels` int64 [N], and the factors they were made from, if known.
+
+    `pixels` may be mapped from a file and larger than memory. `factors` is int64 [N, F], the index of each factor's
+    value.
+    """
 
     pixels: Tensor
     labels: Tensor
+    factors: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __getitem__(self, rows: slice | Tensor) -> "Images":
+        return Images(self.pixels[rows], self.labels[rows], None if self.factors is None else self.factors[rows])
+
     def to(self, device: torch.device) -> "Images":
-        return Images(self.pixels.to(device), self.labels.to(device))
+        factors = None if self.factors is None else self.factors.to(device)
+        return Images(self.pixels.to(device), self.labels.to(device), factors)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Something that varies between images on its own: `values` of them, in an order or, like shapes, in none."""
+
+    name: str
+    values: int
+    ordered: bool
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a dataset's files hold, before vaex cuts a validation split off the training images."""
+    """What a dataset's files hold, before vaex cuts a validation split off the training images.
+
+    `classes` is the number of labels, 0 for images without any; `class_names` are theirs where they have some.
+    """
 
     train: Images
     test: Images
     classes: int
+    class_names: tuple[str, ...] = ()
+    factors: tuple[Factor, ...] = ()
 
 
 class Dataset:
@@ -42,16 +66,26 @@ class Dataset:
 
     Args:
         source: the training and test images.
-        validation: number of images cut from the end of the training set.
+        validation: number of images cut from the end of the training set; or a fraction of it, below 1.
         binarize: `none`; `threshold` (x >= 0.5); `static` (each pixel drawn once with probability x, the same on every
             machine); `dynamic` (drawn anew each time an image is used).
         dequantize: `none` (x = k/255) or `uniform` (x = (k+u)/256, u ~ U[0, 1)), under which densities are comparable.
+        resident: whether the images are kept on the device, rather than streamed to it: True, False, or `auto`, if they
+            fit.
 
     Raises:
         ValueError: an option or a size that makes no sense.
     """
 
-    def __init__(self, *, source: Source, validation: int, binarize: Binarize, dequantize: Dequantize) -> None:
+    def __init__(
+        self,
+        *,
+        source: Source,
+        validation: int | float,
+        binarize: Binarize,
+        dequantize: Dequantize,
+        resident: Resident = "auto",
+    ) -> None:
         for name, value, choices in (
             ("binarize", binarize, get_args(Binarize)),
             ("dequantize", dequantize, get_args(Dequantize)),
@@ -60,28 +94,31 @@ class Dataset:
                 raise ValueError(f"dataset.{name}={value}: must be one of {', '.join(choices)}")
         if binarize != "none" and dequantize != "none":
             raise ValueError(f"dataset.dequantize={dequantize}: binary pixels have no noise to add; set it to none")
+        if resident not in (True, False, "auto"):
+            raise ValueError(f"dataset.resident={resident}: must be auto, true or false")
         total = len(source.train)
-        if not 0 <= validation < total:
+        if not 0 <= validation < total or (validation > 1 and validation % 1):
             raise ValueError(
-                f"dataset.validation={validation}: must be from 0 to {total - 1}, the training images less 1"
+                f"dataset.validation={validation}: must be from 0 to {total - 1}, the training images less 1, or a "
+                "fraction below 1"
             )
+        cut = total - (int(validation) if validation >= 1 else min(round(validation * total), total - 1))
 
         train, test = source.train, source.test
         if binarize == "threshold":
-            train, test = (Images(_threshold(part.pixels), part.labels) for part in (train, test))
+            train, test = (replace(part, pixels=_threshold(part.pixels)) for part in (train, test))
         elif binarize == "static":
             train, test = (
-                Images(draw_binary(part.pixels, STATIC_SEEDS[name]), part.labels)
+                replace(part, pixels=draw_binary(part.pixels, STATIC_SEEDS[name]))
                 for name, part in (("train", train), ("test", test))
             )
-        cut = total - validation
-        self.train = Images(train.pixels[:cut], train.labels[:cut])
-        self.validation = Images(train.pixels[cut:], train.labels[cut:])
+        self.train, self.validation = train[:cut], train[cut:]
         self.test = test
         self.source = source
         self.classes = source.classes
         self.binarize = binarize
         self.dequantize = dequantize
+        self.resident: Resident = resident
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -131,4 +168,5 @@ def _threshold(pixels: Tensor) -> Tensor:
 
 
 def _has_only_0_and_255(pixels: Tensor) -> bool:
-    return bool((pixels.flatten().bincount(minlength=256)[1:255] == 0).all()) if len(pixels) else True
+    """Looks at no more images than it takes to find another value."""
+    return all(bool(((part == 0) | (part == 255)).all()) for part in torch.split(pixels, 1000))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vaex.data.dataset import Images
 from vaex.model import Autoencoder
-from vaex.objectives import Objective
+from vaex.objectives import Batch, Objective
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 
@@ -42,21 +42,28 @@ def evaluate(
     images: Images,
     to_float: ToFloat,
     *,
+    corruption: Callable[[Tensor], Tensor] = lambda x: x,
     poll: Callable[[], None] = lambda: None,
     batch_size: int = 1000,
 ) -> Numbers:
-    """Every image of the split once, one draw of z each, the noise the same in every call.
+    """Every image of the split once, the objective's number of draws of z each, the noise the same in every call.
 
-    `poll` is called before each batch, and may raise to stop.
+    Args:
+        corruption: of the run. Its numbers stand beside those of clean images.
+        poll: called before each batch, and may raise to stop.
+        batch_size: images times draws of z at once.
 
     Returns:
-        distortion, rate, elbo (beta = 1), loss (the objective's, fully warmed up); mse, of the decoder's mean at the
-        posterior's mean against x; posterior_std; likelihood_scale, where there is one; active_units (latents whose
+        distortion, rate, elbo (beta = 1), of clean images; loss (the objective's, fully warmed up, of corrupted images
+        where there is a corruption); mse, of the decoder's mean at the posterior's mean against x; where there is a
+        corruption, mse_corrupted, of the corrupted image itself, and mse_restored, of its reconstruction, both against
+        the clean x; posterior_std; likelihood_scale, where there is one; active_units (latents whose
         posterior mean has a variance above 0.01 over the split); rate_per_latent; effective_<error>, the weight that
         the rate would have beside that mean error (see Likelihood.mean_error_weight), at the objective's beta. Without
         a posterior distribution only those that have a meaning.
     """
-    device = images.pixels.device
+    device = model.device
+    batch_size = max(1, batch_size // objective.samples)
     totals: dict[str, Tensor] = {}
 
     def add(name: str, value: Tensor) -> None:
@@ -65,13 +72,20 @@ def evaluate(
     with evaluating(model), fixed_noise(device):
         for start in range(0, len(images), batch_size):
             poll()
-            x = to_float(images.pixels[start : start + batch_size])
-            labels = images.labels[start : start + batch_size]
-            posterior = model.encode(x, labels)
-            at_mean = model.decode(posterior.mean, labels, x)
-            distribution = model.decode(posterior.rsample(1)[0], labels, x) if model.stochastic else at_mean
-            add("distortion", -distribution.log_prob(x).sum())
-            add("mse", (at_mean.mean - x).square().mean(dim=(1, 2, 3)).sum())
+            rows = images[start : start + batch_size].to(device)
+            x, labels = to_float(rows.pixels), rows.labels
+            terms = objective(model, Batch(x, x, labels), None)
+            posterior, distribution = terms.posterior, terms.distribution
+            at_mean = model.decode(posterior.mean, labels, x) if model.stochastic else distribution
+            add("distortion", terms.distortion.sum())
+            add("mse", _mean_squared_error(at_mean.mean, x))
+            corrupted = corruption(x)
+            if corrupted is not x:
+                terms = objective(model, Batch(x, corrupted, labels), None)
+                restored = model.decode(terms.posterior.mean, labels, x).mean
+                add("mse_corrupted", _mean_squared_error(corrupted, x))
+                add("mse_restored", _mean_squared_error(restored, x))
+            add("loss", terms.loss * len(x))
             add("code", posterior.mean.double().sum(0))
             add("code_squared", posterior.mean.double().square().sum(0))
             if model.stochastic:
@@ -88,7 +102,6 @@ def evaluate(
     rate_per_latent = means.pop("rate_per_latent", None)
     variance = means.pop("code_squared") - means.pop("code").square()
     weight = means.pop("weight", None)
-    means["loss"] = objective.loss(means["distortion"], rate_per_latent)
     numbers: Numbers = {name: value.item() for name, value in means.items()}
     if rate_per_latent is not None:
         rate = rate_per_latent.sum()
@@ -102,3 +115,8 @@ def evaluate(
     if beta is not None and weight is not None:
         numbers[f"effective_{model.likelihood.mean_error}"] = (beta / weight).item()
     return numbers
+
+
+def _mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """The mean over pixels and channels, summed over the images."""
+    return (a - b).square().mean(dim=(1, 2, 3)).sum()

@@ -40,14 +40,14 @@ def calibration(
 
     `poll` is called before each batch, and may raise to stop.
     """
-    device = images.pixels.device
+    device = model.device
     levels = torch.tensor(LEVELS, device=device)
     inside = torch.zeros(len(LEVELS), dtype=torch.float64, device=device)
     with evaluating(model), fixed_noise(device):
         for start in range(0, len(images), batch_size):
             poll()
-            x = to_float(images.pixels[start : start + batch_size])
-            labels = images.labels[start : start + batch_size]
+            batch = images[start : start + batch_size].to(device)
+            x, labels = to_float(batch.pixels), batch.labels
             distribution = model.decode(model.encode(x, labels).rsample(1)[0], labels, x)
             try:
                 v = probability_integral(distribution, x)

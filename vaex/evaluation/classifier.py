@@ -25,6 +25,7 @@ log = logging.getLogger("vaex")
 
 # Changing the network, or how it is trained, needs a new version: else weights of an older one would be taken.
 VERSION = 1
+MOST_IMAGES = 60_000
 MNIST_WEIGHTS = Path(__file__).parent / "weights" / "mnist_classifier.safetensors"
 MNIST_WEIGHTS_SHA256 = "c6fe3b181f13de117fc0163647e4b4068ce12794cdea9c6382bee16b01ff333b"
 MNIST_DATA_SHA256 = "71d3be42f93ad20da73bb4a9744d0bebdaa6832be56dc010e21940e72c4c8b1e"
@@ -75,8 +76,10 @@ def to_pixels(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def features_of(classifier: Classifier, pixels: Tensor, batch_size: int = 1000) -> Tensor:
-    """uint8 [N, C, H, W] on the classifier's device -> float32 features [N, F]."""
-    return torch.cat([classifier.features(part.float() / 255) for part in torch.split(pixels, batch_size)])
+    """uint8 [N, C, H, W] -> float32 features [N, F] on the classifier's device."""
+    device = classifier.output.weight.device
+    parts = torch.split(pixels, batch_size)
+    return torch.cat([classifier.features(part.to(device).float() / 255) for part in parts])
 
 
 @torch.no_grad()
@@ -140,7 +143,8 @@ def classifier_for(
 ) -> tuple[Classifier, str]:
     """The classifier of a source's training images, and the SHA-256 of its weights' file.
 
-    MNIST's is packaged. Another is loaded from `cache_folder`, or trained and written there when it isn't.
+    MNIST's is packaged. Another is loaded from `cache_folder`, or trained and written there when it isn't; of more than
+    MOST_IMAGES training images that many, evenly spaced, are used.
 
     Args:
         source: the data before any split or binarisation.
@@ -152,13 +156,16 @@ def classifier_for(
         ValueError: a file of weights is damaged, or the data have no labels.
     """
     device = device or torch.device("cpu")
-    data_hash = hash_of(source.train)
+    train = source.train
+    if len(train) > MOST_IMAGES:
+        train = train[torch.arange(MOST_IMAGES) * len(train) // MOST_IMAGES]
+    data_hash = hash_of(train)
     path = cache_folder / f"classifier-{VERSION}-{data_hash}.safetensors"
     if data_hash == MNIST_DATA_SHA256:
         path = MNIST_WEIGHTS
     elif not path.is_file():
         log.info("training the classifier whose features judge these images; once, for %s", path)
-        classifier = train_classifier(source.train.to(device), source.classes, seed=seed, epochs=epochs)
+        classifier = train_classifier(train.to(device), source.classes, seed=seed, epochs=epochs)
         score = accuracy(classifier, source.test.to(device))
         log.info("its test accuracy: %.2f %%", 100 * score)
         save_classifier(path, classifier, test_accuracy=score, seed=seed, epochs=epochs)

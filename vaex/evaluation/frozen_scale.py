@@ -18,13 +18,13 @@ def freeze_scales(model: Autoencoder, train: Images, to_float: ToFloat, batch_si
     likelihood = model.likelihood
     if not (isinstance(likelihood, LocationScale) and likelihood.scale.sees_x):
         return
-    device = next(model.parameters()).device
+    device = model.device
     chosen = torch.arange(0, len(train), max(1, len(train) // IMAGES), device=train.pixels.device)
     errors = []
     with evaluating(model), fixed_noise(device):
         for rows in torch.split(chosen, batch_size):
-            x = to_float(train.pixels[rows].to(device))
-            labels = train.labels[rows].to(device)
+            batch = train[rows].to(device)
+            x, labels = to_float(batch.pixels), batch.labels
             distribution = model.decode(model.encode(x, labels).rsample(1)[0], labels)
             assert isinstance(distribution, LocationScaleDistribution | DiscretizedDistribution)
             errors.append(x - distribution.loc)

@@ -5,15 +5,14 @@ how an autoencoder without a prior can generate. An image is the likelihood's me
 two are scored differently, so that results say which it was.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vaex.data.cache import cache_folder
 from vaex.data.dataset import Dataset, Images
 from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
 from vaex.evaluation.classifier import classifier_for, features_of, to_pixels
@@ -31,11 +30,6 @@ Latent = Literal["prior", "mixture"]
 Results = dict[str, float | str]
 
 CODES = 15_000  # training images whose codes a mixture is fitted to
-
-
-def cache_folder() -> Path:
-    """Where classifiers of other data than MNIST are kept: $VAEX_CACHE, or vaex in the user's cache."""
-    return Path(os.environ.get("VAEX_CACHE") or Path.home() / ".cache" / "vaex")
 
 
 def generation_quality(
@@ -60,10 +54,10 @@ def generation_quality(
         ValueError: too few images, or no labels to train a classifier by.
         ModuleNotFoundError: `inception` without its extra.
     """
-    device = next(model.parameters()).device
+    device = model.device
     with fixed_noise(device):
         classifier, weights_hash = classifier_for(dataset.source, cache_folder(), device=device)
-    real = features_of(classifier, dataset.source.test.pixels.to(device))
+    real = features_of(classifier, dataset.source.test.pixels)
     sampler: LatentSampler = StandardNormal(latent_dim=model.latent_dim)
     described = "prior"
     if latent == "mixture":
@@ -74,15 +68,15 @@ def generation_quality(
         )
         sampler, described = mixture, f"mixture of {len(mixture)}"
 
-    test = dataset.test.to(device)
+    test = dataset.test
     z = sampler.sample(len(test), torch.Generator().manual_seed(0)).to(device)
     drawn: tuple[list[Tensor], list[Tensor]] = ([], [])  # uint8 samples and reconstructions
     with evaluating(model), fixed_noise(device):
         for start in range(0, len(test), batch_size):
             poll()
             rows = slice(start, start + batch_size)
-            labels = test.labels[rows]
-            x = dataset.to_float(test.pixels[rows])
+            batch = test[rows].to(device)
+            labels, x = batch.labels, dataset.to_float(batch.pixels)
             for code, pixels in zip((z[rows], model.encode(x, labels).mean), drawn, strict=True):
                 distribution = model.decode(code, labels)
                 pixels.append(to_pixels(distribution.mean if draws == "means" else distribution.sample()))
@@ -102,13 +96,13 @@ def generation_quality(
         **asdict(among),
     }
     if inception:
-        results["fid_inception"] = inception_fid(dataset.source.test.pixels.to(device), samples)
+        results["fid_inception"] = inception_fid(dataset.source.test.pixels, samples)
     return results
 
 
 def _codes(model: Autoencoder, images: Images, to_float: ToFloat, batch_size: int) -> Tensor:
     """Draws from q(z|x) of up to CODES images evenly spaced, [N, latent_dim]; the codes themselves without a q."""
-    device = next(model.parameters()).device
+    device = model.device
     chosen = torch.arange(0, len(images), max(1, len(images) // CODES))[:CODES]
     codes = []
     with evaluating(model), fixed_noise(device):
@@ -126,8 +120,8 @@ def inception_fid(real: Tensor, fake: Tensor, batch_size: int = 100) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=2048).to(real.device)
+    metric = FrechetInceptionDistance(feature=2048).to(fake.device)
     for images, is_real in ((real, True), (fake, False)):
         for part in torch.split(images, batch_size):
-            metric.update(part.expand(-1, 3, -1, -1), real=is_real)
+            metric.update(part.to(fake.device).expand(-1, 3, -1, -1), real=is_real)
     return float(metric.compute())

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vaex.data.dataset import Images
 from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
-from vaex.model import Autoencoder
+from vaex.model import Autoencoder, log_prior_over_posterior
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def importance_nll(
     """
     if samples < 1:
         raise ValueError(f"samples={samples}: must be >= 1 draw of z for each image")
-    device = images.pixels.device
+    device = model.device
     nll, elbo = [], []
     bar = tqdm(
         total=len(images) * samples,
@@ -65,8 +65,8 @@ def importance_nll(
     with bar, evaluating(model), fixed_noise(device):
         for start in range(0, len(images), batch_size):
             torch.manual_seed(seed + start)
-            x = to_float(images.pixels[start : start + batch_size])
-            labels = images.labels[start : start + batch_size]
+            batch = images[start : start + batch_size].to(device)
+            x, labels = to_float(batch.pixels), batch.labels
             posterior = model.encode(x, labels)
             log_sum = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=device)
             total = torch.zeros(len(x), dtype=torch.float64, device=device)
@@ -88,8 +88,7 @@ def importance_nll(
 
 
 def _log_weights(model: Autoencoder, mean: Tensor, log_var: Tensor, x: Tensor, labels: Tensor, samples: int) -> Tensor:
-    """log p(x|z) + log p(z) - log q(z|x) at new draws of z, [samples, B]. The log 2π of p(z) and q(z|x) cancel."""
+    """log p(x|z) + log p(z) - log q(z|x) at new draws of z, [samples, B]."""
     noise = torch.randn(samples, *mean.shape, device=mean.device)
     z = mean + torch.exp(0.5 * log_var) * noise
-    prior_over_posterior = 0.5 * (noise.square() + log_var - z.square()).sum(-1)
-    return model.decode(z, labels, x).log_prob(x) + prior_over_posterior
+    return model.decode(z, labels, x).log_prob(x) + log_prior_over_posterior(z, log_var, noise)

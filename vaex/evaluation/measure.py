@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from vaex.data.dataset import Dataset
+from vaex.data.feed import placed
 from vaex.evaluation.bits import scoring
 from vaex.evaluation.bound import evaluate
 from vaex.evaluation.calibration import LEVELS, calibration
@@ -32,6 +35,7 @@ def measure(
     latent: Latent = "prior",
     inception: bool = False,
     description: str | None = None,
+    corruption: Callable[[Tensor], Tensor] = lambda x: x,
     poll: Callable[[], None] = lambda: None,
 ) -> Results:
     """What has a meaning for this model: an autoencoder without a posterior has reconstruction errors only.
@@ -43,12 +47,21 @@ def measure(
         latent: where their z comes from; an autoencoder without a prior always has a mixture fitted.
         inception: also the distance in Inception's features, which needs the extra of that name.
         description: shown on the progress bar.
+        corruption: of the run.
         poll: called before each batch, and may raise to stop.
     """
-    device = next(model.parameters()).device
-    images = dataset.test.to(device)
+    device = model.device
+    images = placed(dataset.test, device, dataset.resident)
     # Noise depends on the batch size: up to 1,000, the numbers of `vaex train` come out again.
-    numbers = evaluate(model, objective, images, dataset.to_float, poll=poll, batch_size=min(batch_size, 1000))
+    numbers = evaluate(
+        model,
+        objective,
+        images,
+        dataset.to_float,
+        corruption=corruption,
+        poll=poll,
+        batch_size=min(batch_size, 1000),
+    )
     results: Results = {
         "beta/" + name if name.startswith("effective_") else "test/" + name: value for name, value in numbers.items()
     }

@@ -37,13 +37,14 @@ def reconstruction_errors(
     poll: Callable[[], None] = lambda: None,
 ) -> ReconstructionErrors:
     """Every image of the split once. `poll` is called before each batch, and may raise to stop."""
-    device = images.pixels.device
+    device = model.device
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     with evaluating(model), fixed_noise(device):
         for start in range(0, len(images), batch_size):
             poll()
-            x = to_float(images.pixels[start : start + batch_size])
-            mean = model.reconstruct(x, images.labels[start : start + batch_size])
+            batch = images[start : start + batch_size].to(device)
+            x = to_float(batch.pixels)
+            mean = model.reconstruct(x, batch.labels)
             mse = mean_squared_error(mean, x)
             totals += torch.stack([mse.sum(), psnr(mse).sum(), ssim(mean, x).sum()])
     return ReconstructionErrors(*(totals / len(images)).tolist())

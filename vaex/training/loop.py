@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from vaex.build import Experiment
 from vaex.config import Config
 from vaex.data.dataset import Images
-from vaex.data.stream import IndexStream
+from vaex.data.feed import Feed, feed_of, placed
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers, evaluate
 from vaex.figures.grids import reconstructions, samples
@@ -68,14 +68,14 @@ class Loop:
         self.record, self.background, self.stop = record, background, stop
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.progress = Progress()
-        self.train, self.validation = (
-            part.to(experiment.device) for part in (experiment.dataset.train, experiment.dataset.validation)
-        )
+        dataset, device = experiment.dataset, experiment.device
+        self.feed: Feed = feed_of(dataset.train, config.batch_size, config.seed, device, dataset.resident)
+        self.validation = placed(dataset.validation, device, dataset.resident)
         self.training_step = TrainingStep(
             model=experiment.model,
             objective=experiment.objective,
-            images=self.train,
-            to_float=experiment.dataset.to_float,
+            images=self.feed.images,
+            to_float=dataset.to_float,
             corruption=experiment.corruption,
             optimizer=experiment.optimizer,
             clip_norm=config.trainer.clip_norm,
@@ -84,7 +84,6 @@ class Loop:
         self.take_step: Callable[[Tensor], None] = self.training_step
         if config.trainer.capture == "true":
             self.take_step = CapturedStep(self.training_step, config.batch_size)
-        self.stream = IndexStream(len(self.train), config.batch_size, config.seed, experiment.device)
         self.latest: dict[str, float] = {}  # what the progress bar shows
 
     def run(self) -> None:
@@ -111,11 +110,12 @@ class Loop:
         for group in experiment.optimizer.param_groups:
             group["lr"].fill_(experiment.learning_rate * factor)
         images_before = progress.step * self.config.batch_size
-        self.take_step(self.stream.batch(progress.step))
+        self.take_step(self.feed.index(progress.step))
         progress.step += 1
         progress.interval += 1
 
-        epochs_before, epochs = images_before // len(self.train), self.images_seen // len(self.train)
+        size = len(experiment.dataset.train)
+        epochs_before, epochs = images_before // size, self.images_seen // size
         ended, last = epochs > epochs_before, progress.step == experiment.steps
         if ended or last or progress.step % trainer.log_every == 0:
             self._log_training(experiment.learning_rate * factor)
@@ -140,7 +140,7 @@ class Loop:
 
     @property
     def epoch(self) -> float:
-        return self.images_seen / len(self.train)
+        return self.images_seen / len(self.experiment.dataset.train)
 
     def _log_training(self, learning_rate: float) -> None:
         progress = self.progress
@@ -171,7 +171,10 @@ class Loop:
 
     def _validate(self) -> bool:
         """Returns whether this is the lowest validation loss so far."""
-        progress, total = self.progress, self.experiment.steps * self.config.batch_size / len(self.train)
+        progress, total = (
+            self.progress,
+            self.experiment.steps * self.config.batch_size / len(self.experiment.dataset.train),
+        )
         if not len(self.validation):
             log.info(f"epoch {self.epoch:.3g} of {total:.3g}")
             return False
@@ -188,7 +191,13 @@ class Loop:
 
     def evaluate(self, images: Images) -> Numbers:
         experiment = self.experiment
-        return evaluate(experiment.model, experiment.objective, images, experiment.dataset.to_float)
+        return evaluate(
+            experiment.model,
+            experiment.objective,
+            images,
+            experiment.dataset.to_float,
+            corruption=experiment.corruption,
+        )
 
     def draw(self) -> None:
         """Grids as PNG, with a copy that keeps this step's number, and in TensorBoard."""

@@ -1,0 +1,113 @@
+"""Where a training step finds its images: on the device, all of them, or streamed there from memory or a file."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+
+from vaex.data.dataset import Images, Resident
+from vaex.data.stream import IndexStream
+
+SHARE = 0.5  # of a GPU's free memory that images may fill
+
+
+class Feed(Protocol):
+    """`images` on the device, and the rows of them that a step trains on."""
+
+    images: Images
+
+    def index(self, step: int) -> torch.Tensor:
+        """int64 [B] on the device, of the given 0-based step."""
+
+    def close(self) -> None:
+        """Nothing is asked for any more."""
+
+
+def placed(images: Images, device: torch.device, resident: Resident) -> Images:
+    """The images on the device where they are to be kept there, else as they are.
+
+    On a CPU there is nothing to be moved: images mapped from a file are read where they lie.
+    """
+    if resident == "auto":
+        resident = device.type != "cuda" or images.pixels.numel() <= SHARE * torch.cuda.mem_get_info(device)[0]
+    return images.to(device) if resident else images
+
+
+def feed_of(
+    images: Images, batch_size: int, seed: int, device: torch.device, resident: Resident = "auto"
+) -> "WholeFeed | StreamedFeed":
+    """The same batches either way."""
+    there = placed(images, device, resident)
+    if resident is False or there.pixels.device.type != device.type:
+        return StreamedFeed(images, batch_size, seed, device)
+    return WholeFeed(there, batch_size, seed)
+
+
+class WholeFeed:
+    """All images lie on the device."""
+
+    def __init__(self, images: Images, batch_size: int, seed: int) -> None:
+        self.images = images
+        self.stream = IndexStream(len(images), batch_size, seed, images.pixels.device)
+
+    def index(self, step: int) -> torch.Tensor:
+        return self.stream.batch(step)
+
+    def close(self) -> None:
+        pass
+
+
+class StreamedFeed:
+    """The images of one batch lie on the device; the next is gathered meanwhile, in a thread, in pinned memory.
+
+    Two host buffers take turns, so that one is filled while the other is still being copied.
+    """
+
+    def __init__(self, images: Images, batch_size: int, seed: int, device: torch.device) -> None:
+        self.source = images
+        self.stream = IndexStream(len(images), batch_size, seed, torch.device("cpu"))
+        pinned = device.type == "cuda"
+        shape = (batch_size, *images.pixels.shape[1:])
+        self._buffers = [
+            Images(
+                torch.empty(shape, dtype=torch.uint8, pin_memory=pinned),
+                torch.empty(batch_size, dtype=torch.int64, pin_memory=pinned),
+            )
+            for _ in range(2)
+        ]
+        self._copied = [torch.cuda.Event() if pinned else None for _ in range(2)]  # type: ignore[no-untyped-call]
+        self.images = Images(
+            torch.empty(shape, dtype=torch.uint8, device=device),
+            torch.empty(batch_size, dtype=torch.int64, device=device),
+        )
+        self._all = torch.arange(batch_size, device=device)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vaex-feed")
+        self._next: tuple[int, Future[None]] | None = None
+
+    def index(self, step: int) -> torch.Tensor:
+        """Also puts the batch of that step into `images`."""
+        if self._next is None or self._next[0] != step:
+            self._ask(step)
+        assert self._next is not None
+        self._next[1].result()
+        buffer, copied = self._buffers[step % 2], self._copied[step % 2]
+        self.images.pixels.copy_(buffer.pixels, non_blocking=True)
+        self.images.labels.copy_(buffer.labels, non_blocking=True)
+        if copied is not None:
+            copied.record()
+        self._ask(step + 1)
+        return self._all
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ask(self, step: int) -> None:
+        self._next = (step, self._pool.submit(self._fill, self.stream.batch(step), step % 2))
+
+    def _fill(self, rows: torch.Tensor, slot: int) -> None:
+        copied = self._copied[slot]
+        if copied is not None:
+            copied.synchronize()
+        buffer = self._buffers[slot]
+        torch.index_select(self.source.pixels, 0, rows, out=buffer.pixels)
+        torch.index_select(self.source.labels, 0, rows, out=buffer.labels)
