@@ -39,14 +39,7 @@ def copying(scale: float) -> Autoencoder:
     return Autoencoder(encoder=Copy(), decoder=Copy(), likelihood=likelihood, latent_dim=784)
 
 
-@pytest.fixture
-def parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of no parameters has no device of its own."""
-    monkeypatch.setattr(Copy, "parameters", lambda self: iter([torch.zeros(1)]))
-    monkeypatch.setattr(Autoencoder, "parameters", lambda self: iter([torch.zeros(1)]))
-
-
-def test_a_copy_is_at_no_distance_and_noise_is_far(dataset: Dataset, parameters: None) -> None:
+def test_a_copy_is_at_no_distance_and_noise_is_far(dataset: Dataset) -> None:
     numbers = generation_quality(copying(0.5), dataset, draws="means", latent="prior")
     assert numbers["fid_reconstruction"] == pytest.approx(0, abs=1e-6)
     assert numbers["fid"] > 20 * numbers["fid_floor"] > 0
@@ -54,19 +47,17 @@ def test_a_copy_is_at_no_distance_and_noise_is_far(dataset: Dataset, parameters:
     assert numbers["fid_images"] == 600 and numbers["fid_draws"] == "means" and numbers["fid_latent"] == "prior"
 
 
-def test_pixel_noise_is_part_of_an_image_only_when_asked_for(dataset: Dataset, parameters: None) -> None:
+def test_pixel_noise_is_part_of_an_image_only_when_asked_for(dataset: Dataset) -> None:
     numbers = generation_quality(copying(0.5), dataset, draws="noise", latent="prior")
     assert numbers["fid_reconstruction"] > 10 and numbers["fid_draws"] == "noise"
 
 
-def test_the_numbers_are_the_same_every_time(dataset: Dataset, parameters: None) -> None:
+def test_the_numbers_are_the_same_every_time(dataset: Dataset) -> None:
     first, second = (generation_quality(copying(0.5), dataset, draws="noise", latent="prior") for _ in range(2))
     assert first == second
 
 
-def test_other_data_get_a_classifier_of_their_own(
-    dataset: Dataset, parameters: None, tmp_path: Path, monkeypatch
-) -> None:
+def test_other_data_get_a_classifier_of_their_own(dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("VAEX_CACHE", str(tmp_path))
     train = Images(dataset.source.train.pixels[:128], dataset.source.train.labels[:128])
     other = Dataset(source=Source(train, dataset.source.test, 10), validation=28, binarize="none", dequantize="none")
@@ -93,3 +84,31 @@ def test_eval_writes_the_distances_and_says_what_they_are_of(
     with pytest.raises(SystemExit):
         cli.evaluate([str(run), "--samples", "0", "--inception"])
     assert "pip install 'vaex-autoencoders[inception]'" in capsys.readouterr().err
+
+
+class ByClass(nn.Module):
+    """Decodes to an image of the class asked for, or of the next one."""
+
+    def __init__(self, images: Images, off: int) -> None:
+        super().__init__()
+        self.examples = torch.stack([images.pixels[images.labels == n][0] / 255 for n in range(10)])
+        self.off = off
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.examples[(z[:, -10:].argmax(1) + self.off) % 10]
+
+
+@pytest.mark.parametrize("off, agreement", [(0, 1.0), (1, 0.0)])
+def test_a_conditional_models_samples_are_held_against_the_class_asked_for(
+    dataset: Dataset, off: int, agreement: float
+) -> None:
+    class Encoder(nn.Module):
+        def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), 4)
+
+    likelihood = Gaussian(image_shape=SHAPE, scale=Fixed(image_shape=SHAPE, value=0.5), bounded_mean=False)
+    model = Autoencoder(
+        encoder=Encoder(), decoder=ByClass(dataset.train, off), likelihood=likelihood, latent_dim=2, classes=10
+    )
+    numbers = generation_quality(model, dataset, draws="means", latent="prior")
+    assert numbers["class_agreement"] == pytest.approx(agreement, abs=0.001)

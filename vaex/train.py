@@ -148,13 +148,20 @@ def _announce(config: Config, path: Path, experiment: Experiment, choices: dict[
     splits = " / ".join(count(part) for part in (dataset.train, dataset.validation, dataset.test))
     kind = model.likelihood.kind
     note = " (not a probability of grey images: compare with nothing but itself)" if kind == "pseudo" else ""
-    objective = choices["objective"] + (f", beta {config.beta:g}" if model.stochastic else "")
+    objective = choices["objective"]
+    if "beta" in config.objective:
+        objective += f", beta {config.beta:g}"
+    if experiment.objective.samples > 1:
+        objective += f", {experiment.objective.samples} draws of z"
+    if choices.get("corruption", "none") != "none":
+        objective += f", the encoder's input under {choices['corruption']} noise"
+    conditional = f", given the label of {dataset.classes} classes" if config.conditional else ""
     likelihood = choices["likelihood"]
     if "likelihood/scale" in choices:
         likelihood += f", {choices['likelihood/scale']} scale"
     lines = {
         "data": f"{choices['dataset']}, {splits} images of {channels} × {height} × {width}",
-        "model": f"{choices['architecture']}, {config.latent_dim} latents, {parameters:,} parameters",
+        "model": f"{choices['architecture']}, {config.latent_dim} latents, {parameters:,} parameters{conditional}",
         "likelihood": f"{likelihood}, a {kind}{note}"
         if kind != "pseudo"
         else f"{likelihood}, a pseudo-likelihood{note}",
@@ -176,12 +183,13 @@ def _announce(config: Config, path: Path, experiment: Experiment, choices: dict[
 
 
 def _report(config: Config, path: Path, results: dict[str, Any]) -> None:
-    units = {"elbo": "nats", "rate": "nats", "distortion": "nats", "loss": "nats", "mse": "", "active_units": ""}
+    units = {"elbo": "nats", "rate": "nats", "distortion": "nats", "loss": "nats", "active_units": ""}
+    units |= {"mse": "", "mse_corrupted": "", "mse_restored": ""}
     lines = ["", f"{'test':>14}  (whole split, per image)"]
     for name, unit in units.items():
         value = results.get(f"test/{name}")
         if value is not None:
-            shown = f"{value:.5f}" if name == "mse" else f"{value}" if name == "active_units" else f"{value:.2f}"
+            shown = f"{value:.5f}" if name.startswith("mse") else f"{value}" if name == "active_units" else f"{value:.2f}"
             extra = f" of {config.latent_dim}" if name == "active_units" else ""
             lines.append(f"{name.replace('_', ' '):>14}  {shown} {unit}{extra}".rstrip())
     for name, value in results.items():

@@ -15,7 +15,7 @@ from torch import Tensor
 from vaex.data.cache import cache_folder
 from vaex.data.dataset import Dataset, Images
 from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
-from vaex.evaluation.classifier import classifier_for, features_of, to_pixels
+from vaex.evaluation.classifier import accuracy, classifier_for, features_of, to_pixels
 from vaex.evaluation.fid import (
     FeatureStatistics,
     frechet_distance,
@@ -48,7 +48,8 @@ def generation_quality(
         fid of samples and fid_reconstruction; fid_floor, what two sets of so many real images would give (half the
         distance of halves of the test images, since the bias goes with 1/N); fid_images, the number on each side;
         precision, recall, density, coverage of the samples; and what they depend on: fid_draws, fid_latent,
-        fid_classifier (SHA-256 of its weights). With `inception` also fid_inception of the samples.
+        fid_classifier (SHA-256 of its weights). Of a conditional model also class_agreement, the share of its samples
+        that the classifier takes for the class asked for. With `inception` also fid_inception of the samples.
 
     Raises:
         ValueError: too few images, or no labels to train a classifier by.
@@ -95,6 +96,8 @@ def generation_quality(
         "fid_classifier": weights_hash,
         **asdict(among),
     }
+    if model.classes:
+        results["class_agreement"] = accuracy(classifier, Images(samples, test.labels.to(device)))
     if inception:
         results["fid_inception"] = inception_fid(dataset.source.test.pixels, samples)
     return results

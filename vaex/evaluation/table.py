@@ -37,7 +37,7 @@ def _about_the_score(members: list[Row]) -> list[str]:
     samples = members[0].results.get("test/nll_samples")  # one number a group, since it goes by the kind of pixels
     if samples is None:
         return [
-            "From the ELBO with one draw of z for each image: an upper bound, looser than --samples would give."
+            "From the ELBO: an upper bound, looser than --samples would give."
             + taken_off
         ]
     return [

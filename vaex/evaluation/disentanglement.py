@@ -1,0 +1,265 @@
+"""How far each latent stands for one factor that the images were made from: MIG, SAP, FactorVAE score and DCI.
+
+All take codes [N, latent_dim], the posterior means of N images, and their factors, int64 [N, F]. Every score goes up, to
+1 unless its function says otherwise. Permuting latents, and shifting or scaling one, also by a negative number, leaves the
+scores as they are; but a latent whose standard deviation is below COLLAPSED has no vote in the FactorVAE score.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaex.data.dataset import Factor, Images
+from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
+from vaex.model import Autoencoder
+
+# MIG and FactorVAE settings of Locatello et al. 2019 (disentanglement_lib, unsupervised_study_v1).
+BINS = 20
+SHARED = 64  # L, the images that share a factor's value
+TRAIN_VOTES, EVALUATION_VOTES = 10_000, 5000
+COLLAPSED = 0.05  # a latent whose standard deviation is below has collapsed to the prior, which has 1
+
+# Forests of Eastwood & Williams 2018: ten trees, the depth chosen for each factor on validation images (theirs: 2 to 12).
+TREES = 10
+DEPTHS = (2, 4, 8, 16)
+
+
+def disentanglement(
+    codes: Tensor, factors: Tensor | None, described: Sequence[Factor], *, seed: int = 0
+) -> dict[str, float]:
+    """Every score, means over the factors. A factor with a single value in these images is left out.
+
+    Args:
+        codes: posterior means, [N, latent_dim].
+        factors: the index of each factor's value, int64 [N, F]; None where they aren't known.
+        described: the F factors.
+        seed: of DCI's split and forests, and of FactorVAE's draws.
+
+    Raises:
+        ValueError: no factors, or codes that aren't finite.
+        ModuleNotFoundError: scikit-learn isn't installed.
+    """
+    if factors is None or not described:
+        raise ValueError("this dataset has no known factors to compare the latents with; only dataset=sprites has some")
+    codes, factors = codes.detach().double().cpu(), factors.cpu()
+    if not codes.isfinite().all():
+        raise ValueError(f"{int((~codes.isfinite()).any(1).sum())} of {len(codes)} codes are NaN or infinite")
+    varying = factors.amax(0) > factors.amin(0)
+    if not varying.any():
+        raise ValueError(f"all {len(codes)} images have the same factors; disentanglement needs some that differ")
+    factors = factors[:, varying]
+    ordered = [factor.ordered for factor, varies in zip(described, varying.tolist(), strict=True) if varies]
+    importances, informativeness = forest_importances(codes, factors, ordered, seed=seed)
+    return {
+        "mig": mutual_information_gap(codes, factors),
+        "sap": separated_attribute_predictability(codes, factors, ordered),
+        "factor_vae": factor_vae_score(codes, factors, seed=seed),
+        "dci_disentanglement": dci_disentanglement(importances),
+        "dci_completeness": dci_completeness(importances),
+        "dci_informativeness": float(informativeness.mean()),
+    }
+
+
+def factor_codes(
+    model: Autoencoder,
+    images: Images,
+    to_float: ToFloat,
+    *,
+    batch_size: int = 1000,
+    poll: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """The posterior mean of every image of the split, [N, latent_dim], on the CPU.
+
+    `poll` is called before each batch, and may raise to stop.
+    """
+    device = next(model.parameters()).device
+    codes = []
+    with evaluating(model), fixed_noise(device):
+        for start in range(0, len(images), batch_size):
+            poll()
+            batch = images[start : start + batch_size].to(device)
+            codes.append(model.encode(to_float(batch.pixels), batch.labels).mean.cpu())
+    return torch.cat(codes)
+
+
+def mutual_information(codes: Tensor, factors: Tensor) -> Tensor:
+    """I(z_j; v_k) in nats of every latent, in BINS bins of equal width over its range, and factor: [latent_dim, F]."""
+    bins = (_to_unit_range(codes) * BINS).long().clamp(max=BINS - 1)
+    values = int(factors.max()) + 1
+    joint = torch.stack(
+        [torch.stack([_entropy(latent * values + factor) for factor in factors.unbind(1)]) for latent in bins.unbind(1)]
+    )
+    of_latents, of_factors = _entropies(bins), _entropies(factors)
+    return (of_latents[:, None] + of_factors - joint).clamp(min=0)  # rounding can leave -1e-16
+
+
+def mutual_information_gap(codes: Tensor, factors: Tensor) -> float:
+    """MIG, Chen et al. 2018, eq. 6: the gap of the two highest I(z_j; v_k) over H(v_k), mean over k.
+
+    The information is that of binned posterior means, as in Locatello et al. 2019; Chen et al. take draws from q(z|x)
+    and its density, so that their numbers are others. A factor of more values than BINS can't reach 1: of 40 equally
+    frequent ones a latent holds log 20 of log 40 nats, 0.81.
+    """
+    return float((_top_two_gap(mutual_information(codes, factors)) / _entropies(factors)).mean())
+
+
+def separated_attribute_predictability(codes: Tensor, factors: Tensor, ordered: Sequence[bool]) -> float:
+    """SAP, Kumar et al. 2018, section 3: the gap of the two latents that predict a factor best, mean over factors.
+
+    The score is R² of a line for an ordered factor, the balanced accuracy of the best thresholds for an unordered one,
+    on the images that they are fitted to; for a constant latent 0. The paper doesn't normalise the accuracy, which is
+    1 / C for a latent that says nothing of C classes: 1 - 1 / C is then the largest gap.
+    """
+    scores = torch.zeros(codes.shape[1], factors.shape[1], dtype=torch.float64)
+    for j in (codes.amax(0) > codes.amin(0)).nonzero()[:, 0].tolist():
+        for k, in_order in enumerate(ordered):
+            scores[j, k] = (squared_correlation if in_order else threshold_accuracy)(codes[:, j], factors[:, k])
+    return float(_top_two_gap(scores).mean())
+
+
+def squared_correlation(code: Tensor, factor: Tensor) -> float:
+    """R² of the line that predicts the factor from a latent that isn't constant; both [N]."""
+    return float(torch.corrcoef(torch.stack([code, factor.double()]))[0, 1].square())
+
+
+def threshold_accuracy(code: Tensor, factor: Tensor) -> float:
+    """Balanced accuracy of calling each interval between the best C - 1 thresholds on a latent a class; both [N].
+
+    Exact: the best is found for the first n images in the latent's order and each class of the last interval, with one
+    threshold more in each round. Balanced accuracy is the mean over classes of the fraction called right.
+    """
+    order = code.argsort()
+    code, hits = code[order], torch.nn.functional.one_hot(factor[order]).double()
+    hits = hits[:, hits.any(0)]  # [N, C]: classes that occur
+    hits = hits / hits.sum(0) / hits.shape[1]
+    called = torch.cat([torch.zeros_like(hits[:1]), hits.cumsum(0)])  # [N + 1, C]: the first n all called c
+    may_cut = torch.ones(len(called), dtype=torch.bool)
+    may_cut[1:-1] = code[1:] > code[:-1]  # no threshold parts equal codes
+    best = called
+    for _ in range(hits.shape[1] - 1):
+        before = torch.where(may_cut, best.amax(1), -torch.inf)[:, None]
+        best = called + (before - called).cummax(0).values
+    return float(best[-1].max())
+
+
+def factor_vae_score(codes: Tensor, factors: Tensor, *, seed: int) -> float:
+    """Kim & Mnih 2018, section 4: how often the latent that varies least tells which factor was held fixed.
+
+    A vote: a factor, a value of it as frequent as in the images, SHARED images that have it; the latent of the lowest
+    variance, divided by its variance over all images. The majority of TRAIN_VOTES names each latent's factor, and the
+    score is the fraction of EVALUATION_VOTES that it gets right: about 1 / F by chance. 0 when all latents collapsed.
+    """
+    codes = codes[:, codes.std(0) >= COLLAPSED]
+    if not codes.shape[1]:
+        return 0.0
+    codes = codes / codes.std(0)
+    count = factors.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    fixed = torch.randint(count, (TRAIN_VOTES + EVALUATION_VOTES,), generator=generator)
+    lowest = torch.empty_like(fixed)
+    for k in range(count):
+        votes = (fixed == k).nonzero()[:, 0]
+        sizes = factors[:, k].bincount()
+        frequency = sizes * (sizes > 1)  # a single image has no variance
+        if not frequency.any():
+            raise ValueError(
+                f"no two of {len(codes)} images share a factor's value; the FactorVAE score needs more images"
+            )
+        value = torch.multinomial(frequency.double(), len(votes), replacement=True, generator=generator)
+        uniform = torch.rand(len(votes), SHARED, dtype=torch.float64, generator=generator)
+        drawn = (sizes.cumsum(0) - sizes)[value, None] + (uniform * sizes[value, None]).long()
+        rows = factors[:, k].argsort()[drawn]  # [votes, SHARED]
+        lowest[votes] = torch.cat([codes[part].var(dim=1).argmin(1) for part in torch.split(rows, 500)])
+    pairs = lowest * count + fixed
+    table = pairs[:TRAIN_VOTES].bincount(minlength=codes.shape[1] * count).view(-1, count)
+    named = table.argmax(1)[lowest[TRAIN_VOTES:]]
+    return float((named == fixed[TRAIN_VOTES:]).double().mean())
+
+
+def forest_importances(codes: Tensor, factors: Tensor, ordered: Sequence[bool], *, seed: int) -> tuple[Tensor, Tensor]:
+    """R [latent_dim, F] and informativeness [F] of Eastwood & Williams 2018, section 2, by random forests.
+
+    R_jk is how much latent j lowers the impurity of the forest that predicts factor k: columns sum to 1, or are 0 when
+    nothing could be split. As in the paper a forest regresses an ordered factor; for an unordered one, of which the
+    paper has none, it classifies. 80 % of the images train, 10 % choose the depth, 10 % give the error.
+
+    Informativeness is 1 less the paper's error: the root mean square over the factor's standard deviation, or the
+    misclassified fraction over that of always guessing the most frequent class. So 0 is a guess that sees no codes (a
+    forest can do a little worse) and 1 is perfect.
+    """
+    shuffled = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))
+    tenth = len(codes) // 10
+    parts = torch.split(shuffled, [len(codes) - 2 * tenth, tenth, tenth])
+    codes = _to_unit_range(codes)  # a tree of scikit-learn takes values within 1e-7 for equal
+    columns = [_forest(codes, factors[:, k], ordered[k], parts, seed) for k in range(factors.shape[1])]
+    return torch.stack([column for column, _ in columns], dim=1), torch.tensor([informed for _, informed in columns])
+
+
+def _forest(codes: Tensor, factor: Tensor, ordered: bool, parts: Sequence[Tensor], seed: int) -> tuple[Tensor, float]:
+    """Importances [latent_dim] and informativeness of one factor."""
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+    train, choose, test = parts
+    forests = [
+        # Every split sees every latent, for a classifier too.
+        (RandomForestRegressor if ordered else RandomForestClassifier)(
+            n_estimators=TREES, max_depth=depth, max_features=1.0, n_jobs=1, random_state=seed
+        ).fit(codes[train].numpy(), factor[train].numpy())
+        for depth in DEPTHS
+    ]
+
+    def error(forest: Any, rows: Tensor) -> float:
+        wrong = torch.from_numpy(forest.predict(codes[rows].numpy())) - factor[rows]
+        if ordered:
+            return float(wrong.square().mean().sqrt() / factor.double().std(correction=0))
+        return float((wrong != 0).double().mean() / (1 - factor.bincount().max() / len(factor)))
+
+    best = min(forests, key=lambda forest: error(forest, choose))
+    return torch.from_numpy(best.feature_importances_), 1 - error(best, test)
+
+
+def dci_disentanglement(importances: Tensor) -> float:
+    """Of R [latent_dim, F]: 1 less the entropy, base F, of each latent's row, weighted by its share of the sum of R."""
+    weights = importances.sum(1)
+    return float((_concentration(importances) * weights).sum() / weights.sum().clamp(min=1e-12))
+
+
+def dci_completeness(importances: Tensor) -> float:
+    """Of R [latent_dim, F]: 1 less the entropy, base latent_dim, of each factor's column, mean over factors."""
+    return float(_concentration(importances.T).mean())
+
+
+def _concentration(importances: Tensor) -> Tensor:
+    """Of each row: 1 if it has one entry that isn't 0, 0 if all are equal; [rows, columns] -> [rows].
+
+    A row of a single entry is 1, where there is nothing to spread over, and a row of zeros 0.
+    """
+    total = importances.sum(1, keepdim=True)
+    shares = importances / torch.where(total > 0, total, 1)
+    entropy = torch.special.entr(shares).sum(1) / math.log(max(2, importances.shape[1]))
+    return torch.where(total[:, 0] > 0, 1 - entropy, 0)
+
+
+def _top_two_gap(scores: Tensor) -> Tensor:
+    """[latent_dim, F] -> [F]: of each factor the best latent's score less the second's, which is 0 if there is none."""
+    best: Tensor = torch.cat([scores, torch.zeros_like(scores[:1])]).topk(2, dim=0).values
+    return best[0] - best[1]
+
+
+def _to_unit_range(codes: Tensor) -> Tensor:
+    """Each latent from 0 to 1, a constant one 0."""
+    low, high = codes.amin(0), codes.amax(0)
+    return (codes - low) / torch.where(high > low, high - low, 1)
+
+
+def _entropies(columns: Tensor) -> Tensor:
+    return torch.stack([_entropy(column) for column in columns.unbind(1)])
+
+
+def _entropy(values: Tensor) -> Tensor:
+    """Nats, of int64 [N]."""
+    entropy: Tensor = torch.special.entr(values.bincount().double() / len(values)).sum()
+    return entropy
