@@ -211,9 +211,7 @@ def _check_ranges(c: Config) -> None:
     need(c.figures.every >= 1, "figures.every", c.figures.every, ">= 1 epoch")
     need(c.figures.images >= 1, "figures.images", c.figures.images, ">= 1 picture")
     if "beta" not in c.objective and c.beta != 1:
-        raise UserError(
-            f"beta={c.beta}: this objective has no beta; leave beta out or take objective=vae"
-        )
+        raise UserError(f"beta={c.beta}: this objective has no beta; leave beta out or take objective=vae")
     for key in GROUPS:
         _check_numbers(key, getattr(c, key))
 

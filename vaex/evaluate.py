@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from vaex.data.dataset import Dataset
+    from vaex.evaluation.generation import Draws
     from vaex.evaluation.ranking import Row
 
 
@@ -45,6 +46,8 @@ def main(arguments: list[str]) -> None:
     from vaex.folder import replace_file
 
     datasets = _LatestDataset()
+    if options.disentanglement:
+        _need_factors(runs, datasets)
     names = _short_names(runs)
     rows = [_evaluate(run, name, options, datasets) for run, name in zip(runs, names, strict=True)]
     print(text(rows))
@@ -75,7 +78,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "default 5000 on binary images, 100 on others",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1000, metavar="N", help="images, or images times draws, at once; default 1000"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images, or images times draws, at once; default 1000 of 28 × 28, fewer of larger ones",
     )
     parser.add_argument(
         "--device", default="auto", help="auto | cpu | cuda | cuda:N; default auto: a GPU if there is one"
@@ -83,9 +89,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--fid",
         choices=("means", "noise", "none"),
-        default="means",
         help="Fréchet distances, precision and recall, density and coverage of generated images: of the likelihood's "
-        "means, or with its pixel noise; default means",
+        "means, or with its pixel noise; default means, or none for images without labels",
     )
     parser.add_argument(
         "--latent",
@@ -97,12 +102,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--inception", action="store_true", help="also the FID of samples in Inception-v3's features, as papers give it"
     )
+    parser.add_argument(
+        "--disentanglement",
+        action="store_true",
+        help="also MIG, DCI, SAP and the FactorVAE score, for images whose factors are known: sprites",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers, one line a run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, one object a run, lists included")
     options = parser.parse_args(arguments)
     if options.samples is not None and options.samples < 0:
         parser.error(f"--samples={options.samples}: must be >= 1 draw, or 0 for none")
-    if options.batch_size < 1:
+    if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size={options.batch_size}: must be >= 1 image")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
         parser.error(f"--device={options.device}: must be auto, cpu, cuda or cuda:N")
@@ -170,6 +180,20 @@ class _LatestDataset:
         return self._dataset
 
 
+def _need_factors(runs: list[Path], datasets: _LatestDataset) -> None:
+    """Raises UserError, before anything is measured, when the images of a run have no known factors."""
+    from vaex.build import load_config
+    from vaex.errors import UserError
+
+    for run in runs:
+        config, recorded = load_config(run)
+        if not datasets.get(config.dataset).source.factors:
+            raise UserError(
+                f"--disentanglement: nobody knows the factors of {recorded['choices']['dataset']}'s images, which {run} "
+                "was trained on; leave the option out, or give runs of dataset=sprites"
+            )
+
+
 def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _LatestDataset) -> Row:
     """Measure one run, merge the numbers into its results.json, and make its line of the table."""
     import json
@@ -188,6 +212,9 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _Late
     if list(shape) != list(recorded["image_shape"]):
         raise UserError(f"{run}: trained on images of {recorded['image_shape']}, and its dataset now has {list(shape)}")
     objective = make("objective", config.objective).to(model.device)
+    unlabelled = dataset.source.classes < 2
+    wanted: Any = options.fid or ("none" if unlabelled else "means")
+    generated: Draws | None = None if wanted == "none" else wanted
     try:
         results = measure(
             model,
@@ -195,16 +222,19 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _Late
             dataset,
             samples=options.samples,
             batch_size=options.batch_size,
-            generated=None if options.fid == "none" else options.fid,
+            generated=generated,
             latent=options.latent,
             inception=options.inception,
+            disentangled=options.disentanglement,
             description=name,
             corruption=make("corruption", config.corruption),
         )
     except ModuleNotFoundError as error:
-        if not options.inception:
+        extra = {"sklearn": "disentanglement", "torchmetrics": "inception", "torch_fidelity": "inception"}
+        if error.name not in extra:
             raise
-        raise UserError(f"--inception: needs {error.name}; pip install 'vaex-autoencoders[inception]'") from error
+        option = extra[error.name]
+        raise UserError(f"--{option}: needs {error.name}; pip install 'vaex-autoencoders[{option}]'") from error
     except ValueError as error:
         raise UserError(f"{run}: {error}; --fid=none leaves generated images out") from error
 
@@ -224,7 +254,9 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _Late
         binarize=dataset.binarize,
         crc=datasets.crc,
     )
-    warning = collapsed(results)
+    notes = [note for note in [collapsed(results)] if note]
+    if unlabelled and not options.fid:
+        notes.append("no FID: its images have no labels to train a classifier by")
     return Row(
         run=name,
         likelihood=choices["likelihood"],
@@ -234,5 +266,5 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _Late
         dimensions=channels * height * width,
         group=group,
         results=results,
-        notes=[warning] if warning else [],
+        notes=notes,
     )

@@ -189,7 +189,9 @@ def _report(config: Config, path: Path, results: dict[str, Any]) -> None:
     for name, unit in units.items():
         value = results.get(f"test/{name}")
         if value is not None:
-            shown = f"{value:.5f}" if name.startswith("mse") else f"{value}" if name == "active_units" else f"{value:.2f}"
+            shown = (
+                f"{value:.5f}" if name.startswith("mse") else f"{value}" if name == "active_units" else f"{value:.2f}"
+            )
             extra = f" of {config.latent_dim}" if name == "active_units" else ""
             lines.append(f"{name.replace('_', ' '):>14}  {shown} {unit}{extra}".rstrip())
     for name, value in results.items():

@@ -16,6 +16,11 @@ ToFloat = Callable[[Tensor], Tensor]  # uint8 batch -> float32 batch
 Numbers = dict[str, float | list[float]]
 
 
+def images_at_once(images: Images) -> int:
+    """A batch for evaluation: 1,000 small images; fewer large ones, whose activations would fill the memory."""
+    return max(16, min(1000, 2**20 // images.pixels[0].numel()))
+
+
 @contextmanager
 def fixed_noise(device: torch.device, seed: int = 1) -> Iterator[None]:
     """Same draws every time, and the training's random state left as it was."""
@@ -44,14 +49,14 @@ def evaluate(
     *,
     corruption: Callable[[Tensor], Tensor] = lambda x: x,
     poll: Callable[[], None] = lambda: None,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
 ) -> Numbers:
     """Every image of the split once, the objective's number of draws of z each, the noise the same in every call.
 
     Args:
         corruption: of the run. Its numbers stand beside those of clean images.
         poll: called before each batch, and may raise to stop.
-        batch_size: images times draws of z at once.
+        batch_size: images times draws of z at once; None for `images_at_once`.
 
     Returns:
         distortion, rate, elbo (beta = 1), of clean images; loss (the objective's, fully warmed up, of corrupted images
@@ -63,7 +68,7 @@ def evaluate(
         a posterior distribution only those that have a meaning.
     """
     device = model.device
-    batch_size = max(1, batch_size // objective.samples)
+    batch_size = max(1, (batch_size or images_at_once(images)) // objective.samples)
     totals: dict[str, Tensor] = {}
 
     def add(name: str, value: Tensor) -> None:

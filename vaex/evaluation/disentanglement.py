@@ -1,8 +1,8 @@
 """How far each latent stands for one factor that the images were made from: MIG, SAP, FactorVAE score and DCI.
 
-All take codes [N, latent_dim], the posterior means of N images, and their factors, int64 [N, F]. Every score goes up, to
-1 unless its function says otherwise. Permuting latents, and shifting or scaling one, also by a negative number, leaves the
-scores as they are; but a latent whose standard deviation is below COLLAPSED has no vote in the FactorVAE score.
+All take codes [N, latent_dim], the posterior means of N images, and their factors, int64 [N, F]. Every score goes up,
+to 1 unless its function says otherwise. Permuting latents, or shifting or scaling one, by a negative number too, leaves
+the scores as they are; but a latent whose standard deviation is below COLLAPSED has no vote in the FactorVAE score.
 """
 
 import math
@@ -22,7 +22,7 @@ SHARED = 64  # L, the images that share a factor's value
 TRAIN_VOTES, EVALUATION_VOTES = 10_000, 5000
 COLLAPSED = 0.05  # a latent whose standard deviation is below has collapsed to the prior, which has 1
 
-# Forests of Eastwood & Williams 2018: ten trees, the depth chosen for each factor on validation images (theirs: 2 to 12).
+# Forests of Eastwood & Williams 2018: ten trees, the depth chosen for each factor on validation images.
 TREES = 10
 DEPTHS = (2, 4, 8, 16)
 
@@ -111,7 +111,7 @@ def separated_attribute_predictability(codes: Tensor, factors: Tensor, ordered: 
 
     The score is R² of a line for an ordered factor, the balanced accuracy of the best thresholds for an unordered one,
     on the images that they are fitted to; for a constant latent 0. The paper doesn't normalise the accuracy, which is
-    1 / C for a latent that says nothing of C classes: 1 - 1 / C is then the largest gap.
+    1 / C for a latent that says nothing of C classes: beside such a latent the largest gap is 1 - 1 / C.
     """
     scores = torch.zeros(codes.shape[1], factors.shape[1], dtype=torch.float64)
     for j in (codes.amax(0) > codes.amin(0)).nonzero()[:, 0].tolist():
@@ -131,7 +131,7 @@ def threshold_accuracy(code: Tensor, factor: Tensor) -> float:
     Exact: the best is found for the first n images in the latent's order and each class of the last interval, with one
     threshold more in each round. Balanced accuracy is the mean over classes of the fraction called right.
     """
-    order = code.argsort()
+    order = code.argsort(stable=True)
     code, hits = code[order], torch.nn.functional.one_hot(factor[order]).double()
     hits = hits[:, hits.any(0)]  # [N, C]: classes that occur
     hits = hits / hits.sum(0) / hits.shape[1]
@@ -171,7 +171,7 @@ def factor_vae_score(codes: Tensor, factors: Tensor, *, seed: int) -> float:
         value = torch.multinomial(frequency.double(), len(votes), replacement=True, generator=generator)
         uniform = torch.rand(len(votes), SHARED, dtype=torch.float64, generator=generator)
         drawn = (sizes.cumsum(0) - sizes)[value, None] + (uniform * sizes[value, None]).long()
-        rows = factors[:, k].argsort()[drawn]  # [votes, SHARED]
+        rows = factors[:, k].argsort(stable=True)[drawn]  # [votes, SHARED]
         lowest[votes] = torch.cat([codes[part].var(dim=1).argmin(1) for part in torch.split(rows, 500)])
     pairs = lowest * count + fixed
     table = pairs[:TRAIN_VOTES].bincount(minlength=codes.shape[1] * count).view(-1, count)

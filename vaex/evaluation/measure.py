@@ -8,8 +8,9 @@ from torch import Tensor
 from vaex.data.dataset import Dataset
 from vaex.data.feed import placed
 from vaex.evaluation.bits import scoring
-from vaex.evaluation.bound import evaluate
+from vaex.evaluation.bound import evaluate, images_at_once
 from vaex.evaluation.calibration import LEVELS, calibration
+from vaex.evaluation.disentanglement import disentanglement, factor_codes
 from vaex.evaluation.generation import Draws, Latent, generation_quality
 from vaex.evaluation.importance import importance_nll
 from vaex.evaluation.reconstruction import reconstruction_errors
@@ -30,10 +31,11 @@ def measure(
     dataset: Dataset,
     *,
     samples: int | None = None,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     generated: Draws | None = "means",
     latent: Latent = "prior",
     inception: bool = False,
+    disentangled: bool = False,
     description: str | None = None,
     corruption: Callable[[Tensor], Tensor] = lambda x: x,
     poll: Callable[[], None] = lambda: None,
@@ -42,17 +44,19 @@ def measure(
 
     Args:
         samples: K of the importance-weighted NLL; 0 for none; None for 5,000 on binary images and 100 on others.
-        batch_size: images, or images times draws of z, decoded at once.
+        batch_size: images, or images times draws of z, decoded at once; None for `images_at_once`.
         generated: what generated images are made of, for their Fréchet distances; None for none.
         latent: where their z comes from; an autoencoder without a prior always has a mixture fitted.
         inception: also the distance in Inception's features, which needs the extra of that name.
+        disentangled: also how far each latent stands for one of the factors that the images were made from.
         description: shown on the progress bar.
         corruption: of the run.
         poll: called before each batch, and may raise to stop.
     """
     device = model.device
     images = placed(dataset.test, device, dataset.resident)
-    # Noise depends on the batch size: up to 1,000, the numbers of `vaex train` come out again.
+    batch_size = batch_size or images_at_once(images)
+    # Noise depends on the batch size: up to what training takes, the numbers of `vaex train` come out again.
     numbers = evaluate(
         model,
         objective,
@@ -60,7 +64,7 @@ def measure(
         dataset.to_float,
         corruption=corruption,
         poll=poll,
-        batch_size=min(batch_size, 1000),
+        batch_size=min(batch_size, images_at_once(images)),
     )
     results: Results = {
         "beta/" + name if name.startswith("effective_") else "test/" + name: value for name, value in numbers.items()
@@ -73,6 +77,10 @@ def measure(
             model, dataset, draws=generated, latent=source, inception=inception, batch_size=batch_size, poll=poll
         )
         results |= {f"test/{name}": value for name, value in quality.items()}
+    if disentangled:
+        codes = factor_codes(model, images, dataset.to_float, batch_size=batch_size, poll=poll)
+        scores = disentanglement(codes, images.factors, dataset.source.factors)
+        results |= {f"test/{name}": value for name, value in scores.items()}
     if not model.stochastic:
         return results
 
@@ -88,7 +96,9 @@ def measure(
     results["test/scored_pixels"] = score.pixels
     nll, nll_from = -results["test/elbo"], "elbo"
     if model.likelihood.kind == "density":
-        scored = evaluate(model, objective, images, to_float, poll=poll, batch_size=min(batch_size, 1000))
+        scored = evaluate(
+            model, objective, images, to_float, poll=poll, batch_size=min(batch_size, images_at_once(images))
+        )
         results |= {f"test/{name}_dequantized": scored[name] for name in ("elbo", "rate")}
         nll = -results["test/elbo_dequantized"]
     if samples is None:

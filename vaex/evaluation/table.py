@@ -36,10 +36,7 @@ def _about_the_score(members: list[Row]) -> list[str]:
     taken_off = " elbo, in nats, is of the 8-bit image: D · log 256 is taken off a density's." if eight_bits else ""
     samples = members[0].results.get("test/nll_samples")  # one number a group, since it goes by the kind of pixels
     if samples is None:
-        return [
-            "From the ELBO: an upper bound, looser than --samples would give."
-            + taken_off
-        ]
+        return ["From the ELBO: an upper bound, looser than --samples would give." + taken_off]
     return [
         f"Importance-weighted with {samples:,} draws of z for each image; ± is the standard error over images. "
         f"With finitely many draws the number errs upwards only.{taken_off}"
@@ -78,6 +75,11 @@ def _cells(group: Group, members: list[Row]) -> list[list[str]]:
         "AU",
         "cov90",
         "FID",
+        "agree",
+        "MIG",
+        "DCI",
+        "SAP",
+        "FVAE",
     ]
     digits = 4 if group.score == "bits/dim" else 2
     lines = []
@@ -100,6 +102,11 @@ def _cells(group: Group, members: list[Row]) -> list[list[str]]:
                 "–" if "test/active_units" not in results else str(results["test/active_units"]),
                 _number(results.get("test/coverage_90"), 3),
                 _number(results.get("test/fid"), 1),
+                _number(results.get("test/class_agreement"), 3),
+                _number(results.get("test/mig"), 3),
+                _number(results.get("test/dci_disentanglement"), 3),
+                _number(results.get("test/sap"), 3),
+                _number(results.get("test/factor_vae"), 3),
             ]
         )
     kept = [n for n in range(len(header)) if n == 0 or any(line[n] != "–" for line in lines)]
