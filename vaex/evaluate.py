@@ -189,8 +189,8 @@ def _need_factors(runs: list[Path], datasets: _LatestDataset) -> None:
         config, recorded = load_config(run)
         if not datasets.get(config.dataset).source.factors:
             raise UserError(
-                f"--disentanglement: nobody knows the factors of {recorded['choices']['dataset']}'s images, which {run} "
-                "was trained on; leave the option out, or give runs of dataset=sprites"
+                f"--disentanglement: {run} was trained on {recorded['choices']['dataset']}, whose images have no known "
+                "factors; leave the option out, or give runs of dataset=sprites"
             )
 
 

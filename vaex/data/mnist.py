@@ -3,12 +3,12 @@
 import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vaex.data.cache import decompressed
 from vaex.data.dataset import Images, Source
+from vaex.data.idx import parse_idx
 
 EMBEDDED = Path(__file__).parent / "embedded" / "mnist"
 
@@ -44,11 +44,4 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         content = decompressed(path.read_bytes())
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file ({error}); replace it") from error
-    magic = bytes([0, 0, 8, dimensions])
-    if content[:4] != magic:
-        raise ValueError(f"{path}: starts with {content[:4].hex()}, not {magic.hex()}: not an idx file of this kind")
-    header = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:header], dtype=">u4").astype(int)
-    if len(content) - header != shape.prod():
-        raise ValueError(f"{path}: holds {len(content) - header} bytes, its header promises {shape.prod()}; replace it")
-    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy())
+    return parse_idx(content, path, dimensions)
