@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from vaex.config import Config, check, config_dir
 from vaex.data.dataset import Source
@@ -58,6 +60,35 @@ def small(source: Source, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 @pytest.fixture(scope="session")
 def tiny(small: list[str]) -> list[str]:
     return [*small, "architecture.hidden=[16]", "architecture.activation=relu"]
+
+
+SPRITES = ["dataset.source.rotations=2", "dataset.source.positions=2", "dataset.source.test=20"]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of colour pictures in two classes: bright and dark gradients with some noise."""
+    folder = tmp_path_factory.mktemp("pictures")
+    ramp = np.linspace(0, 100, 40)
+    noise = np.random.default_rng(0)
+    for name, offset in (("bright", 120), ("dark", 20)):
+        (folder / name).mkdir()
+        for n in range(60):
+            grey = offset + ramp[None, :, None] * (n / 60) + ramp[:36, None, None] * (1 - n / 60)
+            colour = grey * np.array([1.0, 0.8, 0.6]) + noise.uniform(0, 20, (36, 40, 3))
+            Image.fromarray(colour.clip(0, 255).astype(np.uint8)).save(folder / name / f"{n}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(small: list[str], pictures: Path) -> dict[str, list[str]]:
+    """Overrides for a small amount of every dataset that needs no file of others."""
+    return {
+        "mnist": small,
+        "sprites": ["dataset=sprites", *SPRITES, "dataset.validation=20", "batch_size=32"],
+        "sprites_rgb": ["dataset=sprites_rgb", *SPRITES, "dataset.validation=20", "batch_size=32"],
+        "image_folder": ["dataset=image_folder", f"dataset.source.root={pictures}", "batch_size=32"],
+    }
 
 
 def composed(*overrides: str) -> Config:
