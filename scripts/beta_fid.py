@@ -17,7 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from likelihood_table import ROOT, train
+from likelihood_table import NETWORK, ROOT, train
 
 BETAS = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
 CURVES = {
@@ -44,7 +44,7 @@ def main() -> None:
     folder: Path = arguments.folder
     with ThreadPoolExecutor(arguments.workers) as pool:
         jobs = [
-            pool.submit(train, name_of(n, beta), [*overrides, f"beta={beta}"], folder, arguments.steps)
+            pool.submit(train, name_of(n, beta), [NETWORK, *overrides, f"beta={beta}"], folder, arguments.steps)
             for n, overrides in enumerate(CURVES.values())
             for beta in BETAS
         ]

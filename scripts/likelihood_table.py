@@ -67,7 +67,7 @@ def train(name: str, overrides: list[str], folder: Path, steps: int) -> str:
     subprocess.run(["rm", "-rf", str(run)], check=True)
     extra = [f"steps={steps}", f"hydra.run.dir={run}", "trainer.validate_every=1000", "trainer.checkpoint_every=1000"]
     done = subprocess.run(
-        [sys.executable, "-m", "vaex", "train", NETWORK, *overrides, *extra, "figures.every=1000"],
+        [sys.executable, "-m", "vaex", "train", *overrides, *extra, "figures.every=1000"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -140,7 +140,9 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = settings()
     with ThreadPoolExecutor(arguments.workers) as pool:
-        jobs = [pool.submit(train, name, o, arguments.folder, arguments.steps) for name, o in chosen.items()]
+        jobs = [
+            pool.submit(train, name, [NETWORK, *o], arguments.folder, arguments.steps) for name, o in chosen.items()
+        ]
         for n, job in enumerate(jobs, 1):
             print(f"{n}/{len(jobs)}  {job.result()}", flush=True)
     records = evaluate(arguments.folder, arguments.samples, arguments.workers)

@@ -184,7 +184,8 @@ def forest_importances(codes: Tensor, factors: Tensor, ordered: Sequence[bool], 
 
     R_jk is how much latent j lowers the impurity of the forest that predicts factor k: columns sum to 1, or are 0 when
     nothing could be split. As in the paper a forest regresses an ordered factor; for an unordered one, of which the
-    paper has none, it classifies. 80 % of the images train, 10 % choose the depth, 10 % give the error.
+    paper has none, it classifies. 80 % of the images train, 10 % choose the depth, 10 % give the error. Another
+    seed moves the scores by about 0.01 with 10,000 images, by 0.05 with 2000.
 
     Informativeness is 1 less the paper's error: the root mean square over the factor's standard deviation, or the
     misclassified fraction over that of always guessing the most frequent class. So 0 is a guess that sees no codes (a
