@@ -98,6 +98,8 @@ def test_config_errors(here: Here, capsys: Captured, arguments: str, parts: list
         (["objective=iwae", "likelihood/scale=optimal"], ["objective=iwae", "likelihood/scale=shared"]),
         (["objective=iwae", "objective.samples=0"], ["objective.samples=0", ">= 1"]),
         (["corruption=masking", "corruption.fraction=2"], ["corruption.fraction=2", "from 0 to 1"]),
+        (["dataset=image_folder", "dataset.source.size=large"], ["dataset.source.size=large", "of type int"]),
+        (["dataset=image_folder", "dataset.source.root=null"], ["dataset.source.root", "folder"]),
         (["dataset.resident=maybe"], ["dataset.resident=maybe", "auto, true or false"]),
         (["likelihood.scale.init=0.001"], ["likelihood.scale.init=0.001", "likelihood.scale.floor"]),
         (["dataset.source.root=/no/such"], ["/no/such", "no such file", "dataset.source.root"]),

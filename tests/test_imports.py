@@ -11,8 +11,19 @@ PACKAGE = Path(__file__).parent.parent / "vaex"
 
 # Each layer may import those before it, and itself.
 FREE = ["errors", "config", "folder"]
-LAYERS = ["data", "architectures", "likelihoods", "model", "objectives", "build", "evaluation", "figures", "training"]
-TOP = ["train", "evaluate", "hydra_errors", "help", "cli"]
+LAYERS = [
+    "data",
+    "architectures",
+    "likelihoods",
+    "model",
+    "objectives",
+    "build",
+    "cost",
+    "evaluation",
+    "figures",
+    "training",
+]
+TOP = ["train", "evaluate", "draw", "hydra_errors", "help", "describe", "cli"]
 ALONE = ("data", "architectures", "likelihoods")
 
 

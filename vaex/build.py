@@ -1,5 +1,6 @@
 """Config -> objects: the only place where dataset, architecture, likelihood and objective meet."""
 
+import contextlib
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Union
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -193,6 +194,13 @@ def make(key: str, group: Group, **given: Any) -> Any:
     """
     if "_target_" not in group:
         raise UserError(f"{key}._target_: is missing; it names the class or function to build")
+    for name, inner in group.items():
+        if isinstance(inner, dict) and "_target_" in inner:
+            target = None
+            with contextlib.suppress(ImportError, ValueError):  # instantiate says it better
+                target = get_object(inner["_target_"])
+            if target is not None:
+                _check_types(f"{key}.{name}", target, inner, set(inner))
     try:
         factory = instantiate(OmegaConf.create({**group, "_partial_": True}), _convert_="all")
     except InstantiationException as error:
