@@ -41,7 +41,7 @@ def test_a_point_mass_is_its_own_sample_and_infinitely_far_from_the_prior() -> N
 
 @pytest.mark.parametrize(
     "architecture, size",
-    [(name, size) for name in ("mlp", "conv") for size in ((28, 28), (29, 41), (32, 32), (64, 48))]
+    [(name, size) for name in ("mlp", "conv", "resnet") for size in ((28, 28), (29, 41), (32, 32), (64, 48))]
     + [("vit", (28, 28)), ("vit", (64, 48))],
 )
 @pytest.mark.parametrize("channels", [1, 3])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Ran
+from conftest import SPRITES, Ran
 
 from vaex import cli
 from vaex.config import config_dir
@@ -31,9 +31,19 @@ def test_command(command: str, here: Callable[..., Path], vaex: Callable[..., Ra
         here("steps=1", *small, folder="outputs/run")
         cli.evaluate([*arguments, "--samples", "1", "--fid", "none"])
         return
+    if verb == "draw":
+        here("steps=1", *small, folder="outputs/run")
+        cli.draw(arguments)
+        assert (Path.cwd() / "outputs/run/figures/interpolation.png").is_file()
+        return
+    if verb == "describe":
+        cli.describe([*arguments, *small])
+        return
     if arguments[:1] in (["--help"], ["--cfg"]):
         assert vaex("train", *arguments).code == 0
         return
+    if "dataset=sprites_rgb" in arguments:
+        small = [*SPRITES, "dataset.validation=20", "batch_size=32"]
     sweep = "-m" in arguments
     data = [override for override in small if not (override.startswith("dataset.val") and "experiment" in command)]
     data += ["dataset.validation=0"] if "experiment" in command else []
@@ -57,8 +67,6 @@ def test_the_table_names_every_option() -> None:
     table = {row.split("|")[1].strip(): row for row in README.splitlines() if row.startswith("| `")}
     for path in config_dir().glob("*/**/*.yaml"):
         group = str(path.parent.relative_to(config_dir()))
-        if group == "corruption":  # there is only `none`
-            continue
         row = next(row for name, row in table.items() if f"`{group}`" in name)
         assert f"`{path.stem}`" in row, f"{group}={path.stem} is not in the README's table"
 

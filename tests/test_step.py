@@ -28,6 +28,7 @@ KINDS = [
     ["likelihood=beta", "dataset.dequantize=uniform", "objective=ae"],
     ["architecture=conv", "architecture.widths=[4,8]", "architecture.hidden=8", "likelihood/scale=per_pixel"],
     ["objective=iwae", "corruption=masking"],
+    ["architecture=resnet", "architecture.widths=[4,8]", "architecture.groups=2"],
     ["objective=iwae", "objective.doubly_reparametrized=true", "corruption=salt_and_pepper"],
     ["architecture=vit", "architecture.hidden=8", "architecture.depth=1", "architecture.patch_size=14"],
 ]

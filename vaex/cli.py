@@ -21,7 +21,9 @@ vaex trains autoencoders from composable configs: dataset × architecture × lik
   vaex train --help                        all options
 
   vaex eval RUN_FOLDER …                   all test numbers of runs or of a sweep, and one table
-  vaex eval --help                         its options
+  vaex draw RUN_FOLDER [KIND …]            interpolations, traversals, latents, curves and more
+  vaex describe likelihood=laplace         the options, layers, FLOPs and memory of what would be trained
+  vaex eval --help, vaex draw --help       their options
 
   vaex --version"""
 
@@ -39,12 +41,16 @@ def main() -> None:
         train(arguments[1:])
     elif first == "eval":
         evaluate(arguments[1:])
+    elif first == "draw":
+        draw(arguments[1:])
+    elif first == "describe":
+        describe(arguments[1:])
     elif first in ("--shell-completion", "-sc"):  # how the shell calls back, without the verb
         train(arguments)
     elif first.startswith("-") or "=" in first:
         fail(f"{first}: comes after the verb; write vaex train {' '.join(arguments)}")
     else:
-        fail(f"{first}: no such command; there is vaex train, vaex eval, and vaex --help")
+        fail(f"{first}: no such command; there are vaex train, eval, draw, describe, and vaex --help")
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -83,6 +89,20 @@ def train(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     from vaex.evaluate import main as run
+
+    with _one_line_errors():
+        run(arguments)
+
+
+def draw(arguments: list[str]) -> None:
+    from vaex.draw import main as run
+
+    with _one_line_errors():
+        run(arguments)
+
+
+def describe(arguments: list[str]) -> None:
+    from vaex.describe import main as run
 
     with _one_line_errors():
         run(arguments)

@@ -262,7 +262,7 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _Late
         likelihood=choices["likelihood"],
         kind=model.likelihood.kind,
         scale=choices.get("likelihood/scale"),
-        beta=config.beta if model.stochastic else None,
+        beta=config.beta if "beta" in config.objective else None,
         dimensions=channels * height * width,
         group=group,
         results=results,

@@ -1,6 +1,8 @@
 """`vaex train --help`: every group, every option with its line, every value with its unit. Read from the YAML files."""
 
 import re
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vaex.config import config_dir
@@ -8,21 +10,14 @@ from vaex.config import config_dir
 
 def train_help(arguments: list[str]) -> str:
     """Also the options in a folder that the arguments name by --config-dir."""
-    folders = [config_dir(), *_config_dirs(arguments)]
+    folders = [config_dir(), *config_dirs(arguments)[0]]
     parts = [
         "vaex train [GROUP=OPTION …] [KEY=VALUE …]     one run",
         "vaex train -m KEY=VALUE,VALUE …               a run for each combination",
         "",
         "Groups and their options (GROUP=OPTION); any value inside one is GROUP.KEY=VALUE:",
     ]
-    groups = sorted({path.parent.relative_to(folder) for folder in folders for path in folder.rglob("*.yaml")})
-    for group in groups:
-        if group == Path("."):
-            continue
-        parts += ["", f"  {group}"]
-        options = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
-        width = max(map(len, options))
-        parts += [f"    {name:<{width}}  {_first_comment(path)}" for name, path in sorted(options.items())]
+    parts += group_lines(folders)
     parts += ["", "Values (KEY=VALUE), with their defaults:", "", *_values(config_dir() / "train.yaml")]
     parts += [
         "",
@@ -34,13 +29,40 @@ def train_help(arguments: list[str]) -> str:
     return "\n".join(parts)
 
 
-def _config_dirs(arguments: list[str]) -> list[Path]:
-    found = []
-    for n, argument in enumerate(arguments):
+def group_lines(
+    folders: Sequence[Path], chosen: Mapping[str, str] | None = None, width: int | None = None
+) -> list[str]:
+    """Every group and a line for each of its options, with a star at those `chosen` (group -> option), cut to `width`.
+
+    An option that is in several folders is the first one's, as for Hydra.
+    """
+    lines = []
+    groups = sorted({path.parent.relative_to(folder) for folder in folders for path in folder.rglob("*.yaml")})
+    for group in groups:
+        if group == Path("."):
+            continue
+        lines += ["", f"  {group}"]
+        options = {path.stem: path for folder in reversed(folders) for path in (folder / group).glob("*.yaml")}
+        longest = max(map(len, options))
+        for name, path in sorted(options.items()):
+            mark = "*" if chosen and chosen.get(str(group)) == name else " "
+            start, comment = f"  {mark} {name:<{longest}}  ", _first_comment(path)
+            lines.append(
+                start + (textwrap.shorten(comment, width - len(start), placeholder=" …") if width else comment)
+            )
+    return lines
+
+
+def config_dirs(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """The folders that the arguments name by --config-dir, and the arguments without them."""
+    found, rest, given = [], [], iter(arguments)
+    for argument in given:
         name, _, value = argument.partition("=")
         if name in ("--config-dir", "-cd"):
-            found.append(Path(value or (arguments[n + 1] if n + 1 < len(arguments) else ".")))
-    return found
+            found.append(Path(value or next(given, ".")))
+        else:
+            rest.append(argument)
+    return found, rest
 
 
 def _first_comment(path: Path) -> str:

@@ -13,19 +13,29 @@ from torch import Tensor, nn
 from vaex.architectures.activation import activation_class
 
 
-def halved_sizes(image_shape: tuple[int, int, int], layers: int) -> list[tuple[int, int]]:
-    """Height and width before the first layer and after each one.
+def halved_sizes(
+    image_shape: tuple[int, int, int], widths: Sequence[int], *, unhalved: int = 0
+) -> list[tuple[int, int]]:
+    """Height and width before the first halving and after each one.
+
+    Args:
+        image_shape: (channels, height, width).
+        widths: of the layers, of which the first `unhalved` keep the size.
 
     Raises:
-        ValueError: the image is too small to be halved that often.
+        ValueError: there are no widths, or the image is too small to be halved that often.
     """
     _, height, width = image_shape
-    if min(height, width) < 2**layers:
+    if not widths or min(widths) < 1:
+        raise ValueError(f"architecture.widths={list(widths)}: must be one or more numbers of channels >= 1")
+    halvings = len(widths) - unhalved
+    most = min(height, width).bit_length() - 1
+    if halvings > most:
         raise ValueError(
-            f"architecture.widths has {layers} layers, which need images of at least {2**layers} × {2**layers} pixels; "
-            f"these are {height} × {width}: give fewer widths"
+            f"architecture.widths has {len(widths)} layers, which need images of at least {2**halvings} × "
+            f"{2**halvings} pixels; these are {height} × {width}: give at most {most + unhalved} widths"
         )
-    return [(height >> n, width >> n) for n in range(layers + 1)]
+    return [(height >> n, width >> n) for n in range(halvings + 1)]
 
 
 class Encoder(nn.Module):
@@ -40,7 +50,7 @@ class Encoder(nn.Module):
         activation: str,
     ) -> None:
         super().__init__()
-        height, width = halved_sizes(image_shape, len(widths))[-1]
+        height, width = halved_sizes(image_shape, widths)[-1]
         channels = image_shape[0] + condition_features
         layers: list[nn.Module] = []
         for out_channels in widths:
@@ -71,7 +81,7 @@ class Decoder(nn.Module):
         activation: str,
     ) -> None:
         super().__init__()
-        sizes = halved_sizes(image_shape, len(widths))[::-1]
+        sizes = halved_sizes(image_shape, widths)[::-1]
         channels = [*widths[::-1], out_channels]
         self.start_shape = (channels[0], *sizes[0])
         self.hidden = nn.Sequential(

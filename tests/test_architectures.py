@@ -1,0 +1,235 @@
+"""Encoders and decoders: any size, any channels, every weight used, and no image mixed with another."""
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vaex.architectures import conv, mlp, resnet, vit
+
+# Small ones, by the constructor arguments that their YAML files give.
+ARCHITECTURES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "mlp": (mlp, {"hidden": [12, 8], "activation": "silu"}),
+    "conv": (conv, {"widths": [4, 6], "hidden": 8, "activation": "silu"}),
+    "resnet": (resnet, {"widths": [4, 8], "depth": 1, "groups": 2, "activation": "silu"}),
+    "vit": (vit, {"patch_size": 4, "hidden": 8, "depth": 2, "heads": 2, "mlp_ratio": 2}),
+}
+SIZES = [(28, 28), (32, 32), (48, 48), (64, 64)]
+ODD = [(27, 35), (5, 4), (33, 18)]
+CASES = [(name, size) for name in ARCHITECTURES for size in SIZES] + [
+    (name, size) for name in ("mlp", "conv", "resnet") for size in ODD
+]
+CLASSES = 3
+
+
+def pair(
+    name: str, size: tuple[int, int], channels: int = 1, classes: int = 0, **changed: Any
+) -> tuple[nn.Module, nn.Module]:
+    """An encoder to 6 features and a decoder from 5 (and the classes) to 2 channels, none of its weights zero."""
+    torch.manual_seed(0)
+    module, arguments = ARCHITECTURES[name]
+    arguments = arguments | changed
+    encoder = module.Encoder(image_shape=(channels, *size), out_features=6, condition_features=classes, **arguments)
+    decoder = module.Decoder(in_features=5 + classes, image_shape=(channels, *size), out_channels=2, **arguments)
+    with torch.no_grad():
+        for parameter in [*encoder.parameters(), *decoder.parameters()]:
+            parameter += 0.05 * torch.randn_like(parameter)  # so that nothing is zero because it began there
+    return encoder, decoder
+
+
+def inputs(
+    size: tuple[int, int], channels: int = 1, classes: int = 0, count: int = 3
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Images, one-hot labels, and z with the labels joined to it."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(count, channels, *size, generator=generator)
+    z = torch.randn(count, 5, generator=generator)
+    if not classes:
+        return x, None, z
+    condition = torch.eye(classes)[torch.arange(count) % classes]
+    return x, condition, torch.cat([z, condition], dim=1)
+
+
+@pytest.mark.parametrize("classes", [0, CLASSES])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name, size", CASES)
+def test_shapes_and_a_gradient_in_every_weight_and_every_input(
+    name: str, size: tuple[int, int], channels: int, classes: int
+) -> None:
+    encoder, decoder = pair(name, size, channels, classes)
+    x, condition, z = inputs(size, channels, classes)
+    given = [tensor.requires_grad_() for tensor in (x, z, condition) if tensor is not None]
+    code, h = encoder(x, condition), decoder(z)
+    assert code.shape == (3, 6) and h.shape == (3, 2, *size)
+    assert code.isfinite().all() and h.isfinite().all()
+    (code.square().sum() + h.square().sum()).backward()
+    for parameter in [*encoder.parameters(), *decoder.parameters()]:
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any()
+    for tensor in given:
+        assert tensor.grad is not None and (tensor.grad != 0).all()  # every pixel counts, those at the edges too
+
+
+@pytest.mark.parametrize("name, size", CASES)
+def test_images_of_a_batch_do_not_mix(name: str, size: tuple[int, int]) -> None:
+    encoder, decoder = pair(name, size, classes=CLASSES)
+    x, condition, z = inputs(size, classes=CLASSES)
+    assert condition is not None
+    other_x, other_z, other_condition = x.clone(), z.clone(), condition.clone()
+    other_x[1], other_z[1], other_condition[1] = 1 - x[1], -z[1], condition[0]
+    with torch.no_grad():
+        for before, after in (
+            (encoder(x, condition), encoder(other_x, condition)),
+            (encoder(x, condition), encoder(x, other_condition)),
+            (decoder(z), decoder(other_z)),
+        ):
+            differ = (before != after).flatten(1).any(dim=1)
+            assert differ.tolist() == [False, True, False]
+        torch.testing.assert_close(encoder(x[1:2], condition[1:2])[0], encoder(x, condition)[1])
+        torch.testing.assert_close(decoder(z[1:2])[0], decoder(z)[1])
+
+
+@pytest.mark.parametrize("name, size", CASES)
+def test_each_number_in_z_and_each_label_changes_every_pixel_in_its_own_way(name: str, size: tuple[int, int]) -> None:
+    _, decoder = pair(name, size, classes=CLASSES)
+    z = inputs(size, classes=CLASSES)[2][:1]
+    moved = z + torch.eye(z.shape[1])
+    with torch.no_grad():
+        changes = (decoder(moved) - decoder(z)).abs().sum(dim=1)  # [numbers in z, H, W]
+    assert (changes > 0).all()
+    pictures = changes.flatten(1)
+    assert torch.cdist(pictures, pictures).fill_diagonal_(1).min() > 1e-6  # and no two do it alike
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_same_in_training_and_evaluation(name: str) -> None:
+    """No BatchNorm, no dropout, no state: a run resumes exactly, and runs can be stacked."""
+    for network, given in zip(pair(name, (28, 28)), inputs((28, 28))[::2], strict=True):
+        assert not any(isinstance(module, nn.modules.batchnorm._NormBase) for module in network.modules())
+        with torch.no_grad():
+            torch.testing.assert_close(network.train()(given), network.eval()(given))
+        assert set(network.state_dict()) == {parameter for parameter, _ in network.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_last_layer_is_linear(name: str) -> None:
+    """What comes out grows with its weights, however large, and changes its sign with theirs."""
+    for network, given in zip(pair(name, (28, 28)), inputs((28, 28))[::2], strict=True):
+        last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)]
+        output = getattr(network, "output", last[-1])
+        with torch.no_grad():
+            before = network(given)
+            for parameter in output.parameters():
+                parameter *= -1024  # exact
+            assert torch.equal(network(given), -1024 * before)
+
+
+def test_a_residual_block_without_its_last_convolution_gives_back_what_it_got() -> None:
+    block = resnet.Block(8, 2, "relu")
+    x = torch.randn(2, 8, 6, 7)
+    assert not torch.allclose(block(x), x, atol=0.01)
+    for parameter in block.branch[-1].parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(block(x), x)
+
+
+def test_a_resnet_at_the_sizes_it_says() -> None:
+    encoder, decoder = pair("resnet", (27, 35), widths=[2, 4, 6])
+    seen: list[tuple[int, ...]] = []
+    for network in (encoder, decoder):
+        for module in network.modules():
+            if isinstance(module, resnet.Block):
+                module.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
+    x, _, z = inputs((27, 35))
+    encoder(x), decoder(z)
+    down = [(2, 27, 35), (4, 13, 17), (6, 6, 8)]
+    assert seen == down + down[::-1]
+
+
+@pytest.mark.parametrize("name", ["conv", "resnet"])
+def test_convolutions_run_channels_last(name: str) -> None:
+    seen: list[bool] = []
+
+    def look(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        seen.append(output.is_contiguous(memory_format=torch.channels_last))
+
+    for network, given in zip(pair(name, (28, 28), channels=3), inputs((28, 28), channels=3)[::2], strict=True):
+        for module in network.modules():
+            if isinstance(module, nn.modules.conv._ConvNd):
+                assert module.weight.is_contiguous(memory_format=torch.channels_last)
+                module.register_forward_hook(look)
+        network(given)
+    assert len(seen) >= 4 and all(seen)
+
+
+@pytest.mark.parametrize(
+    "name, size, changed, message",
+    [
+        ("mlp", (8, 8), {"hidden": [4, 0]}, "every width must be >= 1"),
+        ("mlp", (8, 8), {"activation": "rely"}, "architecture.activation=rely: must be one of relu, tanh"),
+        (
+            "conv",
+            (9, 6),
+            {"widths": [4, 4, 4]},
+            "architecture.widths has 3 layers, which need images of at least 8 × 8",
+        ),
+        ("conv", (9, 6), {"widths": [4, 4, 4]}, "these are 9 × 6: give at most 2 widths"),
+        ("conv", (8, 8), {"widths": []}, "architecture.widths=[]: must be one or more"),
+        ("conv", (8, 8), {"widths": [0]}, "architecture.widths=[0]: must be one or more"),
+        ("resnet", (3, 7), {"widths": [4, 4, 4]}, "3 layers, which need images of at least 4 × 4 pixels"),
+        ("resnet", (3, 7), {"widths": [4, 4, 4]}, "these are 3 × 7: give at most 2 widths"),
+        ("resnet", (8, 8), {"widths": [12, 18], "groups": 4}, "architecture.groups=4: must divide each of"),
+        ("resnet", (8, 8), {"widths": [12, 18], "groups": 4}, "architecture.widths=[12, 18]; 1, 2, 3, 6 would"),
+        ("resnet", (8, 8), {"groups": 0}, "architecture.groups=0: must divide"),
+        ("resnet", (8, 8), {"depth": 0}, "architecture.depth=0: must be >= 1"),
+        ("resnet", (8, 8), {"activation": "rely"}, "architecture.activation=rely: must be one of relu, tanh"),
+        (
+            "vit",
+            (28, 42),
+            {"patch_size": 4},
+            "architecture.patch_size=4: doesn't divide images of 28 × 42; 1, 2, 7, 14",
+        ),
+        ("vit", (8, 8), {"patch_size": 0}, "architecture.patch_size=0: doesn't divide"),
+        ("vit", (8, 8), {"hidden": 6}, "architecture.hidden=6: must be a multiple of 4"),
+        ("vit", (8, 8), {"heads": 3}, "architecture.heads=3: must divide architecture.hidden=8"),
+        ("vit", (8, 8), {"depth": 0}, "architecture.depth=0: must be >= 1"),
+        ("vit", (8, 8), {"mlp_ratio": 0}, "architecture.mlp_ratio=0: must be >= 1"),
+    ],
+)
+@pytest.mark.parametrize("part", ["Encoder", "Decoder"])
+def test_what_does_not_fit_is_told_in_one_line(
+    name: str, size: tuple[int, int], changed: dict[str, Any], message: str, part: str
+) -> None:
+    module, arguments = ARCHITECTURES[name]
+    ends = {"out_features": 6} if part == "Encoder" else {"in_features": 5, "out_channels": 2}
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        getattr(module, part)(image_shape=(1, *size), **ends, **(arguments | changed))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("grid, features", [((7, 7), 16), ((1, 9), 4), ((16, 12), 64)])
+def test_positions_are_the_sines_and_cosines_of_the_paper(grid: tuple[int, int], features: int) -> None:
+    """Vaswani et al. 2017, section 3.5: sin and cos of position / 10000^(2i / d), d being half the features here."""
+    table = vit.positions(grid, features)
+    assert table.shape == (grid[0] * grid[1], features)
+    quarter = features // 4
+    for row, column, i in [(0, 0, 0), (grid[0] - 1, grid[1] - 1, quarter - 1), (grid[0] // 2, 2, quarter // 2)]:
+        entry = table[row * grid[1] + column]
+        wavelength = 10_000 ** (2 * i / (features / 2))
+        angles = (row / wavelength, column / wavelength)
+        expected = [f(angle) for angle in angles for f in (math.sin, math.cos)]
+        assert entry[i::quarter].tolist() == pytest.approx(expected, abs=1e-6)
+    assert torch.pdist(table).min() > 1e-3 if len(table) > 1 else True
+
+
+def test_a_transformer_knows_where_a_patch_is() -> None:
+    encoder, decoder = pair("vit", (8, 8))
+    x = torch.zeros(2, 1, 8, 8)
+    x[0, 0, :4, :4] = x[1, 0, 4:, 4:] = 1  # the same patch, elsewhere
+    with torch.no_grad():
+        assert (encoder(x)[0] - encoder(x)[1]).abs().max() > 1e-4
+        picture = decoder(torch.randn(1, 5))[0]
+    corners = [picture[:, top : top + 4, left : left + 4] for top in (0, 4) for left in (0, 4)]
+    assert all(not torch.allclose(one, other) for n, one in enumerate(corners) for other in corners[:n])
