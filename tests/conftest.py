@@ -62,6 +62,13 @@ def tiny(small: list[str]) -> list[str]:
     return [*small, "architecture.hidden=[16]", "architecture.activation=relu"]
 
 
+SMALL_NETWORKS = {
+    "mlp": ["architecture.hidden=[16]"],
+    "conv": ["architecture.widths=[4,8]", "architecture.hidden=8"],
+    "resnet": ["architecture.widths=[4,8]", "architecture.groups=2", "architecture.depth=1"],
+    "vit": ["architecture.hidden=8", "architecture.depth=1", "architecture.heads=2"],
+}
+
 SPRITES = ["dataset.source.rotations=2", "dataset.source.positions=2", "dataset.source.test=20"]
 
 
@@ -87,7 +94,12 @@ def data(small: list[str], pictures: Path) -> dict[str, list[str]]:
         "mnist": small,
         "sprites": ["dataset=sprites", *SPRITES, "dataset.validation=20", "batch_size=32"],
         "sprites_rgb": ["dataset=sprites_rgb", *SPRITES, "dataset.validation=20", "batch_size=32"],
-        "image_folder": ["dataset=image_folder", f"dataset.source.root={pictures}", "batch_size=32"],
+        "image_folder": [
+            "dataset=image_folder",
+            f"dataset.source.root={pictures}",
+            "dataset.source.size=32",
+            "batch_size=32",
+        ],
     }
 
 

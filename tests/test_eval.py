@@ -15,12 +15,13 @@ import torch
 from conftest import results
 from safetensors.torch import load_file, save_file
 
-from vaex import cli, evaluate
+from vaex import cli
 from vaex.build import load_config, load_dataset, load_model, make
 from vaex.evaluation import measure as measured
 from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.evaluation.ranking import Row, group_of, grouped
 from vaex.evaluation.table import as_csv, as_json, text
+from vaex.runs import find_runs
 
 Here = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
@@ -185,13 +186,13 @@ def test_a_sweep_is_all_runs_in_it_in_order_and_each_once(tmp_path: Path, monkey
         (tmp_path / "sweep" / name / ".hydra" / "config.yaml").touch()
         if name != "unfinished":
             (tmp_path / "sweep" / name / "model.safetensors").touch()
-    found, skipped = evaluate.find_runs([Path("sweep"), Path("sweep/2")])
+    found, skipped = find_runs([Path("sweep"), Path("sweep/2")])
     assert [path.name for path in found] == ["2", "10"]
     assert [path.name for path in skipped] == ["unfinished"]
     shutil.rmtree(tmp_path / "sweep" / "2")
     shutil.rmtree(tmp_path / "sweep" / "10")
     with pytest.raises(Exception, match="no completed run"):
-        evaluate.find_runs([Path("sweep")])
+        find_runs([Path("sweep")])
 
 
 def row(name: str, nll: float | None, crc: int = 1, **changes: Any) -> Row:

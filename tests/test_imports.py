@@ -23,7 +23,7 @@ LAYERS = [
     "figures",
     "training",
 ]
-TOP = ["train", "evaluate", "draw", "hydra_errors", "help", "describe", "cli"]
+TOP = ["train", "runs", "evaluate", "draw", "hydra_errors", "help", "describe", "cli"]
 ALONE = ("data", "architectures", "likelihoods")
 
 

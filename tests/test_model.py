@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import composed
+from conftest import SMALL_NETWORKS, composed
 
 from vaex.architectures.vit import positions
 from vaex.build import build_model
@@ -41,13 +41,18 @@ def test_a_point_mass_is_its_own_sample_and_infinitely_far_from_the_prior() -> N
 
 @pytest.mark.parametrize(
     "architecture, size",
-    [(name, size) for name in ("mlp", "conv", "resnet") for size in ((28, 28), (29, 41), (32, 32), (64, 48))]
+    [(name, size) for name in ("mlp", "conv") for size in ((28, 28), (29, 41), (32, 32), (64, 48))]
     + [("vit", (28, 28)), ("vit", (64, 48))],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_any_image_size(architecture: str, size: tuple[int, int], channels: int, conditional: bool) -> None:
-    config = composed(f"architecture={architecture}", f"conditional={conditional}", "likelihood/scale=per_pixel")
+    config = composed(
+        f"architecture={architecture}",
+        f"conditional={conditional}",
+        "likelihood/scale=per_pixel",
+        *SMALL_NETWORKS[architecture],
+    )
     model = build_model(config, (channels, *size), classes=7, stochastic=True)
     x, labels = torch.rand(5, channels, *size), torch.arange(5)
     posterior = model.encode(x, labels)

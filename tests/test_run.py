@@ -47,8 +47,10 @@ def test_the_folder_holds_what_the_design_lists(run: Path) -> None:
         "checkpoints/step-40.sha256",
         "figures/reconstructions.png",
         "figures/samples.png",
+        "figures/interpolation.png",
         "figures/steps/reconstructions-40.png",
         "figures/steps/samples-40.png",
+        "figures/steps/interpolation-40.png",
     }
     assert json.loads((run / "status.json").read_text())["status"] == "completed"
 
@@ -90,7 +92,7 @@ def test_tensorboard_has_one_run_with_scalars_pictures_and_hparams(run: Path) ->
     assert {"train/elbo", "train/rate", "train/distortion", "train/loss", "validation/elbo", "test/elbo"} <= set(
         tags["scalars"]
     )
-    assert {"reconstructions", "samples"} == set(tags["images"])
+    assert {"reconstructions", "samples", "interpolation"} == set(tags["images"])
     assert accumulator.Scalars("test/elbo")[0].value == pytest.approx(results(run)["test/elbo"], rel=1e-6)
     assert [event.step for event in accumulator.Scalars("train/loss")] == [10, 20, 30, 32, 40]
     plugin = accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data
@@ -125,7 +127,8 @@ def test_pictures_are_means_on_a_fixed_range(run: Path, here: Here, tiny: list[s
 def test_a_conditional_model_draws_a_row_for_each_class(here: Here, tiny: list[str]) -> None:
     run = here(*tiny, "steps=2", "conditional=true", "figures.images=8")
     with Image.open(run / "figures" / "samples.png") as picture:
-        assert picture.size == (2 + 8 * 58, 2 + 10 * 58)
+        columns, rows = picture.size[0] // 58, picture.size[1] // 58  # 28 × 28 twice as large, and their gap
+        assert columns == 8 and rows == 10
     labels = torch.arange(3)
     assert package.load(run).sample(3, labels).shape == (3, 1, 28, 28)
 

@@ -36,6 +36,7 @@ class TrainerConfig:
 
 @dataclass
 class FiguresConfig:
+    kinds: list[str] = MISSING
     every: int = MISSING
     images: int = MISSING
     parameter: bool = MISSING

@@ -6,25 +6,16 @@ Imports what a verb's help doesn't need only after the arguments are known to be
 from __future__ import annotations
 
 import argparse
-import os
-import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from vaex.errors import UserError
+from vaex.runs import LatestDataset, Parser, find_runs, short_names
 
 if TYPE_CHECKING:
-    from vaex.data.dataset import Dataset
     from vaex.evaluation.generation import Draws
     from vaex.evaluation.ranking import Row
-
-
-class _Parser(argparse.ArgumentParser):
-    """Tells an error in one line, as every part of vaex does."""
-
-    def error(self, message: str) -> NoReturn:
-        from vaex.errors import UserError
-
-        raise UserError(f"{message}; `vaex eval --help` lists what there is")
 
 
 def main(arguments: list[str]) -> None:
@@ -33,8 +24,6 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: an argument, or a run that can't be evaluated.
     """
-    from vaex.errors import UserError
-
     options = _parse(arguments)
     for name in ("csv", "json"):
         file: Path | None = getattr(options, name)
@@ -45,10 +34,10 @@ def main(arguments: list[str]) -> None:
     from vaex.evaluation.table import as_csv, as_json, text
     from vaex.folder import replace_file
 
-    datasets = _LatestDataset()
+    datasets = LatestDataset()
     if options.disentanglement:
         _need_factors(runs, datasets)
-    names = _short_names(runs)
+    names = short_names(runs)
     rows = [_evaluate(run, name, options, datasets) for run, name in zip(runs, names, strict=True)]
     print(text(rows))
     if skipped:
@@ -60,7 +49,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="vaex eval",
         description="Evaluate trained runs on their whole test split: ELBO, importance-weighted NLL, bits/dim, "
         "reconstruction errors, active units, calibration and FID. Adds the numbers to each run's results.json and "
@@ -83,9 +72,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         metavar="N",
         help="images, or images times draws, at once; default 1000 of 28 × 28, fewer of larger ones",
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto | cpu | cuda | cuda:N; default auto: a GPU if there is one"
-    )
+    parser.add_device()
     parser.add_argument(
         "--fid",
         choices=("means", "noise", "none"),
@@ -114,103 +101,33 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"--samples={options.samples}: must be >= 1 draw, or 0 for none")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size={options.batch_size}: must be >= 1 image")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
-        parser.error(f"--device={options.device}: must be auto, cpu, cuda or cuda:N")
+    parser.check_device(options.device)
     return options
 
 
-def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Folders of runs, each once; and those inside a sweep that have a config but no weights.
-
-    Raises:
-        UserError: a path that is no run and holds none.
-    """
-    from vaex.errors import UserError
-    from vaex.folder import CONFIG, WEIGHTS
-
-    found: dict[Path, Path] = {}
-    skipped: dict[Path, Path] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(
-                f"{path}: no such folder; give the folder of a run or of a sweep, as `vaex train` printed it"
-            )
-        inside = [path] if (path / CONFIG).is_file() else sorted(file.parent for file in path.rglob(CONFIG))
-        inside = [folder for folder in inside if folder.name != ".hydra"]  # what Hydra composed, not a run
-        whole = [folder for folder in inside if (folder / WEIGHTS).is_file()]
-        if not whole:
-            raise UserError(
-                f"{path}: no completed run there, with {CONFIG} and {WEIGHTS}; give the folder of one, or of a sweep"
-            )
-        found |= {folder.resolve(): folder for folder in whole}
-        skipped |= {folder.resolve(): folder for folder in inside if folder not in whole}
-    return sorted(found.values(), key=_natural), sorted(skipped.values(), key=_natural)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Jobs 2 and 10 of a sweep in that order."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in path.parts]
-
-
-def _short_names(runs: list[Path]) -> list[str]:
-    """Each run's path from where they all are; a single one's from here."""
-    paths = [os.path.relpath(run) for run in runs]
-    if len(paths) == 1:
-        return paths
-    shared = os.path.commonpath(paths)
-    return [os.path.relpath(path, shared) for path in paths]
-
-
-class _LatestDataset:
-    """Runs of a sweep mostly share their data: it is read again only when the next run has other data."""
-
-    def __init__(self) -> None:
-        self._group: dict[str, Any] | None = None
-        self._dataset: Dataset | None = None
-        self.crc = 0  # of the test split's pixels
-
-    def get(self, group: dict[str, Any]) -> Dataset:
-        if self._dataset is None or group != self._group:
-            from zlib import crc32
-
-            from vaex.build import load_dataset
-
-            self._dataset, self._group = load_dataset(group), group
-            self.crc = crc32(self._dataset.test.pixels.contiguous().numpy().data)
-        return self._dataset
-
-
-def _need_factors(runs: list[Path], datasets: _LatestDataset) -> None:
+def _need_factors(runs: list[Path], datasets: LatestDataset) -> None:
     """Raises UserError, before anything is measured, when the images of a run have no known factors."""
-    from vaex.build import load_config
-    from vaex.errors import UserError
-
     for run in runs:
-        config, recorded = load_config(run)
-        if not datasets.get(config.dataset).source.factors:
+        _, recorded, dataset = datasets.of(run)
+        if not dataset.source.factors:
             raise UserError(
                 f"--disentanglement: {run} was trained on {recorded['choices']['dataset']}, whose images have no known "
                 "factors; leave the option out, or give runs of dataset=sprites"
             )
 
 
-def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _LatestDataset) -> Row:
+def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: LatestDataset) -> Row:
     """Measure one run, merge the numbers into its results.json, and make its line of the table."""
     import json
 
-    from vaex.build import load_config, load_model, make
-    from vaex.errors import UserError
+    from vaex.build import load_model, make
     from vaex.evaluation.measure import collapsed, measure
     from vaex.evaluation.ranking import Row, group_of
     from vaex.evaluation.table import finite
     from vaex.folder import RESULTS, RunFolder
 
-    config, recorded = load_config(run)
+    config, recorded, dataset = datasets.of(run)
     model = load_model(run, options.device)
-    dataset = datasets.get(config.dataset)
-    shape = dataset.image_shape
-    if list(shape) != list(recorded["image_shape"]):
-        raise UserError(f"{run}: trained on images of {recorded['image_shape']}, and its dataset now has {list(shape)}")
     objective = make("objective", config.objective).to(model.device)
     unlabelled = dataset.source.classes < 2
     wanted: Any = options.fid or ("none" if unlabelled else "means")
@@ -243,16 +160,17 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: _Late
     RunFolder(run).write_json(RESULTS, before | finite(results))
 
     choices = recorded["choices"]
-    channels, height, width = shape
+    channels, height, width = dataset.image_shape
+    crc = crc32(dataset.test.pixels.contiguous().numpy().data)
     group = group_of(
         kind=model.likelihood.kind,
         stochastic=model.stochastic,
         scored_pixels=results.get("test/scored_pixels"),
         conditional=config.conditional,
         dataset=f"{choices['dataset']}, {len(dataset.test):,} test images of {channels} × {height} × {width} "
-        f"(crc {datasets.crc:08x})",
+        f"(crc {crc:08x})",
         binarize=dataset.binarize,
-        crc=datasets.crc,
+        crc=crc,
     )
     notes = [note for note in [collapsed(results)] if note]
     if unlabelled and not options.fid:

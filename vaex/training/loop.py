@@ -19,7 +19,8 @@ from vaex.data.dataset import Images
 from vaex.data.feed import Feed, feed_of, placed
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers, evaluate
-from vaex.figures.grids import reconstructions, samples
+from vaex.figures.kinds import KINDS, Subject
+from vaex.folder import METRICS
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints, random_state, restore_random_state
 from vaex.training.interrupt import StopFlag
@@ -66,6 +67,9 @@ class Loop:
     ) -> None:
         self.experiment, self.config, self.folder = experiment, config, folder
         self.record, self.background, self.stop = record, background, stop
+        kinds = [name for name, kind in KINDS.items() if not kind.on_request]
+        if unknown := [kind for kind in config.figures.kinds if kind not in kinds]:
+            raise UserError(f"figures.kinds={unknown[0]}: is none that a run can draw; there are {', '.join(kinds)}")
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.progress = Progress()
         dataset, device = experiment.dataset, experiment.device
@@ -200,19 +204,27 @@ class Loop:
         )
 
     def draw(self) -> None:
-        """Grids as PNG, with a copy that keeps this step's number, and in TensorBoard."""
-        model, dataset = self.experiment.model, self.experiment.dataset
-        settings, folder, step = self.config.figures, self.folder / "figures", self.progress.step
-        count = settings.images
-        test = Images(dataset.test.pixels[:count], dataset.test.labels[:count]).to(self.experiment.device)
-        pictures = {
-            "reconstructions": reconstructions(model, test, dataset.to_float, count, parameter=settings.parameter)
-        }
-        if model.stochastic:  # a code without a distribution has no prior to sample
-            pictures["samples"] = samples(model, self.experiment.device, count)
-        for name, picture in pictures.items():
-            paths = (folder / f"{name}.png", folder / "steps" / f"{name}-{step}.png")
-            self.background.submit(self.record.picture, step, name, picture, *paths)
+        """The kinds asked for that have a meaning for this run, as PNG and GIF, and in TensorBoard.
+
+        A copy of each keeps this step's number.
+        """
+        experiment, settings, step = self.experiment, self.config.figures, self.progress.step
+        subject = Subject(
+            model=experiment.model,
+            dataset=experiment.dataset,
+            corruption=experiment.corruption,
+            metrics=self.folder / METRICS,
+            grid=settings.images,
+            parameter=settings.parameter,
+        )
+        folder = self.folder / "figures"
+        for kind in map(KINDS.__getitem__, settings.kinds):
+            if kind.why_not(subject):
+                continue
+            for name, content in kind.draw(subject).items():
+                path = folder / name
+                paths = (path, folder / "steps" / f"{path.stem}-{step}{path.suffix}")
+                self.background.submit(self.record.picture, step, path.stem, content, *paths)
 
     def save(self) -> Path:
         """Take the state as it is now; it is written behind the next steps."""

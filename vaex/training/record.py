@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from vaex.figures.grids import encode_png
+from vaex.figures.events import picture_summary
+from vaex.figures.sheet import encode_png
 from vaex.folder import replace_file
 
 Hyperparameters = dict[str, str | int | float | bool]
@@ -57,15 +57,14 @@ class Record:
             else:
                 self._writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, picture: Tensor, *paths: Path) -> None:
-        """uint8 [1 or 3, height, width] -> one PNG, into TensorBoard and every path."""
-        png = encode_png(picture)
+    def picture(self, step: int, name: str, content: Tensor | bytes, *paths: Path) -> None:
+        """A sheet, uint8 [1 or 3, height, width], as PNG into TensorBoard and every path; or a file as it is."""
+        file = content if isinstance(content, bytes) else encode_png(content)
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, png)
-        channels, height, width = picture.shape
-        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png)
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+            replace_file(path, file)
+        if not isinstance(content, bytes):
+            self._writer.file_writer.add_summary(picture_summary(name, content, file), step)
 
     def hyperparameters(self, values: Hyperparameters, metrics: list[str]) -> None:
         """The run's row in the hparams table, in this run and not in one of its own as add_hparams would make it."""
