@@ -74,9 +74,10 @@ def main() -> None:
     for beta, numbers in zip(BETAS, results, strict=True):
         cells = [format(numbers[f"test/{name}"], digits) for name, digits in COLUMNS.values()]
         lines.append(f"| {beta:g} | " + " | ".join(cells) + " |")
+    lines += ["", "![Scores and error against beta](sprites_beta.png)"]
     (arguments.docs / "sprites_beta.md").write_text("\n".join(lines) + "\n")
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+    figure, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
     for label in ("MIG", "DCI disentanglement", "SAP", "FactorVAE"):
         axes.plot(BETAS, [numbers[f"test/{COLUMNS[label][0]}"] for numbers in results], "o-", label=label)
     axes.set(xscale="log", xlabel="beta", ylabel="score, higher is better", ylim=(0, 1))
@@ -89,7 +90,7 @@ def main() -> None:
     errors.set(ylabel="MSE of reconstructions, lower is better")
     errors.set_ylim(bottom=0)
     handles = [*axes.get_lines(), *errors.get_lines()]
-    axes.legend(handles, [str(handle.get_label()) for handle in handles], loc="best")
+    figure.legend(handles, [str(handle.get_label()) for handle in handles], loc="outside lower center", ncols=5)
     figure.savefig(arguments.docs / "sprites_beta.png", dpi=110)
 
 

@@ -32,6 +32,8 @@ class TrainerConfig:
     threads: int | None = MISSING
     compile: str = MISSING
     capture: str = MISSING
+    on_nonfinite: str = MISSING
+    on_save_error: str = MISSING
 
 
 @dataclass
@@ -209,6 +211,9 @@ def _check_ranges(c: Config) -> None:
     for key in ("compile", "capture"):
         value = getattr(c.trainer, key)
         need(value in ("auto", "true", "false"), f"trainer.{key}", value, "auto, true or false")
+    for key, choices in (("on_nonfinite", ("stop", "skip")), ("on_save_error", ("stop", "continue"))):
+        value = getattr(c.trainer, key)
+        need(value in choices, f"trainer.{key}", value, " or ".join(choices))
     need(c.figures.every >= 1, "figures.every", c.figures.every, ">= 1 epoch")
     need(c.figures.images >= 1, "figures.images", c.figures.images, ">= 1 picture")
     if "beta" not in c.objective and c.beta != 1:

@@ -20,7 +20,7 @@ from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, provenance
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
-from vaex.training.interrupt import stop_on_signals
+from vaex.training.interrupt import StopFlag, stop_on_signals
 from vaex.training.loop import Loop
 from vaex.training.memory import keep_freed_memory, ran_out
 from vaex.training.mode import resolved
@@ -48,23 +48,23 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
         Interrupted: a signal asked to stop; a checkpoint was written.
     """
     folder.set_status("running")
-    try:
-        result = _train(config, folder, choices)
-    except (KeyboardInterrupt, Interrupted) as stop:
-        folder.set_status("interrupted", reason=str(stop) or "KeyboardInterrupt")
-        raise
-    except BaseException as error:
-        folder.set_status("failed", error=str(error), traceback=traceback.format_exc())
-        if ran_out(error):
-            raise UserError(
-                f"out of memory with batch_size={config.batch_size}: lower it, or objective.samples, or the sizes in "
-                f"architecture; precision=bf16 takes less. {folder.path} keeps the checkpoints so far"
-            ) from error
-        raise
-    return result
+    with stop_on_signals() as stop:
+        try:
+            return _train(config, folder, choices, stop)
+        except (KeyboardInterrupt, Interrupted) as interrupted:
+            folder.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
+            raise
+        except BaseException as error:
+            folder.set_status("failed", error=str(error), traceback=traceback.format_exc())
+            if ran_out(error):
+                raise UserError(
+                    f"out of memory with batch_size={config.batch_size}: lower it, or objective.samples, or the sizes "
+                    f"in architecture; precision=bf16 takes less. {folder.path} keeps the checkpoints so far"
+                ) from error
+            raise
 
 
-def _train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
+def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: StopFlag) -> float:
     keep_freed_memory()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -85,26 +85,25 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
     _announce(config, folder.path, experiment, choices, parameters)
 
     state = Checkpoints(folder.path / "checkpoints").load_newest() if config.resume else None
-    with stop_on_signals() as stop:
-        from_step = state["step"] if state else 0
-        with Record(folder.path, METRICS, from_step=from_step) as record, Background() as background:
-            record.hyperparameters(_hyperparameters(config, choices), HPARAMS_METRICS)
-            loop = Loop(experiment, config, folder.path, record, background, stop)
-            if state:
-                loop.restore(state)
-                log.info(f"going on from step {loop.progress.step} of {experiment.steps}")
-            try:
-                loop.run()
-            finally:
-                loop.feed.close()
-            if config.trainer.weights == "best":
-                loop.use_best_weights()
-            freeze_scales(experiment.model, dataset.train, dataset.to_float)
-            numbers = loop.evaluate(placed(dataset.test, experiment.device, dataset.resident))
-            results = _results(numbers, loop, parameters)
-            scalars: Numbers = {name: value for name, value in results.items() if name.startswith("test/")}
-            record.numbers(loop.progress.step, loop.epoch, scalars)
-            record.finish()
+    from_step = state["step"] if state else 0
+    with Record(folder.path, METRICS, from_step=from_step) as record, Background() as background:
+        record.hyperparameters(_hyperparameters(config, choices), HPARAMS_METRICS)
+        loop = Loop(experiment, config, folder.path, record, background, stop)
+        if state:
+            loop.restore(state)
+            log.info(f"going on from step {loop.progress.step} of {experiment.steps}")
+        try:
+            loop.run()
+        finally:
+            loop.feed.close()
+        if config.trainer.weights == "best":
+            loop.use_best_weights()
+        freeze_scales(experiment.model, dataset.train, dataset.to_float)
+        numbers = loop.test(placed(dataset.test, experiment.device, dataset.resident))
+        results = _results(numbers, loop, parameters)
+        scalars: Numbers = {name: value for name, value in results.items() if name.startswith("test/")}
+        record.numbers(loop.progress.step, loop.epoch, scalars)
+        record.finish()
     weights = {name: tensor.contiguous() for name, tensor in experiment.model.state_dict().items()}
     save_file(weights, folder.path / WEIGHTS)
     folder.write_json(RESULTS, results)
@@ -122,6 +121,7 @@ def _results(numbers: Numbers, loop: Loop, parameters: int) -> dict[str, Any]:
         results["beta/" + name if name.startswith("effective_") else "test/" + name] = value
     return results | {
         "train/steps": progress.step,
+        "train/skipped_steps": progress.skipped,
         "train/seconds": progress.seconds,
         "train/images_per_second": loop.images_seen / progress.step_seconds,
         "model/parameters": parameters,

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class StopFlag:
     """`number` is the signal that asked to stop, or 0."""
@@ -16,17 +18,22 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """SIGINT and SIGTERM set the flag; a second one of the same kind ends the process at once, as without us."""
+    """The first of SIGNALS sets the flag; a second one of the same kind ends the process at once, as without us.
+
+    A signal that was ignored stays so. Where somebody else, such as a cluster's engine, had a handler, it is called
+    when the run has saved itself and this context is left.
+    """
     flag = StopFlag()
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
         flag.number = number
-        signal.signal(number, before[number])
+        signal.signal(number, signal.SIG_DFL if _is_pythons(before[number]) else before[number])
 
     try:
-        for wanted in (signal.SIGINT, signal.SIGTERM):
-            before[wanted] = signal.signal(wanted, ask)
+        for wanted in SIGNALS:
+            if signal.getsignal(wanted) not in (signal.SIG_IGN, None):
+                before[wanted] = signal.signal(wanted, ask)
     except ValueError:  # not in the main thread, where Python takes no handlers
         before.clear()
     try:
@@ -34,3 +41,10 @@ def stop_on_signals() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if flag.number and not _is_pythons(before[flag.number]):
+            signal.raise_signal(flag.number)
+
+
+def _is_pythons(handler: Any) -> bool:
+    """Whether it is what a process has from the start."""
+    return handler in (signal.SIG_DFL, signal.default_int_handler)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -19,15 +19,20 @@ from vaex.data.dataset import Images
 from vaex.data.feed import Feed, feed_of, placed
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers, evaluate
-from vaex.figures.kinds import KINDS, Subject
+from vaex.figures.kinds import KINDS, Files, Subject
 from vaex.folder import METRICS
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints, random_state, restore_random_state
 from vaex.training.interrupt import StopFlag
 from vaex.training.record import Record
+from vaex.training.spikes import spike
 from vaex.training.step import CapturedStep, TrainingStep
 
 log = logging.getLogger("vaex")
+
+
+class _Asked(Exception):
+    """A signal asks to stop."""
 
 
 @dataclass
@@ -35,8 +40,11 @@ class Progress:
     """What a checkpoint holds of the loop, beside the step's own state."""
 
     step: int = 0  # taken so far
+    stage: str = ""  # of what is due after this step: validate, draw; nothing if empty
     interval: int = 0  # steps since the training numbers were last logged
-    epoch_steps: int = 0  # steps since the last epoch ended
+    epoch_steps: int = 0  # steps since the last epoch ended that weren't skipped
+    skipped: int = 0  # steps in which something wasn't finite
+    spikes: dict[str, float] = field(default_factory=dict)  # state of the detector
     epoch_sums: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None  # with the lowest validation loss
     best_loss: float = math.inf
@@ -91,7 +99,7 @@ class Loop:
         self.latest: dict[str, float] = {}  # what the progress bar shows
 
     def run(self) -> None:
-        """Raises Interrupted, after a checkpoint, when asked to stop; UserError when the loss stops being finite."""
+        """Raises Interrupted, after a checkpoint, when asked to stop; UserError when training diverged."""
         steps = self.experiment.steps
         self.started = time.perf_counter() - self.progress.seconds
         self.experiment.model.train()
@@ -99,6 +107,7 @@ class Loop:
             total=steps, initial=self.progress.step, unit=" steps", disable=None, leave=False, dynamic_ncols=True
         )
         with bar, logging_redirect_tqdm():
+            self._after_step()  # of a run that was stopped in the middle of it
             while self.progress.step < steps:
                 self._one_step()
                 bar.update()
@@ -126,17 +135,40 @@ class Loop:
         if ended or last:
             self._log_epoch()
         progress.step_seconds += time.perf_counter() - started
-        improved = False
-        if (ended and epochs % trainer.validate_every == 0) or last:
-            improved = self._validate()
-        if last or (ended and epochs % self.config.figures.every == 0):
-            self.draw()
-        if last or improved or (ended and epochs % trainer.checkpoint_every == 0):
-            self.save()
+        if ended or last:
+            progress.stage = "validate"
+            self._after_step()
         if self.stop.number and not last:
+            self._stop()
+
+    def _after_step(self) -> None:
+        """Validate, draw and save where that is due. What a signal cut short is done when the run goes on."""
+        progress, trainer = self.progress, self.config.trainer
+        if not progress.stage:
+            return
+        epochs, last = int(self.epoch), progress.step == self.experiment.steps
+        try:
+            if progress.stage == "validate":
+                if last or epochs % trainer.validate_every == 0:
+                    self._validate()
+                progress.stage = "draw"
+            if last or epochs % self.config.figures.every == 0:
+                self.draw()
+        except _Asked:
+            self._stop()
+        progress.stage = ""
+        if last or progress.best_step == progress.step or epochs % trainer.checkpoint_every == 0:
             self.save()
-            self.background.wait()
-            raise Interrupted(self.stop.number, f"stopped at step {progress.step} of {experiment.steps}")
+
+    def _stop(self) -> NoReturn:
+        self.save()
+        self.background.wait()
+        steps = f"step {self.progress.step} of {self.experiment.steps}"
+        raise Interrupted(self.stop.number, f"stopped at {steps}; resume={self.folder} goes on")
+
+    def _poll(self) -> None:
+        if self.stop.number:
+            raise _Asked
 
     @property
     def images_seen(self) -> int:
@@ -149,23 +181,40 @@ class Loop:
     def _log_training(self, learning_rate: float) -> None:
         progress = self.progress
         sums = self.training_step.take_sums()
-        means = {name: total / progress.interval for name, total in sums.items()}
-        if not all(math.isfinite(value) for value in means.values()):
-            bad = ", ".join(name for name, value in means.items() if not math.isfinite(value))
-            progress.interval = 0
-            path = self.save()  # no step with a gradient that isn't finite has touched the weights
-            self.background.wait()
-            raise UserError(
-                f"training diverged before step {progress.step}: {bad} not finite; the last good weights are in "
-                f"{path}. Lower optimizer.lr, set trainer.clip_norm, or raise likelihood.scale.floor"
-            )
+        peak = self.training_step.take_peak()
+        skipped = round(sums.pop("skipped"))
+        steps = progress.interval - skipped
+        progress.interval = 0
+        progress.skipped += skipped
+        if skipped and (self.config.trainer.on_nonfinite == "stop" or not steps):
+            self._diverged()
         for name, total in sums.items():
             progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + total
-        progress.epoch_steps += progress.interval
-        progress.interval = 0
-        rate = {"train/learning_rate": learning_rate}
-        self.record.numbers(progress.step, self.epoch, {f"train/{k}": v for k, v in means.items()} | rate)
+        progress.epoch_steps += steps
+        means = {name: total / steps for name, total in sums.items()}
+        if skipped:
+            first, bad = self.training_step.take_bad()
+            log.warning(
+                f"step {progress.step}: {skipped} of the last {steps + skipped} steps skipped, the first at {first}, "
+                f"where {', '.join(bad)} wasn't finite"
+            )
+        if spike(progress.spikes, means["loss"], peak):
+            log.warning(
+                f"step {progress.step}: a loss of {peak:.1f} in the last {steps} steps, usual is {means['loss']:.1f}"
+            )
+        extra = {"train/learning_rate": learning_rate, "train/skipped": float(skipped)}
+        self.record.numbers(progress.step, self.epoch, {f"train/{k}": v for k, v in means.items()} | extra)
         self.latest = {name: means[name] for name in ("elbo", "distortion", "rate") if name in means}
+
+    def _diverged(self) -> NoReturn:
+        """No step with a number that isn't finite has touched the weights: they are saved as they are."""
+        first, bad = self.training_step.take_bad()
+        path = self.save()
+        self.background.wait()
+        raise UserError(
+            f"training diverged at step {first}: {', '.join(bad)} not finite; {_remedy(set(bad))}. The last good "
+            f"weights are in {path}; trainer.on_nonfinite=skip leaves such steps out"
+        )
 
     def _log_epoch(self) -> None:
         progress = self.progress
@@ -182,7 +231,7 @@ class Loop:
         if not len(self.validation):
             log.info(f"epoch {self.epoch:.3g} of {total:.3g}")
             return False
-        numbers = self.evaluate(self.validation)
+        numbers = self._evaluate(self.validation)
         self.record.numbers(progress.step, self.epoch, {f"validation/{k}": v for k, v in numbers.items()})
         shown = "  ".join(f"{k} {numbers[k]:.1f}" for k in ("elbo", "distortion", "rate") if k in numbers)
         log.info(f"epoch {self.epoch:.3g} of {total:.3g}  validation: {shown}  mse {numbers['mse']:.5f}")
@@ -193,7 +242,15 @@ class Loop:
             progress.best_loss, progress.best_step = loss, progress.step
         return improved
 
-    def evaluate(self, images: Images) -> Numbers:
+    def test(self, images: Images) -> Numbers:
+        """Raises Interrupted when asked to stop: the checkpoint of the last step is there."""
+        try:
+            return self._evaluate(images)
+        except _Asked:
+            message = f"stopped while testing; resume={self.folder} goes on"
+            raise Interrupted(self.stop.number, message) from None
+
+    def _evaluate(self, images: Images) -> Numbers:
         experiment = self.experiment
         return evaluate(
             experiment.model,
@@ -201,6 +258,7 @@ class Loop:
             images,
             experiment.dataset.to_float,
             corruption=experiment.corruption,
+            poll=self._poll,
         )
 
     def draw(self) -> None:
@@ -218,13 +276,15 @@ class Loop:
             parameter=settings.parameter,
         )
         folder = self.folder / "figures"
+        files: Files = {}
         for kind in map(KINDS.__getitem__, settings.kinds):
-            if kind.why_not(subject):
-                continue
-            for name, content in kind.draw(subject).items():
-                path = folder / name
-                paths = (path, folder / "steps" / f"{path.stem}-{step}{path.suffix}")
-                self.background.submit(self.record.picture, step, path.stem, content, *paths)
+            self._poll()
+            if not kind.why_not(subject):
+                files |= kind.draw(subject)
+        for name, content in files.items():  # all of them or, when asked to stop, none
+            path = folder / name
+            paths = (path, folder / "steps" / f"{path.stem}-{step}{path.suffix}")
+            self.background.submit(self.record.picture, step, path.stem, content, *paths)
 
     def save(self) -> Path:
         """Take the state as it is now; it is written behind the next steps."""
@@ -233,7 +293,12 @@ class Loop:
         state = {
             "model": self.experiment.model.state_dict(),
             "optimizer": self.experiment.optimizer.state_dict(),
-            "sums": {"names": list(self.training_step.names), "totals": self.training_step.totals},
+            "sums": {
+                "names": list(self.training_step.names),
+                "totals": self.training_step.totals,
+                "peak": self.training_step.peak,
+                "bad": self.training_step.bad,
+            },
             "random": random_state(self.experiment.device),
             "progress": asdict(progress),
         }
@@ -255,10 +320,21 @@ class Loop:
         self.progress = Progress(**state["progress"])
         self.training_step.step.fill_(self.progress.step)
         self.training_step.names = tuple(state["sums"]["names"])
-        self.training_step.totals.copy_(state["sums"]["totals"])
+        for name in ("totals", "peak", "bad"):
+            getattr(self.training_step, name).copy_(state["sums"][name])
 
     def use_best_weights(self) -> None:
         """Put the weights with the lowest validation loss into the model."""
         if self.progress.best_step is not None:
             state: dict[str, Any] = self.checkpoints.load(self.progress.best_step)
             self.experiment.model.load_state_dict(state["model"])
+
+
+def _remedy(bad: set[str]) -> str:
+    """What usually helps when these aren't finite."""
+    decoder, encoder = {"distortion", "likelihood_scale"} & bad, {"rate", "posterior_std"} & bad
+    if decoder and not encoder:
+        return "raise likelihood.scale.floor where there is one, or lower optimizer.lr"
+    if encoder and not decoder:
+        return "lower optimizer.lr, or give beta a start with objective.warmup"
+    return "lower optimizer.lr, or set trainer.clip_norm"

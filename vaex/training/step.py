@@ -16,8 +16,9 @@ Gradient = tuple[tuple[Tensor | None, ...], Tensor]
 class TrainingStep:
     """Gather, convert, corrupt, forward, backward, clip, update, and add up what is logged.
 
-    A step whose gradient isn't finite changes no weight and no optimizer state: the fused optimizers skip an update
-    when `found_inf` is 1, without the host having to look. It is counted under `skipped`.
+    A step in which the gradient or a number that is logged isn't finite changes no weight and no optimizer state: the
+    fused optimizers skip an update when `found_inf` is 1, without the host having to look. It is counted under
+    `skipped` and has no part in the sums.
 
     Args:
         model, objective: on the device.
@@ -47,6 +48,9 @@ class TrainingStep:
         self.step = torch.zeros((), dtype=torch.int64, device=images.pixels.device)  # taken so far
         self.names: tuple[str, ...] = ()  # of what is logged
         self.totals = torch.zeros(16, device=images.pixels.device)  # of the batch means of these, since last taken
+        self.peak = torch.full((), -torch.inf, device=images.pixels.device)  # highest loss of a step since last taken
+        # The first skipped step since last taken, counted from 1, or 0; then in how many each of `names` wasn't finite.
+        self.bad = torch.zeros(17, dtype=torch.int64, device=images.pixels.device)
         self._gradient: Callable[[Tensor], Gradient] = self._everything_but_the_update
         if compiled:
             # Older versions of PyTorch end the graph at autograd.grad, and go on with another.
@@ -74,18 +78,41 @@ class TrainingStep:
             if self.clip_norm is not None:
                 factor = (self.clip_norm / norm).clamp(max=1)
                 gradients = tuple(None if gradient is None else gradient * factor for gradient in gradients)
-            skipped = (~norm.isfinite()).float()
-            values = _metrics(terms) | {"grad_norm": norm, "skipped": skipped}
-            self.names = tuple(values)
-            self.totals[: len(values)] += torch.stack(tuple(values.values()))
+            metrics = _metrics(terms) | {"grad_norm": norm}
+            values = torch.stack(tuple(metrics.values()))
+            self.names = (*metrics, "skipped")
+            count = len(metrics)
+            finite = values.isfinite()
+            good = finite.all()
+            skipped = (~good).float()
             self.step += 1
+            self.totals[:count] += torch.where(good, values, 0)
+            self.totals[count] += skipped
+            self.peak.copy_(torch.where(good, torch.maximum(self.peak, values[0]), self.peak))
+            self.bad[1 : count + 1] += ~finite
+            self.bad[0].copy_(torch.where((self.bad[0] == 0) & ~good, self.step, self.bad[0]))
         return gradients, skipped
 
     def take_sums(self) -> dict[str, float]:
-        """The sums since the last call, read by the host in one transfer; then start anew."""
+        """The sums over the steps since the last call that weren't skipped, and under `skipped` how many were.
+
+        They are read by the host in one transfer; then they start anew.
+        """
         taken = dict(zip(self.names, self.totals.tolist(), strict=False))
         self.totals.zero_()
         return taken
+
+    def take_peak(self) -> float:
+        """The highest loss of a single step since the last call."""
+        peak = self.peak.item()
+        self.peak.fill_(-torch.inf)
+        return peak
+
+    def take_bad(self) -> tuple[int, dict[str, int]]:
+        """The first skipped step since the last call, counted from 1, and how often what wasn't finite."""
+        first, *counts = self.bad.tolist()
+        self.bad.zero_()
+        return first, {name: count for name, count in zip(self.names, counts, strict=False) if count}
 
 
 class CapturedStep:
