@@ -94,7 +94,9 @@ class Loop:
             compiled=config.trainer.compile == "true",
         )
         self.take_step: Callable[[Tensor], None] = self.training_step
-        if config.trainer.capture == "true":
+        if config.trainer.capture == "true" and not self.training_step.update.fused:
+            log.warning("the step is not captured: optimizer.fused is false, or this optimizer has no such option")
+        elif config.trainer.capture == "true":
             self.take_step = CapturedStep(self.training_step, config.batch_size)
         self.latest: dict[str, float] = {}  # what the progress bar shows
 

@@ -22,10 +22,16 @@ class Update:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.fused = all(group.get("fused") for group in optimizer.param_groups)
         self._kernels: list[Kernel] = []
 
     def __call__(self, gradients: Sequence[Tensor | None], skip: Tensor) -> None:
-        """Change the parameters, unless `skip` [] is 1. No gradient: no change of that parameter."""
+        """Change the parameters, unless `skip` [] is 1. No gradient: no change of that parameter.
+
+        Only fused optimizers can be told so on the device; for others the host looks.
+        """
+        if not self.fused and skip.item():
+            return
         if self._kernels:
             given = [gradient for gradient in gradients if gradient is not None]
             with torch.no_grad():
@@ -34,7 +40,8 @@ class Update:
             return
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        self.optimizer.found_inf = skip  # type: ignore[attr-defined]
+        if self.fused:
+            self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # so that the next gradient finds this memory, still in the cache
         if type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):
