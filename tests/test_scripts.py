@@ -1,5 +1,6 @@
 """The scripts behind the documents."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -103,3 +104,11 @@ def test_the_products_of_a_step_are_all_found() -> None:
     with bench.Recorder() as recorder:
         step(stream.batch(0))
     assert len(recorder.calls) == 4 + 7
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_nothing() -> None:
+    command = [sys.executable, str(SCRIPTS / "kill_test.py"), "--kills", "50"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ": 0 runs differ" in done.stdout
