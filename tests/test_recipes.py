@@ -22,49 +22,43 @@ def epochs(run: Path) -> list[float]:
     return metrics(run, "train_epoch/loss")[:3]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(
-    "name, expected, tolerance",
-    [
-        ("aevb_bernoulli", (148.437, 122.225, 119.317), (5, 3.5, 3.5)),
-        ("aevb_unit_gaussian", (27.051 + CONSTANT, 21.879 + CONSTANT, 21.301 + CONSTANT), (2, 1, 0.7)),
-    ],
-)
-def test_aevb(here: Callable[..., Path], name: str, expected: tuple, tolerance: tuple, seed: int) -> None:
-    for got, want, within in zip(epochs(here(f"experiment={name}", f"seed={seed}")), expected, tolerance, strict=True):
-        assert got == pytest.approx(want, abs=within)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_aevb_gaussian_is_finite_and_far_down(here: Callable[..., Path], seed: int) -> None:
-    losses = epochs(here("experiment=aevb_gaussian", f"seed={seed}"))
-    assert all(math.isfinite(loss) and loss - CONSTANT < -800 for loss in losses)
-
-
+# Mean losses of the first three epochs in the source, and how far reruns of it stray.
+AEVB = {
+    "aevb_bernoulli": ((148.437, 122.225, 119.317), (5, 3.5, 3.5)),
+    "aevb_unit_gaussian": ((27.051 + CONSTANT, 21.879 + CONSTANT, 21.301 + CONSTANT), (2, 1, 0.7)),
+}
+# How a step can be run: none may cost accuracy. Single runs part after some hundred steps, as those of two seeds do.
 MODES = {
     "float32": [],
     "compiled": ["trainer.compile=true"],
     "bf16": ["precision=bf16"],
-    "bf16, compiled": ["precision=bf16", "trainer.compile=true"],
+    "bf16 compiled": ["precision=bf16", "trainer.compile=true"],
 }
+RUNS = [("float32", 0), ("float32", 1), ("compiled", 0), ("bf16", 0), ("bf16 compiled", 0)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, tolerance",
-    [("aevb_bernoulli", 0.02), ("aevb_unit_gaussian", 0.002), ("aevb_gaussian", 0.15)],
-)
-def test_no_accuracy_is_paid_for_speed(here: Callable[..., Path], name: str, tolerance: float) -> None:
-    """Relative to the first mode. Runs part after some hundred steps, as do seeds, by which the tolerance is chosen."""
-    losses = {
-        mode: epochs(here(f"experiment={name}", *overrides, folder=mode.replace(", ", "-")))
-        for mode, overrides in MODES.items()
-    }
-    print(name, losses)
-    for mode, values in losses.items():
-        assert values == pytest.approx(losses["float32"], rel=tolerance), mode
+@pytest.mark.parametrize("mode, seed", RUNS)
+@pytest.mark.parametrize("name", AEVB)
+def test_aevb(here: Callable[..., Path], name: str, mode: str, seed: int) -> None:
+    losses = epochs(here(f"experiment={name}", f"seed={seed}", *MODES[mode]))
+    for got, want, within in zip(losses, *AEVB[name], strict=True):
+        assert got == pytest.approx(want, abs=within)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode, seed", RUNS)
+def test_aevb_gaussian_is_finite_and_far_down(here: Callable[..., Path], mode: str, seed: int) -> None:
+    losses = epochs(here("experiment=aevb_gaussian", f"seed={seed}", *MODES[mode]))
+    assert all(math.isfinite(loss) and loss - CONSTANT < -800 for loss in losses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode, tolerance", [("compiled", 0.001), ("bf16", 0.03)])
+def test_a_run_reaches_the_same_however_its_step_is_run(here: Callable[..., Path], mode: str, tolerance: float) -> None:
+    plain, other = (results(here("steps=600", *MODES[name], folder=name)) for name in ("float32", mode))
+    assert other["test/elbo"] == pytest.approx(plain["test/elbo"], rel=tolerance)
+    assert other["test/rate"] == pytest.approx(plain["test/rate"], rel=tolerance)
 
 
 @pytest.mark.slow
