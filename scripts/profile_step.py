@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from vaex.build import build
 from vaex.config import check, config_dir
 from vaex.training.background import Background
+from vaex.training.checkpoint import Checkpoints
 from vaex.training.interrupt import StopFlag
 from vaex.training.loop import Loop
 from vaex.training.memory import keep_freed_memory
@@ -81,7 +82,8 @@ def profile_epoch(overrides: list[str]) -> str:
     experiment = build(config)
     with tempfile.TemporaryDirectory() as folder:
         with Record(Path(folder), "metrics.jsonl", from_step=0) as record, Background() as background:
-            loop = Loop(experiment, config, Path(folder), record, background, StopFlag())
+            checkpoints = Checkpoints(Path(folder) / "checkpoints")
+            loop = Loop(experiment, config, Path(folder), checkpoints, record, background, StopFlag())
             loop.started = time.perf_counter()
             experiment.model.train()
             parts = {}

@@ -173,7 +173,7 @@ def test_auto_compiles_long_runs_and_captures_on_a_gpu() -> None:
     [
         ("trainer.capture=true", "trainer.capture=true: a CUDA graph needs a GPU"),
         ("trainer.compile=maybe", "trainer.compile=maybe: must be auto, true or false"),
-        ("architecture.hidden=[4000000000]", "out of memory with batch_size=32: lower it"),
+        ("architecture.hidden=[4000000000]", "architecture.encoder: out of memory for its weights; lower its sizes"),
     ],
 )
 def test_what_can_not_be_had_ends_in_one_line(

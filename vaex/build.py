@@ -1,28 +1,28 @@
 """Config -> objects: the only place where dataset, architecture, likelihood and objective meet."""
 
-import contextlib
 import inspect
+import re
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from vaex.config import Config, Group
+from vaex.config import Config, Group, explain
 from vaex.data.dataset import Dataset
 from vaex.errors import UserError
-from vaex.folder import WEIGHTS, RunFolder
+from vaex.folder import CONFIG, WEIGHTS, RunFolder
 from vaex.likelihoods.base import Likelihood
 from vaex.likelihoods.scale import Scale
 from vaex.model import Autoencoder
 from vaex.objectives import IWAE, Objective
+from vaex.targets import find
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ def build(config: Config) -> Experiment:
     schedule = make("schedule", config.schedule, steps=steps)
 
     torch.manual_seed(config.seed)
-    objective: Objective = make("objective", config.objective).to(device)
+    objective = of_kind(Objective, "objective", make("objective", config.objective)).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic).to(device)
     check_support(model.likelihood, dataset)
     check_draws(objective, model.likelihood)
-    optimizer = make("optimizer", config.optimizer, params=_parameter_groups(model, config.optimizer))
+    groups = _parameter_groups(model, config.optimizer)
+    optimizer = of_kind(torch.optim.Optimizer, "optimizer", make("optimizer", config.optimizer, params=groups))
     learning_rate = float(optimizer.param_groups[0]["lr"])
     lr = torch.tensor(learning_rate, device=device)
     for group in optimizer.param_groups:
@@ -81,7 +82,8 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     parts = {}
     if "scale" in likelihood_group:
         parts["scale"] = make("likelihood.scale", likelihood_group.pop("scale"), image_shape=image_shape)
-    likelihood = make("likelihood", likelihood_group, image_shape=image_shape, **parts)
+    made = make("likelihood", likelihood_group, image_shape=image_shape, **parts)
+    likelihood = of_kind(Likelihood, "likelihood", made)
     if config.conditional and classes < 2:
         raise UserError(
             f"conditional=true: these images have {classes} classes; leave it out, or take a dataset with labels"
@@ -142,15 +144,22 @@ def check_support(likelihood: Likelihood, dataset: Dataset) -> None:
 
 
 def load_dataset(group: Group) -> Dataset:
-    dataset: Dataset = make("dataset", group)
-    return dataset
+    return of_kind(Dataset, "dataset", make("dataset", group))
 
 
 def load_config(run_folder: Path) -> tuple[Config, dict[str, Any]]:
-    """A run's config, and what was recorded with it. Raises UserError when there is no run in the folder."""
+    """A run's config, and what was recorded with it. Raises UserError when the folder has no run, or a damaged one."""
     content, recorded = RunFolder.reopen(run_folder).read_config()
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content))
-    return typing.cast(Config, config), recorded
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{run_folder / CONFIG}: {explain(error)}") from error
+    match recorded:
+        case {"image_shape": [int(), int(), int()], "classes": int(), "choices": {**_choices}}:
+            return typing.cast(Config, config), recorded
+    raise UserError(
+        f"{run_folder / CONFIG}: recorded has no image_shape, classes or choices; no run of vaex wrote it so"
+    )
 
 
 def load_model(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
@@ -177,7 +186,10 @@ def resolve_device(name: str) -> torch.device:
     """auto | cpu | cuda | cuda:N -> device. Raises UserError where there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: must be auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UserError(
@@ -187,46 +199,71 @@ def resolve_device(name: str) -> torch.device:
 
 
 def make(key: str, group: Group, **given: Any) -> Any:
-    """Call the group's `_target_` with its other values and `given`.
+    """Call what the group's `_target_` names (see vaex.targets) with its other values and `given`.
 
-    A ValueError, an OSError or arguments of the wrong type are the config's fault and end in one line; anything else is
-    the target's own, and keeps its traceback.
+    A value that has a `_target_` itself, at any depth, is made first.
+
+    Raises:
+        UserError: the target may not be named, or can't be called so, or it raised a ValueError or an OSError, which is
+            the config's fault. Anything else is its own and keeps its traceback, with the key as a note.
     """
     if "_target_" not in group:
         raise UserError(f"{key}._target_: is missing; it names the class or function to build")
-    for name, inner in group.items():
-        if isinstance(inner, dict) and "_target_" in inner:
-            target = None
-            with contextlib.suppress(ImportError, ValueError):  # instantiate says it better
-                target = get_object(inner["_target_"])
-            if target is not None:
-                _check_types(f"{key}.{name}", target, inner, set(inner))
+    name = group["_target_"]
+    target = find(f"{key}._target_", name)
+    arguments = {}
+    for argument, value in group.items():
+        if argument in ("_args_", "_convert_", "_partial_", "_recursive_"):
+            raise UserError(f"{key}.{argument}: vaex has no use for it; give {name} its arguments by their names")
+        if argument in given:
+            raise UserError(f"{key}.{argument}: is given by vaex itself; leave it out")
+        if argument != "_target_":
+            arguments[argument] = _made(f"{key}.{argument}", value)
     try:
-        factory = instantiate(OmegaConf.create({**group, "_partial_": True}), _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError | OSError):  # from a nested _target_
-            raise UserError(str(cause)) from error
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
-    try:
-        signature = inspect.signature(factory.func)
-        bound = signature.bind(*factory.args, **factory.keywords, **given)
+        inspect.signature(target).bind(**arguments, **given)
     except TypeError as error:
-        raise UserError(f"{key}: {group['_target_']} can't be called so: {error}") from error
-    _check_types(key, factory.func, bound.arguments, set(group))
+        raise UserError(f"{key}: {name} can't be called so: {error}") from error
+    except ValueError:  # some classes written in C have no signature
+        pass
+    _check_types(key, target, arguments)
     try:
-        return factory(**given)
+        return target(**arguments, **given)
     except (ValueError, OSError) as error:
-        message = str(error)
-        raise UserError(message if message.startswith(key.split(".")[0]) else f"{key}: {message}") from error
+        message = " ".join(str(error).split()) or type(error).__name__
+        where = "" if name.startswith("vaex.") else f" ({name} raised it; VAEX_DEBUG=1 shows where)"
+        prefix = "" if message.startswith(key.split(".")[0]) else f"{key}: "
+        raise UserError(prefix + message + where) from error
+    except Exception as error:
+        if isinstance(error, MemoryError) or re.search("can't allocate memory|overflowed", str(error)):
+            raise UserError(f"{key}: out of memory for its weights; lower its sizes, or latent_dim") from error
+        error.add_note(f"vaex: {key}._target_={name} led there")
+        raise
 
 
-def _check_types(key: str, target: Any, arguments: dict[str, Any], names: set[str]) -> None:
+Kind = TypeVar("Kind")
+
+
+def of_kind(kind: type[Kind], key: str, made: object) -> Kind:
+    """What was made for a key. Raises UserError when it is of another kind than vaex needs there."""
+    if not isinstance(made, kind):
+        raise UserError(f"{key}._target_: makes a {type(made).__name__}, and must make a {kind.__name__}")
+    return made
+
+
+def _made(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return make(key, value) if "_target_" in value else {k: _made(f"{key}.{k}", v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_made(f"{key}[{n}]", item) for n, item in enumerate(value)]
+    return value
+
+
+def _check_types(key: str, target: Any, arguments: dict[str, Any]) -> None:
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError):
         return
-    for name in names & set(arguments) & set(hints):
+    for name in sorted(set(arguments) & set(hints)):
         if not _matches(arguments[name], hints[name]):
             raise UserError(f"{key}.{name}={arguments[name]}: must be {_in_words(hints[name])}")
 
@@ -234,9 +271,16 @@ def _check_types(key: str, target: Any, arguments: dict[str, Any], names: set[st
 def _in_words(hint: Any) -> str:
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (Sequence, list, tuple):
-        return f"a list, [{arguments[0].__name__}, …]"
+        return f"a list {'[a, b]' if _is_pair(hint) else '[a, …]'}, each {_in_words(arguments[0])}"
     names = [option.__name__ for option in arguments or (hint,) if option in (int, float, bool, str)]
-    return f"of type {' or '.join(names)}" if names else str(hint)
+    return (
+        f"of type {' or '.join(names)}" if names else "a group with a _target_" if inspect.isclass(hint) else str(hint)
+    )
+
+
+def _is_pair(hint: Any) -> bool:
+    arguments = typing.get_args(hint)
+    return typing.get_origin(hint) is tuple and len(arguments) == 2 and arguments[1] is not ...
 
 
 def _matches(value: object, hint: Any) -> bool:
@@ -245,13 +289,15 @@ def _matches(value: object, hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_matches(value, option) for option in arguments)
     if origin in (Sequence, list, tuple):
-        return isinstance(value, list | tuple) and all(_matches(item, arguments[0]) for item in value)
+        if not isinstance(value, list | tuple) or (_is_pair(hint) and len(value) != 2):
+            return False
+        return all(_matches(item, arguments[0]) for item in value)
     if hint is type(None):
         return value is None
     if hint is float:
         return isinstance(value, float | int) and not isinstance(value, bool)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if hint in (bool, str):
         return isinstance(value, hint)
     if inspect.isclass(hint) and origin is None and isinstance(value, str | int | float | bool | list | dict | None):

@@ -1,10 +1,15 @@
 """A run's folder: claimed once, with its config, its status and its results. Imports no torch."""
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +28,9 @@ CONFIG, STATUS, RESULTS, METRICS, WEIGHTS = (
     "metrics.jsonl",
     "model.safetensors",
 )
+TEMPORARY = ".vaex-tmp"  # at the end of the name of a file that is being written
+
+log = logging.getLogger("vaex")
 
 
 class RunFolder:
@@ -59,24 +67,63 @@ class RunFolder:
             raise UserError(f"resume={path}: no {CONFIG} there; give the folder of a run, as `vaex train` printed it")
         return cls(path)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes off this run, and remove what one that was killed left half-written.
+
+        The system takes the lock back from a process that ends, however it ends.
+
+        Raises:
+            UserError: another process is at work on the run.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"resume={self.path}: another process is at work on this run; wait for it, or end it first"
+                ) from error
+            except OSError:
+                log.debug(f"{self.path}: is on a file system without locks")
+            for left in self.path.rglob(f"*{TEMPORARY}"):
+                with Writing(self.path).of("temporary file", left):
+                    left.unlink()
+            yield
+        finally:
+            os.close(descriptor)
+
     def write_config(self, config: Config, recorded: dict[str, Any]) -> None:
         """The resolved config, and under `recorded` what it ran with."""
         content = asdict(config) | {"recorded": recorded}
         content.pop("resume")
-        replace_file(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(content)).encode())
+        self.write(CONFIG, OmegaConf.to_yaml(OmegaConf.create(content)).encode())
 
     def read_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The config as plain containers, and what was recorded with it.
 
         A value that the vaex of the run didn't have yet is today's default.
+
+        Raises:
+            UserError: the file is damaged or can't be read.
         """
         defaults = OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml"))
         assert isinstance(defaults, dict)
         for not_a_value in ("defaults", "hydra"):
             defaults.pop(not_a_value)
-        content = OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(self.path / CONFIG)))
-        assert isinstance(content, dict)
-        recorded = content.pop("recorded")
+        path = self.path / CONFIG
+        try:
+            content = OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(path)))
+            assert isinstance(content, dict)
+            recorded = content.pop("recorded")
+            assert isinstance(recorded, dict)
+        except OSError as error:
+            raise UserError(f"{path}: can't be read ({error.strerror})") from error
+        except Exception as error:  # of YAML, of OmegaConf or ours, by what the damage is
+            reason = (str(error) or "no mapping").splitlines()[0]
+            raise UserError(
+                f"{path}: damaged ({reason}); put a copy back: each checkpoint holds the values, under config"
+            ) from error
         return {str(key): value for key, value in content.items()} | {"resume": None}, recorded
 
     def set_status(self, status: str, **details: object) -> None:
@@ -84,17 +131,79 @@ class RunFolder:
         self.write_json(STATUS, {"status": status, **details})
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        replace_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+        self.write(name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Whole or not at all. Raises WriteFailed."""
+        path = self.path / name
+        with Writing(self.path).of("file", path):
+            replace_file(path, content)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write so that at any moment, also of a crash, `path` holds either the old content or the new, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+class WriteFailed(UserError):
+    """A file of the run can't be written."""
+
+
+class Writing:
+    """What happens when a file of the run can't be written: the run ends with one line, or goes on with a warning.
+
+    Args:
+        folder: of the run.
+        stop: else the run goes on, and each kind of file is warned of once, until it can be written again.
+    """
+
+    REMEDIES: dict[int | None, str] = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some of your quota",
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+        errno.EROFS: "make it writable",
+        errno.EACCES: "make it writable",
+        errno.EPERM: "make it writable",
+    }
+
+    def __init__(self, folder: Path, *, stop: bool = True) -> None:
+        self.folder, self.stop = folder, stop
+        self._failing: dict[str, int | None] = {}
+
+    @contextmanager
+    def of(self, what: str, path: Path, *, must: bool = False) -> Iterator[None]:
+        """Around writing a kind of file. Raises WriteFailed if the run is to stop then, or this one `must` be."""
+        try:
+            yield
+        except OSError as error:
+            if os.path.isdir(self.folder):
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                problem = f"{what} {path}: can't be written ({reason}); {self.REMEDIES.get(error.errno, 'mend that')}"
+                then = f", then go on: vaex train resume={self.folder}"
+            else:
+                problem = f"{self.folder}: is gone"
+                then = ", and what the run had saved with it; start the run anew"
+            if self.stop or must:
+                raise WriteFailed(problem + then) from error
+            if self._failing.get(what, 0) != error.errno:
+                log.warning(f"{problem}. Going on; the next save tries again")
+            self._failing[what] = error.errno
+        else:
+            if self._failing.pop(what, 0):
+                log.info(f"{what} {path}: written again")
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Write so that at any moment, also of a crash, `path` holds either the old content or the new, whole.
+
+    Raises OSError, and leaves the old content.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -102,16 +211,15 @@ def replace_file(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def versions() -> dict[str, str]:
+    """Of vaex, Python and the packages that make the numbers."""
+    packages = {name: version(name) for name in ("torch", "torchvision", "hydra-core", "omegaconf", "numpy")}
+    return {"vaex": __version__, "python": platform.python_version(), **packages}
+
+
 def provenance() -> dict[str, Any]:
     """Versions, and the git revision when vaex runs from a checkout."""
-    packages = {name: version(name) for name in ("torch", "torchvision", "hydra-core", "omegaconf", "numpy")}
-    return {
-        "vaex": __version__,
-        "git_revision": _git_revision(),
-        "python": platform.python_version(),
-        **packages,
-        "command": ["vaex", "train", *sys.argv[1:]],
-    }
+    return versions() | {"git_revision": _git_revision(), "command": ["vaex", "train", *sys.argv[1:]]}
 
 
 def _git_revision() -> str | None:

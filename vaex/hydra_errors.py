@@ -1,11 +1,13 @@
 """Hydra's errors in one line each, with the key, the value and the remedy."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,17 +22,43 @@ def resume_overrides(arguments: list[str]) -> list[str]:
     Raises:
         UserError: there is no run in the folder, or resume is part of a sweep.
     """
-    given = [argument for argument in arguments if argument.startswith("resume=")]
+    given = [argument for argument in arguments if argument.startswith("resume=") and argument != "resume=null"]
     if not given:
         return arguments
     if {"-m", "--multirun"} & set(arguments):
         raise UserError(f"{given[0]}: goes on with one run; leave out -m")
-    folder = Path(given[-1].removeprefix("resume=").strip("'\"")).expanduser().absolute()
+    folder = Path(os.path.expanduser(given[-1].removeprefix("resume=").strip("'\""))).absolute()
     if not (folder / "config.yaml").is_file():
         raise UserError(f"resume={folder}: no config.yaml there; give the folder of a run, as `vaex train` printed it")
     quoted = "'" + str(folder).replace("'", "\\'") + "'"
     rest = [argument for argument in arguments if argument not in given]
     return [*rest, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Refuse what Hydra doesn't know, and what would have Hydra itself run code that an argument names.
+
+    vaex.targets guards what vaex runs.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    flags, unknown = get_args_parser().parse_known_args(arguments)
+    for argument in unknown:
+        if argument.startswith("-"):
+            raise UserError(f"{argument}: no such flag; `vaex train --help` lists what there is")
+        raise UserError(f"{argument}: is apart from the other overrides; put flags such as -m before them all")
+    if flags.experimental_rerun:
+        raise UserError(
+            "--experimental-rerun: reads a pickle, which can run anything; go on with a run by resume=FOLDER"
+        )
+    for override in flags.overrides:
+        inside = re.match(r"[+~]*hydra(=|\.(callbacks|job_logging|hydra_logging)\b|.*_target_)", override)
+        if inside and not re.search(r"\.level=\w+$", override):
+            raise UserError(
+                f"{override}: can name code for Hydra to run; if you trust it, write it as an option of a --config-dir "
+                "folder, such as FOLDER/hydra/callbacks/mine.yaml, and choose that"
+            )
 
 
 def one_line(error: BaseException, arguments: list[str], started: bool) -> str | None:
@@ -42,13 +70,15 @@ def one_line(error: BaseException, arguments: list[str], started: bool) -> str |
         return explain(error)
     text = str(error)
     if "Config group override must be" in text:
-        bad = next((a for a in arguments if a.endswith("=null")), "a group")
+        bad = next((a for a in arguments if re.search("=null$|^=", a)), "a group")
         return f"{bad}: a group needs an option; `vaex train --help` lists them"
     if isinstance(error, OSError) and error.filename and not started:
         return f"hydra.run.dir: {error.filename} can't be made ({error.strerror}); give another folder"
+    cause = error.__cause__
+    if isinstance(cause, OSError) and "Unable to configure handler" in text:  # Hydra's log, in the run's folder
+        return f"{cause.filename}: can't be written ({cause.strerror}); make the folder writable, or give another"
     if not type(error).__module__.startswith("hydra."):
         return None
-    cause = error.__cause__
     if not text and cause is not None:
         text = str(cause)
 
@@ -70,8 +100,10 @@ def one_line(error: BaseException, arguments: list[str], started: bool) -> str |
         return f"{match[1]}: several values; put -m after train to run each, or write [a,b] for a list"
     if match := re.search(r"Additional config directory '([^']+)' not found", text):
         return f"--config-dir={match[1]}: no such folder"
+    if match := re.search(r"Error parsing override '(\w+)'", text):
+        return f"{match[1]}: must be KEY=VALUE or GROUP=OPTION; `vaex train --help` lists them"
     if "LexerNoViableAltException" in text or "mismatched input" in text or "no viable alternative" in text:
-        bad = next((a for a in arguments if a in text or a.partition("=")[2] in text), arguments[0])
+        bad = next((a for a in arguments if a in text), arguments[0])
         key, _, value = bad.partition("=")
         return f"{bad}: can't be parsed; if the value is text, quote it, twice: \"{key}='{value}'\""
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -3,12 +3,13 @@
 import logging
 import math
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from vaex.build import Experiment, build
 from vaex.config import Config
@@ -17,7 +18,7 @@ from vaex.data.feed import placed
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers
 from vaex.evaluation.frozen_scale import freeze_scales
-from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, provenance
+from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, WriteFailed, Writing, provenance
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.interrupt import StopFlag, stop_on_signals
@@ -47,15 +48,18 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
         UserError: what the config asks for can't be done, or training diverged.
         Interrupted: a signal asked to stop; a checkpoint was written.
     """
-    folder.set_status("running")
-    with stop_on_signals() as stop:
+    logging.raiseExceptions = False  # on a full disk vaex.log fails too; what else can't be written says so
+    with folder.alone(), stop_on_signals() as stop:
+        folder.set_status("running")
         try:
             return _train(config, folder, choices, stop)
         except (KeyboardInterrupt, Interrupted) as interrupted:
-            folder.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
+            with suppress(WriteFailed):
+                folder.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
             raise
         except BaseException as error:
-            folder.set_status("failed", error=str(error), traceback=traceback.format_exc())
+            with suppress(WriteFailed):
+                folder.set_status("failed", error=str(error), traceback=traceback.format_exc())
             if ran_out(error):
                 raise UserError(
                     f"out of memory with batch_size={config.batch_size}: lower it, or objective.samples, or the sizes "
@@ -84,11 +88,16 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: Sto
     parameters = sum(p.numel() for p in experiment.model.parameters())
     _announce(config, folder.path, experiment, choices, parameters)
 
-    state = Checkpoints(folder.path / "checkpoints").load_newest() if config.resume else None
+    writing = Writing(folder.path, stop=config.trainer.on_save_error == "stop")
+    checkpoints = Checkpoints(folder.path / "checkpoints", writing)
+    state = checkpoints.load_newest() if config.resume else None
+    checkpoints.check_space(experiment.model, experiment.optimizer)
+    if config.resume and not state:
+        log.info("no checkpoint yet: starting at step 0")
     from_step = state["step"] if state else 0
-    with Record(folder.path, METRICS, from_step=from_step) as record, Background() as background:
+    with Record(folder.path, METRICS, from_step, writing) as record, Background() as background:
         record.hyperparameters(_hyperparameters(config, choices), HPARAMS_METRICS)
-        loop = Loop(experiment, config, folder.path, record, background, stop)
+        loop = Loop(experiment, config, folder.path, checkpoints, record, background, stop)
         if state:
             loop.restore(state)
             log.info(f"going on from step {loop.progress.step} of {experiment.steps}")
@@ -105,7 +114,7 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: Sto
         record.numbers(loop.progress.step, loop.epoch, scalars)
         record.finish()
     weights = {name: tensor.contiguous() for name, tensor in experiment.model.state_dict().items()}
-    save_file(weights, folder.path / WEIGHTS)
+    folder.write(WEIGHTS, save(weights))
     folder.write_json(RESULTS, results)
     folder.set_status("completed", steps=loop.progress.step, best_step=loop.progress.best_step)
     _report(config, folder.path, results)

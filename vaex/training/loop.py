@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ from vaex.data.feed import Feed, feed_of, placed
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers, evaluate
 from vaex.figures.kinds import KINDS, Files, Subject
-from vaex.folder import METRICS
+from vaex.folder import METRICS, versions
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints, random_state, restore_random_state
 from vaex.training.interrupt import StopFlag
@@ -59,6 +59,7 @@ class Loop:
         experiment: what to train.
         config: its settings.
         folder: of the run.
+        checkpoints: of the run.
         record: where numbers and pictures go.
         background: does the writing.
         stop: looked at after every step and before every batch of an evaluation.
@@ -69,16 +70,17 @@ class Loop:
         experiment: Experiment,
         config: Config,
         folder: Path,
+        checkpoints: Checkpoints,
         record: Record,
         background: Background,
         stop: StopFlag,
     ) -> None:
-        self.experiment, self.config, self.folder = experiment, config, folder
+        self.experiment, self.config, self.folder, self.checkpoints = experiment, config, folder, checkpoints
+        self.about = {"config": asdict(replace(config, resume=None)), "versions": versions()}
         self.record, self.background, self.stop = record, background, stop
         kinds = [name for name, kind in KINDS.items() if not kind.on_request]
         if unknown := [kind for kind in config.figures.kinds if kind not in kinds]:
             raise UserError(f"figures.kinds={unknown[0]}: is none that a run can draw; there are {', '.join(kinds)}")
-        self.checkpoints = Checkpoints(folder / "checkpoints")
         self.progress = Progress()
         dataset, device = experiment.dataset, experiment.device
         self.feed: Feed = feed_of(dataset.train, config.batch_size, config.seed, device, dataset.resident)
@@ -163,7 +165,7 @@ class Loop:
             self.save()
 
     def _stop(self) -> NoReturn:
-        self.save()
+        self.save(must=True)
         self.background.wait()
         steps = f"step {self.progress.step} of {self.experiment.steps}"
         raise Interrupted(self.stop.number, f"stopped at {steps}; resume={self.folder} goes on")
@@ -211,7 +213,7 @@ class Loop:
     def _diverged(self) -> NoReturn:
         """No step with a number that isn't finite has touched the weights: they are saved as they are."""
         first, bad = self.training_step.take_bad()
-        path = self.save()
+        path = self.save(must=True)
         self.background.wait()
         raise UserError(
             f"training diverged at step {first}: {', '.join(bad)} not finite; {_remedy(set(bad))}. The last good "
@@ -288,8 +290,8 @@ class Loop:
             paths = (path, folder / "steps" / f"{path.stem}-{step}{path.suffix}")
             self.background.submit(self.record.picture, step, path.stem, content, *paths)
 
-    def save(self) -> Path:
-        """Take the state as it is now; it is written behind the next steps."""
+    def save(self, must: bool = False) -> Path:
+        """Take the state as it is now; it is written behind the next steps, and `must` be before the run ends."""
         progress = self.progress
         progress.seconds = time.perf_counter() - self.started
         state = {
@@ -303,9 +305,10 @@ class Loop:
             },
             "random": random_state(self.experiment.device),
             "progress": asdict(progress),
+            **self.about,
         }
         snapshot = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
-        self.background.submit(self.checkpoints.save, progress.step, snapshot, progress.best_step)
+        self.background.submit(self.checkpoints.save, progress.step, snapshot, progress.best_step, must)
         return self.checkpoints.path(progress.step)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -326,9 +329,15 @@ class Loop:
             getattr(self.training_step, name).copy_(state["sums"][name])
 
     def use_best_weights(self) -> None:
-        """Put the weights with the lowest validation loss into the model."""
+        """Put the weights with the lowest validation loss into the model. Raises UserError when they are damaged."""
         if self.progress.best_step is not None:
-            state: dict[str, Any] = self.checkpoints.load(self.progress.best_step)
+            try:
+                state: dict[str, Any] = self.checkpoints.load(self.progress.best_step)
+            except UserError as error:
+                raise UserError(
+                    f"trainer.weights=best: {error}; trainer.weights=last takes those of the last step: "
+                    f"vaex train resume={self.folder} trainer.weights=last"
+                ) from error
             self.experiment.model.load_state_dict(state["model"])
 
 
