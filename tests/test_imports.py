@@ -17,6 +17,7 @@ LAYERS = [
     "likelihoods",
     "model",
     "objectives",
+    "targets",
     "build",
     "cost",
     "evaluation",

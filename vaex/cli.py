@@ -66,11 +66,12 @@ def train(arguments: list[str]) -> None:
         print(train_help(arguments))
         return
     from vaex.errors import Interrupted, UserError
-    from vaex.hydra_errors import one_line, resume_overrides
+    from vaex.hydra_errors import check_arguments, one_line, resume_overrides
 
     debug, task = _debug(), _Task()
     with _one_line_errors():
         try:
+            check_arguments(arguments)
             sys.argv = ["vaex", *resume_overrides(arguments)]  # as Hydra wants it, without the verb
             if "COMP_LINE" in os.environ:  # Hydra completes a command without verbs
                 os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(" train ", " ", 1)
@@ -124,6 +125,9 @@ def _one_line_errors() -> Iterator[None]:
         fail(f"interrupted: {stop}", stop.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    except BrokenPipeError:  # who reads our output has closed it: | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except UserError as error:
         if debug:
             raise
@@ -194,6 +198,8 @@ def _compose_and_train(composed: DictConfig) -> float:
     else:
         folder = RunFolder.claim(path)
 
-    from vaex.train import train as run  # torch comes with it, after the config is known to be good
+    from vaex.targets import config_folders, trusting  # torch comes with them, after the config is known to be good
+    from vaex.train import train as run
 
-    return run(config, folder, choices)
+    with trusting(config_folders(hydra.runtime.config_sources)):
+        return run(config, folder, choices)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -142,6 +143,7 @@ def continued(composed: Config, saved: Group, overrides: list[str]) -> Config:
     config.resume = composed.resume
     result = OmegaConf.to_object(config)
     assert isinstance(result, Config)
+    _check_ranges(result)
     return result
 
 
@@ -155,6 +157,12 @@ def explain(error: OmegaConfBaseException) -> str:
         return f"{key}: needs a value; give {key}=…"
     if match := re.fullmatch(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message):
         return f"{key}={match[1]}: must be of type {TYPE_NAMES.get(match[2], match[2])}"
+    if match := re.fullmatch(r"Incompatible value 'None' for field of type '(\w+)'", message):
+        return f"{key}=null: must be of type {match[1]}"
+    if match := re.match(r"Value '(.*)' is not a valid bool", message):
+        return f"{key}={match[1]}: must be of type {TYPE_NAMES['Boolean']}"
+    if "is not a ListConfig" in message:
+        return f"{key}: must be a list, as in {key}=[a,b]"
     return f"{key}: {message}; `vaex train --cfg job` prints all keys and values"
 
 
@@ -194,7 +202,7 @@ def _check_ranges(c: Config) -> None:
     need(
         math.isfinite(c.beta) and c.beta >= 0, "beta", c.beta, "a finite number >= 0; 1 gives the evidence lower bound"
     )
-    need(c.latent_dim >= 1, "latent_dim", c.latent_dim, ">= 1")
+    need(1 <= c.latent_dim < 2**31, "latent_dim", c.latent_dim, f"from 1 to {2**31 - 1}")
     need(c.batch_size >= 1, "batch_size", c.batch_size, ">= 1 image")
     need(c.epochs >= 1, "epochs", c.epochs, ">= 1; for less than an epoch give steps=…")
     need(c.steps is None or c.steps >= 1, "steps", c.steps, ">= 1 optimizer step, or null to use epochs")
@@ -207,7 +215,8 @@ def _check_ranges(c: Config) -> None:
     clip = c.trainer.clip_norm
     need(clip is None or (math.isfinite(clip) and clip > 0), "trainer.clip_norm", clip, "a finite number > 0, or null")
     need(c.trainer.weights in ("last", "best"), "trainer.weights", c.trainer.weights, "last or best")
-    need(c.trainer.threads is None or c.trainer.threads >= 1, "trainer.threads", c.trainer.threads, ">= 1, or null")
+    threads, most = c.trainer.threads, max(os.cpu_count() or 1, 256)  # with too many the process crashes
+    need(threads is None or 1 <= threads <= most, "trainer.threads", threads, f"from 1 to {most}, or null")
     for key in ("compile", "capture"):
         value = getattr(c.trainer, key)
         need(value in ("auto", "true", "false"), f"trainer.{key}", value, "auto, true or false")
@@ -216,6 +225,9 @@ def _check_ranges(c: Config) -> None:
         need(value in choices, f"trainer.{key}", value, " or ".join(choices))
     need(c.figures.every >= 1, "figures.every", c.figures.every, ">= 1 epoch")
     need(c.figures.images >= 1, "figures.images", c.figures.images, ">= 1 picture")
+    beta = c.objective.get("beta", c.beta)
+    if beta != c.beta:
+        raise UserError(f"objective.beta={beta}: is set by beta; give beta={beta} instead")
     if "beta" not in c.objective and c.beta != 1:
         raise UserError(f"beta={c.beta}: this objective has no beta; leave beta out or take objective=vae")
     for key in GROUPS:

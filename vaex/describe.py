@@ -54,10 +54,12 @@ def main(arguments: list[str]) -> None:
 
     from vaex.build import build
     from vaex.cost import layers, step_cost
+    from vaex.targets import trusting
     from vaex.training.memory import ran_out
 
     try:
-        experiment = build(config)
+        with trusting(folders):
+            experiment = build(config)
         rows = layers(experiment.model, experiment.dataset.image_shape)
         cost = step_cost(experiment, config)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:

@@ -170,9 +170,6 @@ def write(path: Path, content: Tensor | bytes, writer: Any = None, step: int = 0
 
 def _step(run: Path) -> int:
     """How many steps the run had taken."""
-    import json
+    from vaex.folder import RunFolder
 
-    from vaex.folder import RESULTS
-
-    path = run / RESULTS
-    return int(json.loads(path.read_text())["train/steps"]) if path.is_file() else 0
+    return int(RunFolder(run).read_results().get("train/steps", 0))

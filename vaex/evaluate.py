@@ -118,8 +118,6 @@ def _need_factors(runs: list[Path], datasets: LatestDataset) -> None:
 
 def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: LatestDataset) -> Row:
     """Measure one run, merge the numbers into its results.json, and make its line of the table."""
-    import json
-
     from vaex.build import load_model, make
     from vaex.evaluation.measure import collapsed, measure
     from vaex.evaluation.ranking import Row, group_of
@@ -127,6 +125,7 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: Lates
     from vaex.folder import RESULTS, RunFolder
 
     config, recorded, dataset = datasets.of(run)
+    before = RunFolder(run).read_results()
     model = load_model(run, options.device)
     objective = make("objective", config.objective).to(model.device)
     unlabelled = dataset.source.classes < 2
@@ -155,8 +154,6 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: Lates
     except ValueError as error:
         raise UserError(f"{run}: {error}; --fid=none leaves generated images out") from error
 
-    path = run / RESULTS
-    before = json.loads(path.read_text()) if path.is_file() else {}
     RunFolder(run).write_json(RESULTS, before | finite(results))
 
     choices = recorded["choices"]

@@ -51,20 +51,31 @@ class RunFolder:
             with open(path / STATUS, "x") as file:  # fails if it exists: two runs can't both succeed
                 file.write('{"status": "running"}\n')
         except FileExistsError as error:
-            raise UserError(
-                f"hydra.run.dir={path}: taken by another run; give a new folder, or go on with that run: resume={path}"
-            ) from error
+            if not cls(path)._came_to_nothing():
+                raise UserError(
+                    f"hydra.run.dir={path}: taken by another run; give a new folder, or go on with that run: "
+                    f"resume={path}"
+                ) from error
         except OSError as error:
             raise UserError(
                 f"hydra.run.dir={path}: can't be written ({error.strerror}); give another folder"
             ) from error
         return cls(path)
 
+    def _came_to_nothing(self) -> bool:
+        """Whether a run ended here before it had anything to lose, as for a path that was mistyped."""
+        try:
+            status = json.loads((self.path / STATUS).read_text())["status"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+        made = ("checkpoints", "figures", RESULTS, WEIGHTS)
+        return status in ("failed", "interrupted") and not any((self.path / name).exists() for name in made)
+
     @classmethod
     def reopen(cls, path: Path) -> "RunFolder":
         """Raises UserError when there is no run at `path`."""
         if not (path / CONFIG).is_file():
-            raise UserError(f"resume={path}: no {CONFIG} there; give the folder of a run, as `vaex train` printed it")
+            raise UserError(f"{path}: no {CONFIG} there; give the folder of a run, as `vaex train` printed it")
         return cls(path)
 
     @contextmanager
@@ -113,10 +124,14 @@ class RunFolder:
             defaults.pop(not_a_value)
         path = self.path / CONFIG
         try:
-            content = OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(path)))
-            assert isinstance(content, dict)
-            recorded = content.pop("recorded")
+            saved = OmegaConf.to_container(OmegaConf.load(path))
+            assert isinstance(saved, dict)
+            recorded = saved.pop("recorded")
             assert isinstance(recorded, dict)
+            if "${" in str(saved):  # which to merge would resolve, as ${oc.env:SECRET} into a file
+                raise ValueError("it holds an interpolation, ${…}, and a run writes values")
+            content = OmegaConf.to_container(OmegaConf.merge(defaults, saved))
+            assert isinstance(content, dict)
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror})") from error
         except Exception as error:  # of YAML, of OmegaConf or ours, by what the damage is
@@ -125,6 +140,18 @@ class RunFolder:
                 f"{path}: damaged ({reason}); put a copy back: each checkpoint holds the values, under config"
             ) from error
         return {str(key): value for key, value in content.items()} | {"resume": None}, recorded
+
+    def read_results(self) -> dict[str, Any]:
+        """The numbers in results.json, none where there is no such file. Raises UserError when it is damaged."""
+        path = self.path / RESULTS
+        try:
+            content = json.loads(path.read_text()) if path.exists() else {}
+            if isinstance(content, dict):
+                return content
+            reason = "no object"
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        raise UserError(f"{path}: damaged ({reason}); remove it, and vaex eval measures the test numbers anew")
 
     def set_status(self, status: str, **details: object) -> None:
         """status: running | completed | failed | interrupted."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import traceback
 from contextlib import suppress
 from dataclasses import replace
@@ -211,7 +212,7 @@ def _report(config: Config, path: Path, results: dict[str, Any]) -> None:
     lines.append(f"{'trained':>14}  {results['train/steps']:,} steps in {seconds:.0f} s, {rate:,.0f} images/s in steps")
     lines.append(f"{'pictures':>14}  {path / 'figures'}")
     lines.append(f"{'everything':>14}  {path}")
-    lines.append(f"{'TensorBoard':>14}  tensorboard --logdir {_shown_root(path)} --host 127.0.0.1")
+    lines.append(f"{'TensorBoard':>14}  tensorboard --logdir {shlex.quote(str(_shown_root(path)))} --host 127.0.0.1")
     log.info("\n".join(lines))
 
 
