@@ -301,3 +301,27 @@ def test_a_spike_stands_out_from_what_was_usual() -> None:
 
 def test_interrupted_says_how_to_go_on() -> None:
     assert Interrupted(signal.SIGTERM, "x").exit_code == 143
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on_equal(here, [*tiny, "steps=60", "trainer.compile=true", "figures.images=8"], monkeypatch)
+
+
+@pytest.mark.gpu
+def test_a_captured_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on_equal(here, [*tiny, "steps=60", "device=cuda", "trainer.capture=true", "figures.images=8"], monkeypatch)
+
+
+def goes_on_equal(here: Here, common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = here(*common, folder="whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(training_loop.Loop, "_one_step", calling(training_loop.Loop._one_step, 23, signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            here(*common, folder="parts")
+    here(f"resume={whole.parent / 'parts'}")
+    same_run(whole, whole.parent / "parts")
