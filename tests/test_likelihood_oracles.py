@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import hypothesis
 import hypothesis.strategies as st
 import mpmath as mp
+import numpy as np
 import pytest
 import torch
 
 from vaex.likelihoods.base import LEVELS, Likelihood
 from vaex.likelihoods.bernoulli import Bernoulli, CrossEntropy
 from vaex.likelihoods.beta import Beta
-from vaex.likelihoods.categorical import Categorical
+from vaex.likelihoods.categorical import Categorical, CategoricalDistribution
 from vaex.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.laplace import Laplace
@@ -403,3 +404,24 @@ def test_softplus_and_its_gradient() -> None:
     torch.testing.assert_close(value.detach().double(), exact, rtol=3e-7, atol=1e-38)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     torch.testing.assert_close(gradient.double(), torch.sigmoid(x.detach().double()), rtol=1e-6, atol=1e-38)
+
+
+def test_the_moments_of_a_categorical_are_those_of_its_table() -> None:
+    generator = torch.Generator().manual_seed(0)
+    distribution = CategoricalDistribution(3 * torch.randn(2, 1, 2, 3, 256, generator=generator))
+    table = distribution.logits.double().softmax(-1).reshape(-1, 256).numpy()
+    levels = np.arange(256) / 255
+    mean = table @ levels
+    variance = table @ levels**2 - mean**2
+    np.testing.assert_allclose(distribution.mean.flatten(), mean, rtol=1e-5)
+    np.testing.assert_allclose(distribution.variance.flatten(), variance, rtol=1e-3)
+    np.testing.assert_allclose(distribution.mode.flatten() * 255, table.argmax(1), rtol=1e-6)
+    for level in (0, 1, 100, 255):
+        value = torch.full((2, 1, 2, 3), level / 255)
+        np.testing.assert_allclose(distribution.cdf(value).flatten(), table[:, : level + 1].sum(1), rtol=1e-5)
+        np.testing.assert_allclose(distribution.cdf_below(value).flatten(), table[:, :level].sum(1), atol=1e-6)
+    drawn = distribution.sample(torch.Size([20_000]))
+    assert drawn.shape == (20_000, 2, 1, 2, 3)
+    error = np.sqrt(variance / 20_000)
+    assert (np.abs(drawn.double().mean(0).flatten().numpy() - mean) < 5 * error).all()
+    assert distribution.sample().shape == (2, 1, 2, 3)

@@ -55,6 +55,8 @@ def taken(
     overrides: list[str], steps: int, compiled: bool = False, captured: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Weights after some steps, and the sums of what they logged."""
+    if compiled:
+        torch.compiler.reset()  # as a run does
     config = composed(*overrides)
     experiment = build(config)
     step = step_of(experiment, config.trainer.clip_norm, compiled)
