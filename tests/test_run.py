@@ -250,7 +250,7 @@ def test_a_sweep_runs_each_value_in_a_folder_of_its_own(here: Here, tiny: list[s
 
 def test_the_best_weights_are_kept_and_can_be_the_ones_tested(here: Here, tiny: list[str]) -> None:
     """A learning rate that ruins the model after a good first epoch."""
-    extra = ["epochs=4", "schedule=constant", "optimizer.lr=0.05", "trainer.weights=best", "seed=3"]
+    extra = ["epochs=4", "schedule=constant", "optimizer.lr=0.5", "trainer.weights=best", "seed=3"]
     run = here(*tiny, *extra)
     losses = metrics(run, "validation/loss")
     steps = [
@@ -259,6 +259,7 @@ def test_the_best_weights_are_kept_and_can_be_the_ones_tested(here: Here, tiny: 
         if "validation/loss" in line
     ]
     best = steps[losses.index(min(losses))]
+    assert best != steps[-1]
     assert json.loads((run / "status.json").read_text())["best_step"] == best
     kept = Checkpoints(run / "checkpoints").steps()
     assert set(kept) == set(steps[-2:]) | {best}
