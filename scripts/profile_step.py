@@ -97,11 +97,11 @@ def profile_epoch(overrides: list[str]) -> str:
 
             def train() -> None:
                 for n in range(experiment.steps):
-                    loop.take_step(loop.stream.batch(n))
+                    loop.take_step(loop.feed.index(n))
 
-            loop.take_step(loop.stream.batch(0))
+            loop.take_step(loop.feed.index(0))
             timed("training", train)
-            timed("validation", loop.evaluate, loop.validation)
+            timed("validation", loop.test, loop.validation)
             timed("pictures", loop.draw)
             timed("checkpoint", loop.save)
             timed("writing them, in the background", background.wait)

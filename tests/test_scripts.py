@@ -112,3 +112,10 @@ def test_fifty_kills_lose_nothing() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ": 0 runs differ" in done.stdout
+
+
+def test_the_profiles_run(tiny: list[str]) -> None:
+    import profile_step
+
+    lines = profile_step.profile_epoch([*tiny, "device=cpu", "figures.images=8"]).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[:4]] == ["training", "validation", "pictures", "checkpoint"]
