@@ -157,6 +157,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
     return run
 
 
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The one line with which a command ends."""
+
+    def ends(command: Callable[..., object], *arguments: object, **options: object) -> str:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # vaex train sets it
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            command(*arguments, **options)
+        error = capsys.readouterr().err.strip()
+        assert stop.value.code == 1 and "\n" not in error
+        return error.removeprefix("vaex: ")
+
+    return ends
+
+
 def results(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return content

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vaex.data.dataset import Factor, Images
+from vaex.evaluation.codes import codes
 from vaex.evaluation.disentanglement import (
     BINS,
     dci_completeness,
     dci_disentanglement,
     disentanglement,
-    factor_codes,
     factor_vae_score,
     forest_importances,
     mutual_information,
@@ -330,7 +330,7 @@ class Likelihood(nn.Module):
 
 
 @pytest.mark.parametrize("classes", [0, 3])
-def test_factor_codes_are_the_posterior_means_in_the_order_of_the_images(classes: int) -> None:
+def test_codes_are_the_posterior_means_in_the_order_of_the_images(classes: int) -> None:
     class Encoder(nn.Module):
         """Mean: the first two pixels, plus the label; log variance 2."""
 
@@ -354,7 +354,8 @@ def test_factor_codes_are_the_posterior_means_in_the_order_of_the_images(classes
     pixels = torch.arange(23 * 4, dtype=torch.uint8).reshape(23, 1, 2, 2)
     labels = torch.arange(23) % 3
     polled: list[int] = []
-    codes = factor_codes(model, Images(pixels, labels), lambda x: x / 255, batch_size=10, poll=lambda: polled.append(1))
+    posterior = codes(model, Images(pixels, labels), lambda x: x / 255, batch_size=10, poll=lambda: polled.append(1))
     expected = pixels.flatten(1)[:, :2] / 255 + (labels[:, None] if classes else 0)
-    torch.testing.assert_close(codes, expected, rtol=0, atol=0)
+    torch.testing.assert_close(posterior.mean, expected, rtol=0, atol=0)
+    assert (posterior.log_var == 2).all()
     assert len(polled) == 3 and model.training

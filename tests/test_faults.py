@@ -23,22 +23,6 @@ Said = Callable[..., str]
 Patch = pytest.MonkeyPatch
 
 
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], monkeypatch: Patch) -> Said:
-    """The one line with which a command ends."""
-
-    def ends(command: Callable[..., object], *arguments: object, **options: object) -> str:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # vaex train sets it
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            command(*arguments, **options)
-        error = capsys.readouterr().err.strip()
-        assert stop.value.code == 1 and "\n" not in error
-        return error.removeprefix("vaex: ")
-
-    return ends
-
-
 def assert_incomplete(run: Path) -> None:
     """No run at all, or one that says that it failed."""
     assert not (run / "model.safetensors").exists() and not (run / "results.json").exists()

@@ -206,22 +206,6 @@ def edit(run: Path, old: str, new: str) -> None:
 
 
 @pytest.fixture
-def said(capsys: Captured, monkeypatch: Patch) -> Callable[..., str]:
-    """The one line with which a command ends."""
-
-    def ends(command: Callable[..., object], *arguments: object) -> str:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # vaex train sets it
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            command(*arguments)
-        error = capsys.readouterr().err.strip()
-        assert stop.value.code == 1 and "\n" not in error
-        return error
-
-    return ends
-
-
-@pytest.fixture
 def refusals(here: Here, said: Callable[..., str]) -> Callable[[Path], Iterator[str]]:
     """What each way of reading a run's folder says."""
 

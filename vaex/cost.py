@@ -104,7 +104,7 @@ def layers(model: Autoencoder, image_shape: tuple[int, int, int]) -> list[Layer]
     for module in names:
         module.register_forward_pre_hook(recorder.before)
         module.register_forward_hook(recorder.after)
-    device = next(model.parameters()).device
+    device = model.device
     with mode, torch.no_grad(), recorder.counter:
         x = torch.zeros(1, *image_shape, device=device)
         labels = torch.zeros(1, dtype=torch.int64, device=device)

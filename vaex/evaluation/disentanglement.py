@@ -6,15 +6,13 @@ the scores as they are; but a latent whose standard deviation is below COLLAPSED
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vaex.data.dataset import Factor, Images
-from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
-from vaex.model import Autoencoder
+from vaex.data.dataset import Factor
 
 # MIG and FactorVAE settings of Locatello et al. 2019 (disentanglement_lib, unsupervised_study_v1).
 BINS = 20
@@ -61,28 +59,6 @@ def disentanglement(
         "dci_completeness": dci_completeness(importances),
         "dci_informativeness": float(informativeness.mean()),
     }
-
-
-def factor_codes(
-    model: Autoencoder,
-    images: Images,
-    to_float: ToFloat,
-    *,
-    batch_size: int = 1000,
-    poll: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """The posterior mean of every image of the split, [N, latent_dim], on the CPU.
-
-    `poll` is called before each batch, and may raise to stop.
-    """
-    device = next(model.parameters()).device
-    codes = []
-    with evaluating(model), fixed_noise(device):
-        for start in range(0, len(images), batch_size):
-            poll()
-            batch = images[start : start + batch_size].to(device)
-            codes.append(model.encode(to_float(batch.pixels), batch.labels).mean.cpu())
-    return torch.cat(codes)
 
 
 def mutual_information(codes: Tensor, factors: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from vaex.data.feed import placed
 from vaex.evaluation.bits import scoring
 from vaex.evaluation.bound import evaluate, images_at_once
 from vaex.evaluation.calibration import LEVELS, calibration
-from vaex.evaluation.disentanglement import disentanglement, factor_codes
+from vaex.evaluation.codes import codes
+from vaex.evaluation.disentanglement import disentanglement
 from vaex.evaluation.generation import Draws, Latent, generation_quality
 from vaex.evaluation.importance import importance_nll
 from vaex.evaluation.reconstruction import reconstruction_errors
@@ -78,8 +79,8 @@ def measure(
         )
         results |= {f"test/{name}": value for name, value in quality.items()}
     if disentangled:
-        codes = factor_codes(model, images, dataset.to_float, batch_size=batch_size, poll=poll)
-        scores = disentanglement(codes, images.factors, dataset.source.factors)
+        means = codes(model, images, dataset.to_float, batch_size=batch_size, poll=poll).mean
+        scores = disentanglement(means, images.factors, dataset.source.factors)
         results |= {f"test/{name}": value for name, value in scores.items()}
     if not model.stochastic:
         return results

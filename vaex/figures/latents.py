@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaex.data.dataset import Images
 from vaex.evaluation.bound import ToFloat
-from vaex.figures.codes import codes
+from vaex.evaluation.codes import codes
 from vaex.figures.plot import GREY, rendered, style
 from vaex.model import Autoencoder
 
@@ -44,7 +44,7 @@ def panel(
     class_names: Sequence[str] = (),
     title: str = "",
 ) -> Panel:
-    z = codes(model, images, to_float, count).mean
+    z = codes(model, images[:count], to_float).mean
     return Panel(title, z, images.labels[:count].cpu(), class_names, model.stochastic)
 
 

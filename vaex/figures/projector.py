@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vaex.data.dataset import Images
 from vaex.evaluation.bound import ToFloat
-from vaex.figures.codes import codes
+from vaex.evaluation.codes import codes
 from vaex.figures.sheet import encode_png
 from vaex.model import Autoencoder
 
@@ -31,7 +31,7 @@ def projector(
     model: Autoencoder, images: Images, to_float: ToFloat, count: int = 1000, class_names: Sequence[str] = ()
 ) -> dict[str, bytes]:
     """Files by name, to lie where TensorBoard finds a run's events."""
-    z = codes(model, images, to_float, count).mean
+    z = codes(model, images[:count], to_float).mean
     files = {
         "projector/codes.tsv": "".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in z.tolist()).encode()
     }

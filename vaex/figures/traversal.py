@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vaex.data.dataset import Images
 from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
-from vaex.figures.codes import codes
+from vaex.evaluation.codes import codes
 from vaex.figures.sheet import above, beside, blank, encode_gif, framed, grid, text, tile
 from vaex.model import Autoencoder
 
@@ -59,7 +59,7 @@ class Traversal:
 
 def plan(model: Autoencoder, images: Images, to_float: ToFloat, *, count: int, most: int) -> Traversal:
     """Of the prior's mean and the first `count` images, with at most so many latents."""
-    posterior = codes(model, images, to_float, MEASURED)
+    posterior = codes(model, images[:MEASURED], to_float)
     if model.stochastic:
         worth, least, written = posterior.rate().mean(0), NEGLIGIBLE, "{:.2f} nats"
         center, spread = torch.zeros(model.latent_dim), torch.ones(model.latent_dim)
