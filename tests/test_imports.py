@@ -24,7 +24,7 @@ LAYERS = [
     "figures",
     "training",
 ]
-TOP = ["train", "runs", "evaluate", "draw", "hydra_errors", "help", "describe", "cli"]
+TOP = ["train", "runs", "evaluate", "draw", "hydra_errors", "help", "describe", "task", "sweeps", "cli"]
 ALONE = ("data", "architectures", "likelihoods")
 
 

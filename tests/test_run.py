@@ -240,7 +240,7 @@ def test_two_runs_at_once_get_two_folders(tiny: list[str], tmp_path: Path) -> No
 def test_a_sweep_runs_each_value_in_a_folder_of_its_own(here: Here, tiny: list[str], tmp_path: Path) -> None:
     here("-m", "beta=0.5,4", "steps=1", *tiny, folder=None)
     folders = sorted(tmp_path.glob("outputs/sweeps/*/*/results.json"))
-    assert [path.parent.name for path in folders] == ["0", "1"]
+    assert [path.parent.name for path in folders] == ["beta=0.5", "beta=4"]
     for path, beta in zip(folders, (0.5, 4), strict=True):
         weights = json.loads(path.read_text())
         assert weights["beta/effective_mse"] == pytest.approx(

@@ -10,11 +10,9 @@ from types import UnionType
 from typing import Any, TypeVar, Union
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from vaex.config import Config, Group, explain
+from vaex.config import Config, Group, restored
 from vaex.data.dataset import Dataset
 from vaex.errors import UserError
 from vaex.folder import CONFIG, WEIGHTS, RunFolder
@@ -151,12 +149,12 @@ def load_config(run_folder: Path) -> tuple[Config, dict[str, Any]]:
     """A run's config, and what was recorded with it. Raises UserError when the folder has no run, or a damaged one."""
     content, recorded = RunFolder.reopen(run_folder).read_config()
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{run_folder / CONFIG}: {explain(error)}") from error
+        config = restored(content)
+    except UserError as error:
+        raise UserError(f"{run_folder / CONFIG}: {error}") from error
     match recorded:
         case {"image_shape": [int(), int(), int()], "classes": int(), "choices": {**_choices}}:
-            return typing.cast(Config, config), recorded
+            return config, recorded
     raise UserError(
         f"{run_folder / CONFIG}: recorded has no image_shape, classes or choices; no run of vaex wrote it so"
     )

@@ -66,16 +66,21 @@ def train(arguments: list[str]) -> None:
         print(train_help(arguments))
         return
     from vaex.errors import Interrupted, UserError
-    from vaex.hydra_errors import check_arguments, one_line, resume_overrides
+    from vaex.hydra_errors import asks_for_sweep, check_arguments, one_line, resume_overrides
 
     debug, task = _debug(), _Task()
     with _one_line_errors():
         try:
             check_arguments(arguments)
-            sys.argv = ["vaex", *resume_overrides(arguments)]  # as Hydra wants it, without the verb
             if "COMP_LINE" in os.environ:  # Hydra completes a command without verbs
                 os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(" train ", " ", 1)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, rather than print in its own way and exit
+            if asks_for_sweep(arguments):
+                from vaex.sweeps.multirun import sweep
+
+                sweep(arguments)
+                return
+            sys.argv = ["vaex", *resume_overrides(arguments)]  # as Hydra wants it, without the verb
             _hydra_main(task)()
             if task.error:
                 raise task.error
@@ -152,8 +157,7 @@ def _hydra_main(task: _Task) -> Callable[[], None]:
 class _Task:
     """What Hydra calls with a composed config.
 
-    For a single run it keeps an error for `train` to tell, since Hydra would print lines of its own about it. In a
-    sweep the launcher needs to see it.
+    It keeps an error for `train` to tell, since Hydra would print lines of its own about it.
     """
 
     def __init__(self) -> None:
@@ -164,42 +168,14 @@ class _Task:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from vaex.errors import UserError
+        from vaex.task import run
+
         self.started = True
         try:
-            return _compose_and_train(composed)
-        except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
+                raise UserError("hydra.mode=MULTIRUN: ask for a sweep by -m on the command line")
+            return run(composed)
+        except Exception as error:
             self.error = error
             return None
-
-
-def _compose_and_train(composed: DictConfig) -> float:
-    from pathlib import Path
-
-    from hydra.core.hydra_config import HydraConfig
-
-    from vaex.config import check, continued
-    from vaex.folder import RunFolder
-
-    config = check(composed)
-    hydra = HydraConfig.get()
-    path = Path(hydra.runtime.output_dir)
-    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    choices = {
-        str(group): str(option)
-        for group, option in hydra.runtime.choices.items()
-        if not str(group).startswith("hydra/") and option is not None
-    }
-    if config.resume:
-        folder = RunFolder.reopen(path)
-        saved, recorded = folder.read_config()
-        config, choices = continued(config, saved, list(hydra.overrides.task)), recorded["choices"]
-    else:
-        folder = RunFolder.claim(path)
-
-    from vaex.targets import config_folders, trusting  # torch comes with them, after the config is known to be good
-    from vaex.train import train as run
-
-    with trusting(config_folders(hydra.runtime.config_sources)):
-        return run(config, folder, choices)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import math
 import os
 import re
@@ -46,6 +48,11 @@ class FiguresConfig:
 
 
 @dataclass
+class SweepConfig:
+    workers: str = MISSING
+
+
+@dataclass
 class Config:
     """What `vaex train` runs on. Defaults and units are in conf/train.yaml."""
 
@@ -68,6 +75,7 @@ class Config:
     resume: str | None = MISSING
     trainer: TrainerConfig = MISSING
     figures: FiguresConfig = MISSING
+    sweep: SweepConfig = MISSING
     experiment: str | None = None
 
 
@@ -110,6 +118,16 @@ def check(composed: DictConfig) -> Config:
     for key in ("compile", "capture"):  # YAML's true is Python's True
         setattr(config.trainer, key, getattr(config.trainer, key).lower())
     _check_ranges(config)
+    return config
+
+
+def restored(saved: Group) -> Config:
+    """A run's config as it was, without checks. Raises UserError for a key or a type that the schema doesn't have."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), saved))
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from error
+    assert isinstance(config, Config)
     return config
 
 
@@ -166,12 +184,46 @@ def explain(error: OmegaConfBaseException) -> str:
     return f"{key}: {message}; `vaex train --cfg job` prints all keys and values"
 
 
+# What may differ between two calls of a sweep whose runs are the same: where and how fast they are trained.
+ELSEWHERE = ("device", "resume", "sweep")
+ELSEWHERE_IN_TRAINER = ("threads", "compile", "capture", "on_save_error")
+
+
+def config_hash(config: Config) -> str:
+    """Equal for two configs that train the same: hexadecimal, of all values but those of ELSEWHERE."""
+    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
+
+
+def difference(before: Config, now: Config) -> str:
+    """In words, the values for which config_hash differs: `epochs was 2 and is 3`."""
+    old, new = _identity(before), _identity(now)
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """The values that make a run what it is, by dotted key."""
+    values = dataclasses.asdict(config)
+    for key in ELSEWHERE:
+        del values[key]
+    for key in ELSEWHERE_IN_TRAINER:
+        del values["trainer"][key]
+
+    def flat(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        inner = [flat(f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items()]
+        return {key: item for part in inner for key, item in part.items()}
+
+    return flat("", values)
+
+
 TYPE_NAMES = {"Float": "float (a number)", "Integer": "int (a whole number)", "Boolean": "bool (true or false)"}
 
 
 def all_keys() -> list[str]:
     """The dotted names of everything outside the groups, and the groups."""
-    nested = {"trainer": TrainerConfig, "figures": FiguresConfig}
+    nested = {"trainer": TrainerConfig, "figures": FiguresConfig, "sweep": SweepConfig}
     names = []
     for field in dataclasses.fields(Config):
         names.append(field.name)
@@ -225,6 +277,9 @@ def _check_ranges(c: Config) -> None:
         need(value in choices, f"trainer.{key}", value, " or ".join(choices))
     need(c.figures.every >= 1, "figures.every", c.figures.every, ">= 1 epoch")
     need(c.figures.images >= 1, "figures.images", c.figures.images, ">= 1 picture")
+    workers = c.sweep.workers
+    counts = workers == "auto" or re.fullmatch(r"[1-9]\d{0,3}", workers) is not None
+    need(counts, "sweep.workers", workers, "auto, or how many runs at once")
     beta = c.objective.get("beta", c.beta)
     if beta != c.beta:
         raise UserError(f"objective.beta={beta}: is set by beta; give beta={beta} instead")

@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -38,38 +40,44 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: int | None = None  # a descriptor of the folder, while other processes are kept off
 
     @classmethod
     def claim(cls, path: Path) -> "RunFolder":
-        """Make `path` this run's own.
+        """Make `path` this run's own, and keep other processes off it until `alone` ends.
 
         Raises:
             UserError: another run has it, or it can't be written.
         """
+        folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with open(path / STATUS, "x") as file:  # fails if it exists: two runs can't both succeed
-                file.write('{"status": "running"}\n')
-        except FileExistsError as error:
-            if not cls(path)._came_to_nothing():
-                raise UserError(
-                    f"hydra.run.dir={path}: taken by another run; give a new folder, or go on with that run: "
-                    f"resume={path}"
-                ) from error
+            free = folder._locked()
+            try:
+                with open(path / STATUS, "x") as file:  # where there are no locks, two runs can't both succeed in this
+                    file.write('{"status": "running"}\n')
+            except FileExistsError:
+                free = free and folder._came_to_nothing()
         except OSError as error:
             raise UserError(
                 f"hydra.run.dir={path}: can't be written ({error.strerror}); give another folder"
             ) from error
-        return cls(path)
+        if not free:
+            folder._unlock()
+            raise UserError(
+                f"hydra.run.dir={path}: taken by another run; give a new folder, or go on with that run: resume={path}"
+            )
+        return folder
 
     def _came_to_nothing(self) -> bool:
         """Whether a run ended here before it had anything to lose, as for a path that was mistyped."""
         try:
-            status = json.loads((self.path / STATUS).read_text())["status"]
-        except (OSError, ValueError, TypeError, KeyError):
+            status = self.read_status()["status"]
+        except (UserError, KeyError):
             return False
         made = ("checkpoints", "figures", RESULTS, WEIGHTS)
-        return status in ("failed", "interrupted") and not any((self.path / name).exists() for name in made)
+        ended = status in ("failed", "interrupted") or (status == "running" and not (self.path / CONFIG).exists())
+        return ended and not any((self.path / name).exists() for name in made)
 
     @classmethod
     def reopen(cls, path: Path) -> "RunFolder":
@@ -78,36 +86,64 @@ class RunFolder:
             raise UserError(f"{path}: no {CONFIG} there; give the folder of a run, as `vaex train` printed it")
         return cls(path)
 
+    def _locked(self) -> bool:
+        """Take the lock, which the system takes back from a process that ends. Whether nobody else has it."""
+        if self._lock is not None:
+            return True
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError:
+            log.debug(f"{self.path}: is on a file system without locks")
+        self._lock = descriptor
+        return True
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, wait: float = 0) -> Iterator[None]:
         """Keep other processes off this run, and remove what one that was killed left half-written.
 
-        The system takes the lock back from a process that ends, however it ends.
+        Args:
+            wait: seconds within which another process may still end its work on the run.
 
         Raises:
             UserError: another process is at work on the run.
         """
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+        until = time.monotonic() + wait
+        while not self._locked():
+            if time.monotonic() > until:
                 raise UserError(
                     f"resume={self.path}: another process is at work on this run; wait for it, or end it first"
-                ) from error
-            except OSError:
-                log.debug(f"{self.path}: is on a file system without locks")
+                )
+            time.sleep(0.2)
+        try:
             for left in self.path.rglob(f"*{TEMPORARY}"):
                 with Writing(self.path).of("temporary file", left):
                     left.unlink()
             yield
         finally:
-            os.close(descriptor)
+            self._unlock()
+
+    def clear(self) -> None:
+        """Remove what a run left here, but for its log."""
+        for path in self.path.iterdir():
+            if path.name in ("checkpoints", "figures"):
+                shutil.rmtree(path)
+            elif path.name in (CONFIG, RESULTS, METRICS, WEIGHTS) or path.name.startswith("events.out.tfevents."):
+                path.unlink()
 
     def write_config(self, config: Config, recorded: dict[str, Any]) -> None:
         """The resolved config, and under `recorded` what it ran with."""
         content = asdict(config) | {"recorded": recorded}
-        content.pop("resume")
+        for of_the_command in ("resume", "sweep"):
+            content.pop(of_the_command)
         self.write(CONFIG, OmegaConf.to_yaml(OmegaConf.create(content)).encode())
 
     def read_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,6 +188,18 @@ class RunFolder:
         except (OSError, ValueError) as error:
             reason = str(error)
         raise UserError(f"{path}: damaged ({reason}); remove it, and vaex eval measures the test numbers anew")
+
+    def read_status(self) -> dict[str, Any]:
+        """What status.json says. Raises UserError when there is none, or none that can be read."""
+        path = self.path / STATUS
+        try:
+            content = json.loads(path.read_text())
+            if isinstance(content, dict):
+                return content
+            reason = "no object"
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        raise UserError(f"{path}: can't be read ({reason})")
 
     def set_status(self, status: str, **details: object) -> None:
         """status: running | completed | failed | interrupted."""

@@ -16,6 +16,13 @@ from vaex.config import all_keys, closest, config_dir, explain
 from vaex.errors import UserError
 
 
+def asks_for_sweep(arguments: list[str]) -> bool:
+    """Whether runs are to be trained, and many; else Hydra prints something, or there is one run."""
+    flags, _ = get_args_parser().parse_known_args(arguments)
+    prints = flags.cfg or flags.info or flags.shell_completion or flags.hydra_help
+    return not prints and (flags.multirun or any(override.startswith("sweep=") for override in flags.overrides))
+
+
 def resume_overrides(arguments: list[str]) -> list[str]:
     """Arguments with what `resume=FOLDER` means to Hydra: the run's folder is that one, and nothing in it is replaced.
 

@@ -2,8 +2,12 @@
 
 import logging
 import math
+import os
+import platform
+import re
 import shlex
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,19 +35,21 @@ from vaex.training.record import Hyperparameters, Record
 log = logging.getLogger("vaex")
 
 # The columns of the hparams table; each is logged as a scalar at the end.
-HPARAMS_METRICS = ["test/elbo", "test/rate", "test/distortion", "test/mse"]
+HPARAMS_METRICS = ["test/elbo", "test/rate", "test/distortion", "test/mse", "test/active_units"]
 
 
-def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
+def train(config: Config, folder: RunFolder, choices: dict[str, str], overrides: Sequence[str] = ()) -> float | None:
     """Run to the end, or go on with the run in the folder where `config.resume` is set.
 
     Args:
         config: checked.
         folder: claimed, or reopened to go on.
-        choices: the option chosen in each group, for the hparams table.
+        choices: the option chosen in each group.
+        overrides: KEY=VALUE as given, for the hparams table.
 
     Returns:
-        The lowest validation loss (of the test split where there is no validation split), for sweepers to minimise.
+        The ELBO (of an autoencoder: minus the distortion) of the exported weights on the validation split, in nats, for
+        sweepers to maximise; None without such a split. It never looks at the test split.
 
     Raises:
         UserError: what the config asks for can't be done, or training diverged.
@@ -53,7 +59,7 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
     with folder.alone(), stop_on_signals() as stop:
         folder.set_status("running")
         try:
-            return _train(config, folder, choices, stop)
+            return _train(config, folder, choices, overrides, stop)
         except (KeyboardInterrupt, Interrupted) as interrupted:
             with suppress(WriteFailed):
                 folder.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
@@ -69,7 +75,9 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
             raise
 
 
-def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: StopFlag) -> float:
+def _train(
+    config: Config, folder: RunFolder, choices: dict[str, str], overrides: Sequence[str], stop: StopFlag
+) -> float | None:
     keep_freed_memory()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -84,8 +92,9 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: Sto
         replace(config, resume=None),
         provenance()
         | {"device": str(experiment.device), "image_shape": list(dataset.image_shape), "classes": dataset.classes}
-        | {"choices": choices},
+        | {"choices": choices, "overrides": list(overrides), "threads": torch.get_num_threads()},
     )
+    folder.set_status("running", steps=experiment.steps, process=os.getpid(), host=platform.node())
     parameters = sum(p.numel() for p in experiment.model.parameters())
     _announce(config, folder.path, experiment, choices, parameters)
 
@@ -97,7 +106,7 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: Sto
         log.info("no checkpoint yet: starting at step 0")
     from_step = state["step"] if state else 0
     with Record(folder.path, METRICS, from_step, writing) as record, Background() as background:
-        record.hyperparameters(_hyperparameters(config, choices), HPARAMS_METRICS)
+        record.hyperparameters(_hyperparameters(config, choices, overrides), HPARAMS_METRICS)
         loop = Loop(experiment, config, folder.path, checkpoints, record, background, stop)
         if state:
             loop.restore(state)
@@ -117,10 +126,10 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: Sto
     weights = {name: tensor.contiguous() for name, tensor in experiment.model.state_dict().items()}
     folder.write(WEIGHTS, save(weights))
     folder.write_json(RESULTS, results)
-    folder.set_status("completed", steps=loop.progress.step, best_step=loop.progress.best_step)
+    progress = loop.progress
+    folder.set_status("completed", steps=progress.step, best_step=progress.best_step, monitored=progress.monitored)
     _report(config, folder.path, results)
-    best = loop.progress.best_loss
-    return best if math.isfinite(best) else float(results["test/loss"])
+    return progress.monitored
 
 
 def _results(numbers: Numbers, loop: Loop, parameters: int) -> dict[str, Any]:
@@ -139,8 +148,13 @@ def _results(numbers: Numbers, loop: Loop, parameters: int) -> dict[str, Any]:
     }
 
 
-def _hyperparameters(config: Config, choices: dict[str, str]) -> Hyperparameters:
-    values: Hyperparameters = dict(choices)
+def _hyperparameters(config: Config, choices: dict[str, str], overrides: Sequence[str]) -> Hyperparameters:
+    values: Hyperparameters = {}
+    for override in overrides:
+        key, _, text = override.lstrip("+").partition("=")
+        number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, flags=re.IGNORECASE)
+        values[key] = float(text) if number else text
+    values |= choices
     for name in ("beta", "latent_dim", "batch_size", "seed", "precision", "conditional"):
         values[name] = getattr(config, name)
     values["lr"] = float(config.optimizer.get("lr", math.nan))

@@ -48,6 +48,7 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None  # with the lowest validation loss
     best_loss: float = math.inf
+    monitored: float | None = None  # validation ELBO of the weights that would be exported now
     seconds: float = 0.0  # spent so far, all told
     step_seconds: float = 0.0  # of these in training steps
 
@@ -244,6 +245,10 @@ class Loop:
         improved = loss < progress.best_loss
         if improved:
             progress.best_loss, progress.best_step = loss, progress.step
+        if improved or self.config.trainer.weights == "last":
+            distortion, rate = numbers["distortion"], numbers.get("rate", 0.0)
+            assert isinstance(distortion, float) and isinstance(rate, float)
+            progress.monitored = -distortion - rate
         return improved
 
     def test(self, images: Images) -> Numbers:

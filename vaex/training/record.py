@@ -24,7 +24,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard.summary import histogram, hparams
+from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams
 
 from vaex.figures.events import picture_summary
 from vaex.figures.sheet import encode_png
@@ -34,7 +34,15 @@ Hyperparameters = dict[str, str | int | float | bool]
 log = logging.getLogger("vaex")
 
 # Logged by every process anew: at its start, and when the run is done.
-ANEW = ("test/", "_hparams_/")
+ANEW = ("test/", "_hparams_/", "custom_scalars__config__")
+# TensorBoard's page of custom scalars: what the loss trades, of all runs beside each other.
+LAYOUT = {
+    "rate and distortion": {
+        f"{split}: {name}": ["Multiline", [f"^{split}/{name}$"]]
+        for split in ("validation", "train")
+        for name in ("rate", "distortion", "elbo")
+    }
+}
 # As in PyTorch's SummaryWriter: growing by a tenth, from 1e-12 to 1e20.
 _BINS = 1e-12 * 1.1 ** np.arange(774)
 HISTOGRAM_BINS = [*-_BINS[::-1], 0.0, *_BINS]
@@ -107,7 +115,7 @@ class Record:
     def hyperparameters(self, values: Hyperparameters, metrics: list[str]) -> None:
         """The run's row in the hparams table, in this run and not in one of its own as add_hparams would make it."""
         experiment, start, self._end = hparams(values, dict.fromkeys(metrics, math.nan))  # type: ignore[no-untyped-call]
-        for summary in (experiment, start):
+        for summary in (experiment, start, custom_scalars(LAYOUT)):  # type: ignore[no-untyped-call]
             self._add_summary(summary, 0)
 
     def finish(self) -> None:
