@@ -84,6 +84,8 @@ def one_line(error: BaseException, arguments: list[str], started: bool) -> str |
     cause = error.__cause__
     if isinstance(cause, OSError) and "Unable to configure handler" in text:  # Hydra's log, in the run's folder
         return f"{cause.filename}: can't be written ({cause.strerror}); make the folder writable, or give another"
+    if match := re.search(r"Unknown plugin class : 'hydra_plugins\.hydra_(\w+)_(launcher|sweeper)\.", text):
+        return f"hydra/{match[2]}: needs {match[1]}; pip install 'vaex-autoencoders[{match[1]}]'"
     if not type(error).__module__.startswith("hydra."):
         return None
     if not text and cause is not None:

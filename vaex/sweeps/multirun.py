@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
 from vaex.config import ELSEWHERE, ELSEWHERE_IN_TRAINER, config_dir
 from vaex.errors import Interrupted, UserError
@@ -108,6 +110,8 @@ def _run_hydra(flags: list[str], overrides: list[str], folder: SweepFolder, cons
         sys.path.append(plugins)
     for plugin in import_module("hydra_plugins.vaex_sweeps").PLUGINS:
         Plugins.instance().register(plugin)
+    if any(re.fullmatch("hydra/launcher=.*_local", override) for override in overrides):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # runs of several threads wait for each other's
     path = str(folder.path).replace("'", "\\'")
     keys = ",".join(f"'{key}'" for key in constant)
     sys.argv = [
@@ -124,6 +128,10 @@ def _run_hydra(flags: list[str], overrides: list[str], folder: SweepFolder, cons
 def _report(folder: SweepFolder) -> None:
     path = shlex.quote(str(folder.path))
     print(f"\n{text(folder.jobs())}\n")
+    found = folder.path / "optimization_results.yaml"  # of a search
+    if found.is_file() and "best_params" in (search := OmegaConf.load(found)):
+        values = " ".join(f"{key}={value}" for key, value in search.best_params.items())
+        print(f"{'best':>11}  {values}: a validation ELBO of {search.best_value:.2f} nats")
     print(f"{'report':>11}  vaex report {path}")
     print(f"{'all numbers':>11}  vaex eval {path}")
     print(f"{'TensorBoard':>11}  tensorboard --logdir {path} --host 127.0.0.1")

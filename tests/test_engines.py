@@ -1,0 +1,105 @@
+"""The same small sweep by each engine that is installed: the same folders, the same numbers."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import results
+
+from vaex.config import config_dir
+
+VALUES = ("0.5", "2")
+
+
+@pytest.fixture(scope="module")
+def default(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By vaex's own launcher."""
+    folder = tmp_path_factory.mktemp("default")
+    assert sweep(folder, tiny).returncode == 0
+    return folder / "sweep"
+
+
+def sweep(folder: Path, tiny: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vaex", "train", "-m", f"beta={','.join(VALUES)}", *tiny, "steps=20"]
+    return subprocess.run(
+        [*command, "trainer.threads=1", "figures.kinds=[]", "hydra.sweep.dir=sweep", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["joblib_local", "slurm_local", "ray_local"])
+def test_an_engine_runs_the_same_sweep(engine: str, default: Path, tiny: list[str], tmp_path: Path) -> None:
+    plugin = {"joblib_local": "joblib", "slurm_local": "submitit", "ray_local": "ray"}[engine]
+    if not find_spec(plugin) or not find_spec(f"hydra_plugins.hydra_{plugin}_launcher"):
+        pytest.skip(f"hydra-{plugin}-launcher is not installed")
+    done = sweep(tmp_path, tiny, f"hydra/launcher={engine}")
+    assert done.returncode == 0, done.stderr
+    for value in VALUES:
+        run, other = tmp_path / "sweep" / f"beta={value}", default / f"beta={value}"
+        assert (run / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+        assert results(run)["test/elbo"] == results(other)["test/elbo"]
+        assert f"beta={value}  completed" in done.stderr
+    before = (run / "results.json").stat().st_mtime_ns
+    assert "2 complete already" in sweep(tmp_path, tiny, f"hydra/launcher={engine}").stdout
+    assert (run / "results.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_search_finds_the_highest_validation_elbo(tiny: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    arguments = ["hydra/sweeper=search", "experiment=tune", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2"]
+    command = [sys.executable, "-m", "vaex", "train", "-m", *arguments, *tiny, "steps=40", "hydra.sweep.dir=sweep"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    runs = list((tmp_path / "sweep").glob("*/status.json"))
+    values = {run.parent: json.loads(run.read_text())["monitored"] for run in runs}
+    assert len(values) == 4
+    best = max(values, key=values.__getitem__)
+    found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert found["best_value"] == values[best]
+    config = yaml.safe_load((best / "config.yaml").read_text())
+    assert found["best_params"] == {"beta": config["beta"], "optimizer.lr": config["optimizer"]["lr"]}
+    lines = [json.loads(line) for line in (best / "metrics.jsonl").read_text().splitlines()]
+    validation = [line["validation/elbo"] for line in lines if "validation/elbo" in line]
+    assert values[best] in validation
+    assert f"a validation ELBO of {values[best]:.2f} nats" in done.stdout
+
+
+def test_an_engine_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    """In a Python that finds no plugins but vaex's own."""
+    hide = "import sys; sys.modules['hydra_plugins.hydra_joblib_launcher'] = None; "
+    arguments = ["vaex", "train", "-m", "hydra/launcher=joblib_local", "beta=1,2"]
+    run = f"sys.argv = {arguments}; from vaex.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", hide + run], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "vaex: hydra/launcher: needs joblib; pip install 'vaex-autoencoders[joblib]'"
+    )
+    assert not list(tmp_path.glob("outputs/sweeps/*"))
+
+
+@pytest.mark.parametrize("launcher", ["joblib_local", "slurm_local", "slurm", "ray_local"])
+def test_a_launchers_settings_are_ones_that_it_takes(launcher: str) -> None:
+    """Read from the plugin's own schema, so that a Slurm setting that doesn't exist is found without a cluster."""
+    text = (config_dir() / "hydra" / "launcher" / f"{launcher}.yaml").read_text()
+    settings = yaml.safe_load(text)
+    package = settings["_target_"].rpartition(".")[0].rpartition(".")[0]
+    name = {"joblib_local": "JobLibLauncherConf", "slurm_local": "LocalQueueConf", "slurm": "SlurmQueueConf"}
+    if launcher not in name or not find_spec("hydra_plugins") or not find_spec(package):
+        pytest.skip(f"{package} is not installed")
+    from importlib import import_module
+
+    schema = getattr(import_module(f"{package}.config"), name[launcher])
+    assert set(settings) <= set(schema.__dataclass_fields__)
