@@ -32,7 +32,7 @@ def elbos(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 32])
-    parser.add_argument("--steps", type=int, nargs="+", default=[9000, 20000], help="of each run, for each batch size")
+    parser.add_argument("--steps", type=int, nargs="+", default=[7000, 16000], help="of each run, for each batch size")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     print(f"{len(BETAS.split(','))} runs of the MLP, {len(os.sched_getaffinity(0))} cores")

@@ -55,6 +55,7 @@ def test_cfg_job_prints_the_composed_config(vaex: Vaex) -> None:
     [
         ("likelihood=laplce", ["likelihood=laplce", "did you mean laplace", "bernoulli, beta, categorical"]),
         ("bta=4", ["bta=4", "did you mean beta"]),
+        ("-m --cfg job beta=1,2", ["-m", "leave out either"]),
         ("likelihood.scale.flor=1", ["likelihood.scale.flor=1", "did you mean likelihood.scale.floor"]),
         ("++foo=3", ["foo", "no such key"]),
         ("~beta", ["beta", "removed", "leave that override out"]),

@@ -4,6 +4,9 @@ import ast
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -215,7 +218,33 @@ class TestRunFolders:
         with pytest.raises(UserError, match="taken by another run"):
             RunFolder.claim(tmp_path)
 
-    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"status": "running"}'])
+    def test_a_folder_is_free_again_when_its_process_was_killed_before_it_began(self, tmp_path: Path) -> None:
+        killed = RunFolder.claim(tmp_path / "run")
+        with pytest.raises(UserError, match="taken by another run"):  # it lives
+            RunFolder.claim(tmp_path / "run")
+        killed._unlock()
+        RunFolder.claim(tmp_path / "run")._unlock()
+        (tmp_path / "run" / "config.yaml").write_text("beta: 1\n")  # it had begun
+        with pytest.raises(UserError, match="taken by another run"):
+            RunFolder.claim(tmp_path / "run")
+
+    @pytest.mark.slow
+    def test_fifty_processes_claim_one_folder_and_one_gets_it(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, time; from pathlib import Path; from vaex.folder import RunFolder\n"
+            "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
+            "RunFolder.claim(Path(sys.argv[1])); print('mine', flush=True); time.sleep(20)"
+        )
+        start = str(time.time() + 20)  # when all have imported what they need
+        command = [sys.executable, "-c", code, str(tmp_path / "run"), start]
+        processes = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(50)
+        ]
+        answers = [process.communicate(timeout=120) for process in processes]
+        assert sum(out.strip() == "mine" for out, _ in answers) == 1
+        assert sum("taken by another run" in error for _, error in answers) == 49
+
+    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"status": "completed"}'])
     def test_a_folder_is_taken_unless_it_says_that_its_run_failed(self, content: str, tmp_path: Path) -> None:
         (tmp_path / "status.json").write_text(content)
         with pytest.raises(UserError, match="taken by another run"):

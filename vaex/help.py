@@ -34,12 +34,13 @@ def group_lines(
 ) -> list[str]:
     """Every group and a line for each of its options, with a star at those `chosen` (group -> option), cut to `width`.
 
-    An option that is in several folders is the first one's, as for Hydra.
+    An option that is in several folders is the first one's, as for Hydra. Where some are chosen, what a run is made of
+    is meant, and the groups that run sweeps are left out.
     """
     lines = []
     groups = sorted({path.parent.relative_to(folder) for folder in folders for path in folder.rglob("*.yaml")})
     for group in groups:
-        if group == Path("."):
+        if group == Path(".") or (chosen and group.parts[0] == "hydra"):
             continue
         lines += ["", f"  {group}"]
         options = {path.stem: path for folder in reversed(folders) for path in (folder / group).glob("*.yaml")}

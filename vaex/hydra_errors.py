@@ -55,6 +55,8 @@ def check_arguments(arguments: list[str]) -> None:
         if argument.startswith("-"):
             raise UserError(f"{argument}: no such flag; `vaex train --help` lists what there is")
         raise UserError(f"{argument}: is apart from the other overrides; put flags such as -m before them all")
+    if flags.multirun and (flags.cfg or flags.info):
+        raise UserError("-m: runs many configs, and --cfg or --info prints one; leave out either")
     if flags.experimental_rerun:
         raise UserError(
             "--experimental-rerun: reads a pickle, which can run anything; go on with a run by resume=FOLDER"
