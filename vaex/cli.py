@@ -54,7 +54,10 @@ def main() -> None:
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    print(f"vaex: {message}", file=sys.stderr)
+    from vaex.training.torchrun import rank
+
+    if rank() == 0:  # the others have the same to say, or leave it to this one
+        print(f"vaex: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -67,12 +70,13 @@ def train(arguments: list[str]) -> None:
         return
     from vaex.errors import Interrupted, UserError
     from vaex.hydra_errors import check_arguments, one_line, resume_overrides
+    from vaex.training.torchrun import arguments_here
 
     debug, task = _debug(), _Task()
     with _one_line_errors():
         try:
             check_arguments(arguments)
-            sys.argv = ["vaex", *resume_overrides(arguments)]  # as Hydra wants it, without the verb
+            sys.argv = ["vaex", *resume_overrides(arguments_here(arguments))]  # as Hydra wants it, without the verb
             if "COMP_LINE" in os.environ:  # Hydra completes a command without verbs
                 os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(" train ", " ", 1)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, rather than print in its own way and exit
@@ -181,6 +185,7 @@ def _compose_and_train(composed: DictConfig) -> float:
 
     from vaex.config import check, continued
     from vaex.folder import RunFolder
+    from vaex.training.torchrun import rank
 
     config = check(composed)
     hydra = HydraConfig.get()
@@ -191,7 +196,9 @@ def _compose_and_train(composed: DictConfig) -> float:
         for group, option in hydra.runtime.choices.items()
         if not str(group).startswith("hydra/") and option is not None
     }
-    if config.resume:
+    if rank() > 0:
+        folder = RunFolder(path, written=False)
+    elif config.resume:
         folder = RunFolder.reopen(path)
         saved, recorded = folder.read_config()
         config, choices = continued(config, saved, list(hydra.overrides.task)), recorded["choices"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from vaex.build import Experiment, build
+from vaex.build import Experiment
 from vaex.config import Config
 from vaex.data.dataset import Images
 from vaex.data.feed import placed
@@ -22,11 +22,12 @@ from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, WriteFailed, Writing, provenance
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
+from vaex.training.distributed import Ranks, build_alike, joined
 from vaex.training.interrupt import StopFlag, stop_on_signals
 from vaex.training.loop import Loop
 from vaex.training.memory import keep_freed_memory, ran_out
 from vaex.training.mode import resolved
-from vaex.training.record import Hyperparameters, Record
+from vaex.training.record import Hyperparameters, NoRecord, Record
 
 log = logging.getLogger("vaex")
 
@@ -50,10 +51,11 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
         Interrupted: a signal asked to stop; a checkpoint was written.
     """
     logging.raiseExceptions = False  # on a full disk vaex.log fails too; what else can't be written says so
-    with folder.alone(), stop_on_signals() as stop:
+    with folder.alone(), joined(folder) as ranks, stop_on_signals(under_torchrun=ranks.size > 1) as stop:
         folder.set_status("running")
         try:
-            return _train(config, folder, choices, stop)
+            config, choices = ranks.of_first(lambda: (config, choices))
+            return _train(config, folder, choices, stop, ranks)
         except (KeyboardInterrupt, Interrupted) as interrupted:
             with suppress(WriteFailed):
                 folder.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
@@ -69,11 +71,11 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str]) -> float:
             raise
 
 
-def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: StopFlag) -> float:
+def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: StopFlag, ranks: Ranks) -> float:
     keep_freed_memory()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    experiment = build(config)
+    experiment = build_alike(config, ranks)
     if experiment.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # products in TF32, with 10 bits of mantissa
     config = replace(config, trainer=resolved(config.trainer, experiment.device, experiment.steps))
@@ -84,21 +86,23 @@ def _train(config: Config, folder: RunFolder, choices: dict[str, str], stop: Sto
         replace(config, resume=None),
         provenance()
         | {"device": str(experiment.device), "image_shape": list(dataset.image_shape), "classes": dataset.classes}
-        | {"choices": choices},
+        | {"choices": choices, "ranks": ranks.size},
     )
     parameters = sum(p.numel() for p in experiment.model.parameters())
-    _announce(config, folder.path, experiment, choices, parameters)
+    _announce(config, folder.path, experiment, choices, parameters, ranks)
 
     writing = Writing(folder.path, stop=config.trainer.on_save_error == "stop")
     checkpoints = Checkpoints(folder.path / "checkpoints", writing)
-    state = checkpoints.load_newest() if config.resume else None
-    checkpoints.check_space(experiment.model, experiment.optimizer)
+    state = ranks.of_first(checkpoints.load_newest) if config.resume else None
+    if ranks.first:
+        checkpoints.check_space(experiment.model, experiment.optimizer)
     if config.resume and not state:
         log.info("no checkpoint yet: starting at step 0")
     from_step = state["step"] if state else 0
-    with Record(folder.path, METRICS, from_step, writing) as record, Background() as background:
+    recording = Record(folder.path, METRICS, from_step, writing) if ranks.first else NoRecord()
+    with recording as record, Background() as background:
         record.hyperparameters(_hyperparameters(config, choices), HPARAMS_METRICS)
-        loop = Loop(experiment, config, folder.path, checkpoints, record, background, stop)
+        loop = Loop(experiment, config, folder.path, checkpoints, record, background, stop, ranks)
         if state:
             loop.restore(state)
             log.info(f"going on from step {loop.progress.step} of {experiment.steps}")
@@ -148,7 +152,9 @@ def _hyperparameters(config: Config, choices: dict[str, str]) -> Hyperparameters
     return values
 
 
-def _announce(config: Config, path: Path, experiment: Experiment, choices: dict[str, str], parameters: int) -> None:
+def _announce(
+    config: Config, path: Path, experiment: Experiment, choices: dict[str, str], parameters: int, ranks: Ranks
+) -> None:
     dataset, model = experiment.dataset, experiment.model
     channels, height, width = dataset.image_shape
 
@@ -177,7 +183,7 @@ def _announce(config: Config, path: Path, experiment: Experiment, choices: dict[
         else f"{likelihood}, a pseudo-likelihood{note}",
         "objective": objective,
         "training": ", ".join(
-            [f"{experiment.steps:,} steps of {config.batch_size} on {experiment.device}", config.precision]
+            [f"{experiment.steps:,} steps of {config.batch_size} on {ranks.where(experiment.device)}", config.precision]
             + ["compiled"] * (config.trainer.compile == "true")
             + ["captured"] * (config.trainer.capture == "true")
         ),
