@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ran, composed, results
+from conftest import SMALL_NETWORKS, Ran, composed, results
 from safetensors.torch import load_file
-from test_step import KINDS, names
+from test_step import KINDS, distance, names
 
 from vaex import cli
 from vaex.build import Experiment, build
@@ -30,6 +30,7 @@ Here = Callable[..., Path]
 # Clipped, since the gradient of the whole batch has another norm than that of a part; with noise of each kind.
 NOISY = ["trainer.clip_norm=20", "corruption=masking", "dataset.dequantize=uniform"]
 COMMON = ["epochs=2", "trainer.log_every=5", "figures.images=8", *NOISY]
+NETWORKS = {name: [f"architecture={name}", *sizes] for name, sizes in SMALL_NETWORKS.items()}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
@@ -80,12 +81,17 @@ def flat(numbers: dict[str, Any]) -> dict[str, float]:
 def same_within_rounding(one: Path, other: Path) -> None:
     """Weights, metrics and results. Means over two parts are rounded otherwise than over the whole.
 
-    Each step then differs by some 1e-7 of what it is. A step is 1e-3 long: a single one that is left out, or a noise
-    that is drawn otherwise, would make the weights differ by as much.
+    Gradients then differ by some 1e-7 of what they are, and Adam makes more of it where they are next to nothing: at
+    most 4e-5 in a weight, and 3e-6 of them all, were measured. A step is 1e-3 long: one that is left out, or a noise
+    that is drawn otherwise, makes the weights differ by 1e-2 of them all.
     """
     ours, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    for weights in (ours, theirs):  # the bias of attention's keys has no effect: its gradient is all rounding
+        for name in [name for name in weights if name.endswith("in_proj_bias")]:
+            del weights[name]
     for name, tensor in theirs.items():
-        assert torch.allclose(ours[name], tensor, rtol=1e-5, atol=1e-5), name
+        assert torch.allclose(ours[name], tensor, rtol=0, atol=2e-4), name
+    assert distance(ours, theirs) < 3e-5 * distance(theirs, {name: 0 * tensor for name, tensor in theirs.items()})
     lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
     assert len(lines[0]) > 5
     for mine, its in zip(*lines, strict=True):
@@ -99,20 +105,22 @@ def same_within_rounding(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        ["objective=vae"],
-        pytest.param(["objective=iwae", "objective.doubly_reparametrized=true"], marks=pytest.mark.slow),
-        pytest.param(["objective=ae", "optimizer.fused=false", "dataset.resident=false"], marks=pytest.mark.slow),
-        pytest.param(["trainer.compile=true", "steps=30"], marks=pytest.mark.slow),
+        NETWORKS["conv"],
+        pytest.param([*NETWORKS["resnet"], "optimizer=adamw"], marks=pytest.mark.slow),
+        pytest.param([*NETWORKS["vit"], "objective=iwae", "conditional=true"], marks=pytest.mark.slow),
+        pytest.param([*NETWORKS["mlp"], "objective=ae", "optimizer.fused=false"], marks=pytest.mark.slow),
+        pytest.param([*NETWORKS["mlp"], "dataset.resident=false", "objective.warmup=20"], marks=pytest.mark.slow),
+        pytest.param([*NETWORKS["conv"], "trainer.compile=true", "steps=30"], marks=pytest.mark.slow),
     ],
     ids=names,
 )
-def test_two_processes_are_one(kind: list[str], here: Here, tiny: list[str], tmp_path: Path) -> None:
-    ran = Launched(tmp_path, *tiny, *COMMON, *kind, "hydra.run.dir=two").ended()
+def test_two_processes_are_one(kind: list[str], here: Here, small: list[str], tmp_path: Path) -> None:
+    ran = Launched(tmp_path, *small, *COMMON, *kind, "hydra.run.dir=two").ended()
     assert ran.code == 0, ran.error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two"]
     assert "steps of 32 on 2 processes, each on cpu" in ran.out and ran.out.count("TensorBoard") == 1
     assert "ranks: 2" in (tmp_path / "two" / "config.yaml").read_text()
-    same_within_rounding(tmp_path / "two", here(*tiny, *COMMON, *kind, folder="one"))
+    same_within_rounding(tmp_path / "two", here(*small, *COMMON, *kind, folder="one"))
 
 
 def stopped(cwd: Path, number: int, rank: int | None, *arguments: str) -> str:
@@ -282,6 +290,19 @@ def test_parts_of_a_batch_are_the_batch() -> None:
             noise.append(part.noise(3, 5))
         torch.manual_seed(0)
         assert torch.equal(torch.cat(noise, dim=1), torch.randn(3, 12, 5))
+
+
+def test_a_mean_lies_in_memory_as_the_gradient_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of convolutions do: the fused update goes through weight and gradient in the order of memory."""
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flat, group: flat.mul_(2).add_(2))
+    convolution = torch.rand(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    given = (convolution, None, torch.rand(3).expand(2, 3), torch.rand(()))
+    means, metrics = Ranks(0, 2).mean(given, {"loss": torch.tensor(5.0)})
+    for gradient, mean in zip(given, means, strict=True):
+        assert (mean is None) == (gradient is None)
+        if gradient is not None and mean is not None:
+            assert torch.equal(mean, gradient + 1)
+    assert means[0].stride() == convolution.stride() and metrics == {"loss": torch.tensor(6.0)}
 
 
 MORE = [

@@ -89,7 +89,11 @@ class Ranks:
         with self._all_there():
             dist.all_reduce(flat, group=self.group)
         means = iter(torch.split(flat / self.size, [tensor.numel() for tensor in given]))
-        of_gradients = tuple(None if gradient is None else next(means).view_as(gradient) for gradient in gradients)
+        # Where a gradient lies in memory in another order of its dimensions, the fused update takes it to do so.
+        of_gradients = tuple(
+            None if gradient is None else torch.empty_like(gradient).copy_(next(means).view_as(gradient))
+            for gradient in gradients
+        )
         return of_gradients, {name: next(means).view_as(metric) for name, metric in metrics.items()}
 
     def agreed(self, number: int) -> int:
