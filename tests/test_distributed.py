@@ -28,7 +28,7 @@ from vaex.training.step import TrainingStep
 Here = Callable[..., Path]
 
 # Clipped, since the gradient of the whole batch has another norm than that of a part; with noise of each kind.
-NOISY = ["trainer.clip_norm=20", "corruption=masking", "dataset.dequantize=uniform"]
+NOISY = ["device=cpu", "trainer.clip_norm=20", "corruption=masking", "dataset.dequantize=uniform"]
 COMMON = ["epochs=2", "trainer.log_every=5", "figures.images=8", *NOISY]
 NETWORKS = {name: [f"architecture={name}", *sizes] for name, sizes in SMALL_NETWORKS.items()}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -336,7 +336,7 @@ LINEAR = [kind for kind in KINDS if "likelihood/scale=optimal_per_image" not in 
 @pytest.mark.parametrize("kind", [*LINEAR, *MORE], ids=names)
 def test_the_mean_over_the_parts_is_the_whole(kind: list[str], small: list[str]) -> None:
     """Of gradients and of what is logged, for whatever isn't refused."""
-    experiment = build(composed(*small, *kind))
+    experiment = build(composed(*small, *kind, "device=cpu"))
     _check_linear(experiment, Ranks(0, 2))
     whole, metrics = seeded_gradients(experiment, Ranks())
     parts, logged = zip(*(seeded_gradients(experiment, Ranks(rank, 4)) for rank in range(4)), strict=True)
