@@ -42,8 +42,8 @@ class PeerLost(UserError):
 class Ranks:
     """The processes of a run, of which this is the `rank`-th of `size`. A single one exchanges nothing.
 
-    Every method but those that say otherwise is to be called by all processes alike, and raises PeerLost when one of
-    them has ended.
+    What exchanges anything, all methods but `where` and `farewell`, is to be called by all processes alike, and raises
+    PeerLost when one of them has ended.
 
     Args:
         store: torchrun's, where a process leaves its last words; None for a single one.

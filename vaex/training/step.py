@@ -60,11 +60,11 @@ class TrainingStep:
             one_graph = hasattr(torch._dynamo.config, "trace_autograd_ops")
             if one_graph:
                 torch._dynamo.config.trace_autograd_ops = True
-            compile = partial(torch.compile, fullgraph=one_graph, dynamic=False, options={"fallback_random": True})
+            compiling = partial(torch.compile, fullgraph=one_graph, dynamic=False, options={"fallback_random": True})
             if self.ranks.size == 1:
-                self._before_update = compile(self._everything_but_the_update)
+                self._before_update = compiling(self._everything_but_the_update)
             else:
-                self._own = compile(self._own_gradients)
+                self._own = compiling(self._own_gradients)
 
     def __call__(self, index: Tensor) -> None:
         """Train on the rows of `index`, int64 [B] on the device."""
