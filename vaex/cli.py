@@ -54,7 +54,10 @@ def main() -> None:
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    print(f"vaex: {message}", file=sys.stderr)
+    from vaex.training.torchrun import rank
+
+    if rank() == 0:  # the others have the same to say, or leave it to this one
+        print(f"vaex: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -67,11 +70,13 @@ def train(arguments: list[str]) -> None:
         return
     from vaex.errors import Interrupted, UserError
     from vaex.hydra_errors import asks_for_sweep, check_arguments, one_line, resume_overrides
+    from vaex.training.torchrun import arguments_here
 
     debug, task = _debug(), _Task()
     with _one_line_errors():
         try:
             check_arguments(arguments)
+            arguments = arguments_here(arguments)
             if "COMP_LINE" in os.environ:  # Hydra completes a command without verbs
                 os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(" train ", " ", 1)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, rather than print in its own way and exit

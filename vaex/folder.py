@@ -36,10 +36,15 @@ log = logging.getLogger("vaex")
 
 
 class RunFolder:
-    """The folder of one run. Create with `claim` or `reopen`."""
+    """The folder of one run. Create with `claim` or `reopen`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: of the folder.
+        written: else another process of the run writes it, and this one's writes are left out.
+    """
+
+    def __init__(self, path: Path, *, written: bool = True) -> None:
+        self.path, self.written = path, written
         self._lock: int | None = None  # a descriptor of the folder, while other processes are kept off
 
     @classmethod
@@ -116,6 +121,9 @@ class RunFolder:
         Raises:
             UserError: another process is at work on the run.
         """
+        if not self.written:
+            yield
+            return
         until = time.monotonic() + wait
         while not self._locked():
             if time.monotonic() > until:
@@ -210,6 +218,8 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Whole or not at all. Raises WriteFailed."""
+        if not self.written:
+            return
         path = self.path / name
         with Writing(self.path).of("file", path):
             replace_file(path, content)

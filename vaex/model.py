@@ -24,10 +24,13 @@ class Posterior:
     def std(self) -> Tensor:
         return torch.exp(0.5 * self.log_var)
 
+    def at(self, noise: Tensor) -> Tensor:
+        """Reparametrised draws, of noise from N(0, 1) [samples, B, latent_dim]."""
+        return self.mean + self.std * noise
+
     def rsample(self, samples: int) -> Tensor:
         """Reparametrised draws, [samples, B, latent_dim]."""
-        noise = torch.randn(samples, *self.mean.shape, device=self.mean.device)
-        return self.mean + self.std * noise
+        return self.at(torch.randn(samples, *self.mean.shape, device=self.mean.device))
 
     def rate(self) -> Tensor:
         """KL(q(z|x) || N(0, I)) of each latent, [B, latent_dim] nats. Kingma & Welling 2014, appendix B."""

@@ -15,6 +15,19 @@ class Batch:
     x: Tensor  # [B, C, H, W] float32 in [0, 1]: what is scored
     input: Tensor  # [B, C, H, W]: what the encoder sees; x itself unless corrupted
     labels: Tensor  # [B] int64
+    first: int = 0  # of a part: place of these images in the whole batch
+    whole: int | None = None  # of a part: images in the whole batch
+
+    def part(self, number: int, parts: int) -> "Batch":
+        """One of as many equal parts, the images in order."""
+        size = len(self.x) // parts
+        rows = slice(number * size, (number + 1) * size)
+        return Batch(self.x[rows], self.input[rows], self.labels[rows], rows.start, len(self.x))
+
+    def noise(self, samples: int, latent_dim: int) -> Tensor:
+        """Draws from N(0, 1), [samples, B, latent_dim]. A part draws for the whole batch, and takes its own."""
+        drawn = torch.randn(samples, self.whole or len(self.x), latent_dim, device=self.x.device)
+        return drawn[:, self.first : self.first + len(self.x)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class VAE(Objective):
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         posterior = model.encode(batch.input, batch.labels)
-        z = posterior.rsample(self.samples)  # [L, B, latent_dim]
+        z = posterior.at(batch.noise(self.samples, model.latent_dim))  # [L, B, latent_dim]
         distribution = model.decode(z, batch.labels, batch.x)
         distortion = -distribution.log_prob(batch.x).mean(0)
         rate = posterior.rate()
@@ -123,8 +136,8 @@ class IWAE(Objective):
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         posterior = model.encode(batch.input, batch.labels)
-        noise = torch.randn(self.samples, *posterior.mean.shape, device=posterior.mean.device)
-        z = posterior.mean + posterior.std * noise  # [K, B, latent_dim]
+        noise = batch.noise(self.samples, model.latent_dim)
+        z = posterior.at(noise)  # [K, B, latent_dim]
         log_var, standardized = posterior.log_var, noise
         if self.doubly_reparametrized:
             with torch.no_grad():

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from vaex.config import Config, check, config_hash, continued, difference, restored
 from vaex.errors import Interrupted, UserError
 from vaex.folder import CONFIG, RunFolder
+from vaex.training.torchrun import rank
 
 log = logging.getLogger("vaex")
 
@@ -31,6 +32,8 @@ def run(composed: DictConfig) -> float | None:
     """
     config = check(composed)
     path = _output_folder()
+    if rank() > 0:
+        return _train(config, RunFolder(path, written=False), _choices(), list(HydraConfig.get().overrides.task))
     if config.resume:
         folder = RunFolder.reopen(path)
         saved, recorded = folder.read_config()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from vaex.build import Experiment, build
+from vaex.build import Experiment
 from vaex.config import Config
 from vaex.data.dataset import Images
 from vaex.data.feed import placed
@@ -26,11 +26,12 @@ from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, WriteFailed, Writing, provenance
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
+from vaex.training.distributed import Ranks, build_alike, joined
 from vaex.training.interrupt import StopFlag, stop_on_signals
 from vaex.training.loop import Loop
 from vaex.training.memory import keep_freed_memory, ran_out
 from vaex.training.mode import resolved
-from vaex.training.record import Hyperparameters, Record
+from vaex.training.record import Hyperparameters, NoRecord, Record
 
 log = logging.getLogger("vaex")
 
@@ -56,10 +57,11 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str], overrides:
         Interrupted: a signal asked to stop; a checkpoint was written.
     """
     logging.raiseExceptions = False  # on a full disk vaex.log fails too; what else can't be written says so
-    with folder.alone(), stop_on_signals() as stop:
+    with folder.alone(), joined(folder) as ranks, stop_on_signals(under_torchrun=ranks.size > 1) as stop:
         folder.set_status("running")
         try:
-            return _train(config, folder, choices, overrides, stop)
+            config, choices, overrides = ranks.of_first(lambda: (config, choices, overrides))
+            return _train(config, folder, choices, overrides, stop, ranks)
         except (KeyboardInterrupt, Interrupted) as interrupted:
             with suppress(WriteFailed):
                 folder.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
@@ -76,12 +78,17 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str], overrides:
 
 
 def _train(
-    config: Config, folder: RunFolder, choices: dict[str, str], overrides: Sequence[str], stop: StopFlag
+    config: Config,
+    folder: RunFolder,
+    choices: dict[str, str],
+    overrides: Sequence[str],
+    stop: StopFlag,
+    ranks: Ranks,
 ) -> float | None:
     keep_freed_memory()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    experiment = build(config)
+    experiment = build_alike(config, ranks)
     if experiment.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # products in TF32, with 10 bits of mantissa
     config = replace(config, trainer=resolved(config.trainer, experiment.device, experiment.steps))
@@ -92,22 +99,25 @@ def _train(
         replace(config, resume=None),
         provenance()
         | {"device": str(experiment.device), "image_shape": list(dataset.image_shape), "classes": dataset.classes}
-        | {"choices": choices, "overrides": list(overrides), "threads": torch.get_num_threads()},
+        | {"choices": choices, "overrides": list(overrides)}
+        | {"threads": torch.get_num_threads(), "ranks": ranks.size},
     )
     folder.set_status("running", steps=experiment.steps, process=os.getpid(), host=platform.node())
     parameters = sum(p.numel() for p in experiment.model.parameters())
-    _announce(config, folder.path, experiment, choices, parameters)
+    _announce(config, folder.path, experiment, choices, parameters, ranks)
 
     writing = Writing(folder.path, stop=config.trainer.on_save_error == "stop")
     checkpoints = Checkpoints(folder.path / "checkpoints", writing)
-    state = checkpoints.load_newest() if config.resume else None
-    checkpoints.check_space(experiment.model, experiment.optimizer)
+    state = ranks.of_first(checkpoints.load_newest) if config.resume else None
+    if ranks.first:
+        checkpoints.check_space(experiment.model, experiment.optimizer)
     if config.resume and not state:
         log.info("no checkpoint yet: starting at step 0")
     from_step = state["step"] if state else 0
-    with Record(folder.path, METRICS, from_step, writing) as record, Background() as background:
+    recording = Record(folder.path, METRICS, from_step, writing) if ranks.first else NoRecord()
+    with recording as record, Background() as background:
         record.hyperparameters(_hyperparameters(config, choices, overrides), HPARAMS_METRICS)
-        loop = Loop(experiment, config, folder.path, checkpoints, record, background, stop)
+        loop = Loop(experiment, config, folder.path, checkpoints, record, background, stop, ranks)
         if state:
             loop.restore(state)
             log.info(f"going on from step {loop.progress.step} of {experiment.steps}")
@@ -162,7 +172,9 @@ def _hyperparameters(config: Config, choices: dict[str, str], overrides: Sequenc
     return values
 
 
-def _announce(config: Config, path: Path, experiment: Experiment, choices: dict[str, str], parameters: int) -> None:
+def _announce(
+    config: Config, path: Path, experiment: Experiment, choices: dict[str, str], parameters: int, ranks: Ranks
+) -> None:
     dataset, model = experiment.dataset, experiment.model
     channels, height, width = dataset.image_shape
 
@@ -191,7 +203,7 @@ def _announce(config: Config, path: Path, experiment: Experiment, choices: dict[
         else f"{likelihood}, a pseudo-likelihood{note}",
         "objective": objective,
         "training": ", ".join(
-            [f"{experiment.steps:,} steps of {config.batch_size} on {experiment.device}", config.precision]
+            [f"{experiment.steps:,} steps of {config.batch_size} on {ranks.where(experiment.device)}", config.precision]
             + ["compiled"] * (config.trainer.compile == "true")
             + ["captured"] * (config.trainer.capture == "true")
         ),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,24 @@ ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 
 ToFloat = Callable[[Tensor], Tensor]  # uint8 batch -> float32 batch
 Numbers = dict[str, float | list[float]]
+Totals = dict[str, Tensor]  # float64, over images
+
+NOISE_SEED = 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of one of `size` processes in an evaluation: every size-th batch from the rank-th on.
+
+    `add_up` gives all of them the totals of all. One that had no batch has none of its own.
+    """
+
+    rank: int = 0
+    size: int = 1
+    add_up: Callable[[Totals], Totals] = lambda totals: totals
+
+
+ALL = Share()
 
 
 def images_at_once(images: Images) -> int:
@@ -22,7 +41,7 @@ def images_at_once(images: Images) -> int:
 
 
 @contextmanager
-def fixed_noise(device: torch.device, seed: int = 1) -> Iterator[None]:
+def fixed_noise(device: torch.device, seed: int = NOISE_SEED) -> Iterator[None]:
     """Same draws every time, and the training's random state left as it was."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -50,13 +69,16 @@ def evaluate(
     corruption: Callable[[Tensor], Tensor] = lambda x: x,
     poll: Callable[[], None] = lambda: None,
     batch_size: int | None = None,
+    share: Share = ALL,
 ) -> Numbers:
     """Every image of the split once, the objective's number of draws of z each, the noise the same in every call.
 
     Args:
         corruption: of the run. Its numbers stand beside those of clean images.
-        poll: called before each batch, and may raise to stop.
-        batch_size: images times draws of z at once; None for `images_at_once`.
+        poll: called before each batch, as often in every process that shares in this, and may raise to stop.
+        batch_size: images times draws of z at once; None for `images_at_once`. Each batch's noise is its own, whoever
+            takes it.
+        share: the batches of this process; the numbers are those of all.
 
     Returns:
         distortion, rate, elbo (beta = 1), of clean images; loss (the objective's, fully warmed up, of corrupted images
@@ -69,15 +91,19 @@ def evaluate(
     """
     device = model.device
     batch_size = max(1, (batch_size or images_at_once(images)) // objective.samples)
-    totals: dict[str, Tensor] = {}
+    starts = range(0, len(images), batch_size)
+    totals: Totals = {}
 
     def add(name: str, value: Tensor) -> None:
         totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value.double()
 
     with evaluating(model), fixed_noise(device):
-        for start in range(0, len(images), batch_size):
+        for number in range(share.rank, len(starts) + share.rank, share.size):
             poll()
-            rows = images[start : start + batch_size].to(device)
+            if number >= len(starts):
+                continue  # the last round has a batch for some
+            torch.manual_seed(NOISE_SEED + number)
+            rows = images[starts[number] : starts[number] + batch_size].to(device)
             x, labels = to_float(rows.pixels), rows.labels
             terms = objective(model, Batch(x, x, labels), None)
             posterior, distribution = terms.posterior, terms.distribution
@@ -103,7 +129,7 @@ def evaluate(
             if weight is not None:
                 add("weight", weight * len(x))
 
-    means = {name: total / len(images) for name, total in totals.items()}
+    means = {name: total / len(images) for name, total in share.add_up(totals).items()}
     rate_per_latent = means.pop("rate_per_latent", None)
     variance = means.pop("code_squared") - means.pop("code").square()
     weight = means.pop("weight", None)

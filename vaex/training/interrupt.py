@@ -17,8 +17,12 @@ class StopFlag:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
+def stop_on_signals(*, under_torchrun: bool = False) -> Iterator[StopFlag]:
     """The first of SIGNALS sets the flag; a second one of the same kind ends the process at once, as without us.
+
+    Not under torchrun, which passes on a signal that a cluster has sent to every process, and sends one to all when one
+    of them ends: neither may end a process that saves itself, or has yet to say why it ended. Torchrun kills in the
+    end.
 
     A signal that was ignored stays so. Where somebody else, such as a cluster's engine, had a handler, it is called
     when the run has saved itself and this context is left.
@@ -28,7 +32,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         flag.number = number
-        signal.signal(number, signal.SIG_DFL if _is_pythons(before[number]) else before[number])
+        if not under_torchrun:
+            signal.signal(number, signal.SIG_DFL if _is_pythons(before[number]) else before[number])
 
     try:
         for wanted in SIGNALS:
@@ -40,7 +45,7 @@ def stop_on_signals() -> Iterator[StopFlag]:
         yield flag
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if under_torchrun and _is_pythons(handler) else handler)
         if flag.number and not _is_pythons(before[flag.number]):
             signal.raise_signal(flag.number)
 

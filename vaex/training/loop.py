@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,8 +24,9 @@ from vaex.figures.kinds import KINDS, Files, Subject
 from vaex.folder import METRICS, versions
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints, random_state, restore_random_state
+from vaex.training.distributed import Ranks
 from vaex.training.interrupt import StopFlag
-from vaex.training.record import Record
+from vaex.training.record import NoRecord, Record
 from vaex.training.spikes import spike
 from vaex.training.step import CapturedStep, TrainingStep
 
@@ -33,6 +35,9 @@ log = logging.getLogger("vaex")
 
 class _Asked(Exception):
     """A signal asks to stop."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Loop:
         record: where numbers and pictures go.
         background: does the writing.
         stop: looked at after every step and before every batch of an evaluation.
+        ranks: the processes that train together; None for this one alone. Only the first writes.
     """
 
     def __init__(
@@ -72,13 +78,14 @@ class Loop:
         config: Config,
         folder: Path,
         checkpoints: Checkpoints,
-        record: Record,
+        record: Record | NoRecord,
         background: Background,
         stop: StopFlag,
+        ranks: Ranks | None = None,
     ) -> None:
         self.experiment, self.config, self.folder, self.checkpoints = experiment, config, folder, checkpoints
         self.about = {"config": asdict(replace(config, resume=None)), "versions": versions()}
-        self.record, self.background, self.stop = record, background, stop
+        self.record, self.background, self.stop, self.ranks = record, background, stop, ranks or Ranks()
         kinds = [name for name, kind in KINDS.items() if not kind.on_request]
         if unknown := [kind for kind in config.figures.kinds if kind not in kinds]:
             raise UserError(f"figures.kinds={unknown[0]}: is none that a run can draw; there are {', '.join(kinds)}")
@@ -95,6 +102,7 @@ class Loop:
             optimizer=experiment.optimizer,
             clip_norm=config.trainer.clip_norm,
             compiled=config.trainer.compile == "true",
+            ranks=self.ranks,
         )
         self.take_step: Callable[[Tensor], None] = self.training_step
         if config.trainer.capture == "true" and not self.training_step.update.fused:
@@ -109,7 +117,12 @@ class Loop:
         self.started = time.perf_counter() - self.progress.seconds
         self.experiment.model.train()
         bar = tqdm(
-            total=steps, initial=self.progress.step, unit=" steps", disable=None, leave=False, dynamic_ncols=True
+            total=steps,
+            initial=self.progress.step,
+            unit=" steps",
+            disable=None if self.ranks.first else True,  # None: if there is no terminal
+            leave=False,
+            dynamic_ncols=True,
         )
         with bar, logging_redirect_tqdm():
             self._after_step()  # of a run that was stopped in the middle of it
@@ -143,8 +156,11 @@ class Loop:
         if ended or last:
             progress.stage = "validate"
             self._after_step()
-        if self.stop.number and not last:
-            self._stop()
+        if not last and progress.step % self.ranks.poll_every == 0:
+            try:
+                self._poll()
+            except _Asked as asked:
+                self._stop(asked.number)
 
     def _after_step(self) -> None:
         """Validate, draw and save where that is due. What a signal cut short is done when the run goes on."""
@@ -159,21 +175,21 @@ class Loop:
                 progress.stage = "draw"
             if last or epochs % self.config.figures.every == 0:
                 self.draw()
-        except _Asked:
-            self._stop()
+        except _Asked as asked:
+            self._stop(asked.number)
         progress.stage = ""
         if last or progress.best_step == progress.step or epochs % trainer.checkpoint_every == 0:
             self.save()
 
-    def _stop(self) -> NoReturn:
+    def _stop(self, number: int) -> NoReturn:
         self.save(must=True)
         self.background.wait()
         steps = f"step {self.progress.step} of {self.experiment.steps}"
-        raise Interrupted(self.stop.number, f"stopped at {steps}; resume={self.folder} goes on")
+        raise Interrupted(number, f"stopped at {steps}; resume={self.folder} goes on")
 
     def _poll(self) -> None:
-        if self.stop.number:
-            raise _Asked
+        if number := self.ranks.agreed(self.stop.number):
+            raise _Asked(number)
 
     @property
     def images_seen(self) -> int:
@@ -255,9 +271,9 @@ class Loop:
         """Raises Interrupted when asked to stop: the checkpoint of the last step is there."""
         try:
             return self._evaluate(images)
-        except _Asked:
+        except _Asked as asked:
             message = f"stopped while testing; resume={self.folder} goes on"
-            raise Interrupted(self.stop.number, message) from None
+            raise Interrupted(asked.number, message) from None
 
     def _evaluate(self, images: Images) -> Numbers:
         experiment = self.experiment
@@ -268,6 +284,7 @@ class Loop:
             experiment.dataset.to_float,
             corruption=experiment.corruption,
             poll=self._poll,
+            share=self.ranks.share,
         )
 
     def draw(self) -> None:
@@ -288,7 +305,7 @@ class Loop:
         files: Files = {}
         for kind in map(KINDS.__getitem__, settings.kinds):
             self._poll()
-            if not kind.why_not(subject):
+            if self.ranks.first and not kind.why_not(subject):
                 files |= kind.draw(subject)
         for name, content in files.items():  # all of them or, when asked to stop, none
             path = folder / name
@@ -297,7 +314,9 @@ class Loop:
 
     def save(self, must: bool = False) -> Path:
         """Take the state as it is now; it is written behind the next steps, and `must` be before the run ends."""
-        progress = self.progress
+        progress, path = self.progress, self.checkpoints.path(self.progress.step)
+        if not self.ranks.first:
+            return path
         progress.seconds = time.perf_counter() - self.started
         state = {
             "model": self.experiment.model.state_dict(),
@@ -314,7 +333,7 @@ class Loop:
         }
         snapshot = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
         self.background.submit(self.checkpoints.save, progress.step, snapshot, progress.best_step, must)
-        return self.checkpoints.path(progress.step)
+        return path
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint. Raises UserError when it is another model's."""
@@ -336,14 +355,17 @@ class Loop:
     def use_best_weights(self) -> None:
         """Put the weights with the lowest validation loss into the model. Raises UserError when they are damaged."""
         if self.progress.best_step is not None:
-            try:
-                state: dict[str, Any] = self.checkpoints.load(self.progress.best_step)
-            except UserError as error:
-                raise UserError(
-                    f"trainer.weights=best: {error}; trainer.weights=last takes those of the last step: "
-                    f"vaex train resume={self.folder} trainer.weights=last"
-                ) from error
-            self.experiment.model.load_state_dict(state["model"])
+            self.experiment.model.load_state_dict(self.ranks.of_first(partial(self._weights, self.progress.best_step)))
+
+    def _weights(self, step: int) -> dict[str, Tensor]:
+        try:
+            weights: dict[str, Tensor] = self.checkpoints.load(step)["model"]
+        except UserError as error:
+            raise UserError(
+                f"trainer.weights=best: {error}; trainer.weights=last takes those of the last step: "
+                f"vaex train resume={self.folder} trainer.weights=last"
+            ) from error
+        return weights
 
 
 def _remedy(bad: set[str]) -> str:

@@ -133,6 +133,28 @@ class Record:
             RecordWriter(self._events).write(event.SerializeToString())
 
 
+class NoRecord:
+    """The Record of a process whose numbers and pictures another one writes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def numbers(self, step: int, epoch: float, numbers: Mapping[str, float | list[float]]) -> None:
+        pass
+
+    def picture(self, step: int, name: str, content: Tensor | bytes, *paths: Path) -> None:
+        pass
+
+    def hyperparameters(self, values: Hyperparameters, metrics: list[str]) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
 class _Growing:
     """A file that grows by whole pieces. One that can't be written is kept, and written before the next."""
 

@@ -1,6 +1,7 @@
 """One training step: rows of uint8 in, new weights out, and nothing read by the host."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,9 +9,8 @@ from torch import Tensor
 from vaex.data.dataset import Images
 from vaex.model import Autoencoder
 from vaex.objectives import Batch, Objective, Terms
+from vaex.training.distributed import Gradients, Metrics, Ranks
 from vaex.training.update import Update
-
-Gradient = tuple[tuple[Tensor | None, ...], Tensor]
 
 
 class TrainingStep:
@@ -27,7 +27,9 @@ class TrainingStep:
         corruption: float32 batch -> what the encoder sees of it.
         optimizer: with `lr` a tensor on the device in every group.
         clip_norm: largest norm of the gradient; None for no clipping.
-        compiled: put everything up to the gradient through torch.compile. Noise is drawn as without.
+        compiled: put everything up to the update through torch.compile, or up to what several processes exchange.
+            Noise is drawn as without.
+        ranks: the processes that share each batch; None for this one alone.
     """
 
     def __init__(
@@ -41,44 +43,58 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         clip_norm: float | None,
         compiled: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.objective, self.update = model, objective, Update(optimizer)
         self.images, self.to_float, self.corruption = images, to_float, corruption
-        self.clip_norm = clip_norm
+        self.clip_norm, self.ranks = clip_norm, ranks or Ranks()
         self.step = torch.zeros((), dtype=torch.int64, device=images.pixels.device)  # taken so far
         self.names: tuple[str, ...] = ()  # of what is logged
         self.totals = torch.zeros(16, device=images.pixels.device)  # of the batch means of these, since last taken
         self.peak = torch.full((), -torch.inf, device=images.pixels.device)  # highest loss of a step since last taken
         # The first skipped step since last taken, counted from 1, or 0; then in how many each of `names` wasn't finite.
         self.bad = torch.zeros(17, dtype=torch.int64, device=images.pixels.device)
-        self._gradient: Callable[[Tensor], Gradient] = self._everything_but_the_update
+        self._before_update, self._own = self._everything_but_the_update, self._own_gradients
         if compiled:
             # Older versions of PyTorch end the graph at autograd.grad, and go on with another.
             one_graph = hasattr(torch._dynamo.config, "trace_autograd_ops")
             if one_graph:
                 torch._dynamo.config.trace_autograd_ops = True
-            self._gradient = torch.compile(
-                self._everything_but_the_update, fullgraph=one_graph, dynamic=False, options={"fallback_random": True}
-            )
+            compiling = partial(torch.compile, fullgraph=one_graph, dynamic=False, options={"fallback_random": True})
+            if self.ranks.size == 1:
+                self._before_update = compiling(self._everything_but_the_update)
+            else:
+                self._own = compiling(self._own_gradients)
 
     def __call__(self, index: Tensor) -> None:
         """Train on the rows of `index`, int64 [B] on the device."""
-        gradients, skipped = self._gradient(index)
+        gradients, skipped = self._before_update(index)
         self.update(gradients, skipped)
 
-    def _everything_but_the_update(self, index: Tensor) -> Gradient:
-        """The gradient of the loss, clipped, None where the loss doesn't depend on a parameter; and 1 if not finite."""
+    def _own_gradients(self, index: Tensor) -> tuple[Gradients, Metrics]:
+        """Of this process's part of the batch: gradients of the loss, and what is logged.
+
+        All noise is drawn for the whole batch, so that it doesn't depend on the number of parts.
+        """
         x = self.to_float(self.images.pixels.index_select(0, index))
         batch = Batch(x=x, input=self.corruption(x), labels=self.images.labels.index_select(0, index))
+        if self.ranks.size > 1:
+            batch = batch.part(self.ranks.rank, self.ranks.size)
         terms: Terms = self.objective(self.model, batch, self.step)
         gradients = torch.autograd.grad(terms.loss, self.update.parameters, allow_unused=True)
+        with torch.no_grad():
+            return gradients, _metrics(terms)
+
+    def _everything_but_the_update(self, index: Tensor) -> tuple[Gradients, Tensor]:
+        """The gradient of the loss, clipped, None where the loss doesn't depend on a parameter; and 1 if not finite."""
+        gradients, metrics = self.ranks.mean(*self._own(index))
         with torch.no_grad():
             squares = [gradient.square().sum() for gradient in gradients if gradient is not None]
             norm = torch.stack(squares).sum().sqrt()
             if self.clip_norm is not None:
                 factor = (self.clip_norm / norm).clamp(max=1)
                 gradients = tuple(None if gradient is None else gradient * factor for gradient in gradients)
-            metrics = _metrics(terms) | {"grad_norm": norm}
+            metrics = metrics | {"grad_norm": norm}
             values = torch.stack(tuple(metrics.values()))
             self.names = (*metrics, "skipped")
             count = len(metrics)
@@ -148,7 +164,8 @@ class CapturedStep:
         self.taken += 1
 
 
-def _metrics(terms: Terms) -> dict[str, Tensor]:
+def _metrics(terms: Terms) -> Metrics:
+    """Each a mean over the images."""
     distortion = terms.distortion.mean()
     metrics = {"loss": terms.loss.detach(), "distortion": distortion}
     if terms.rate is not None:
