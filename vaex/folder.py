@@ -59,10 +59,11 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             free = folder._locked()
             try:
-                with open(path / STATUS, "x") as file:  # where there are no locks, two runs can't both succeed in this
-                    file.write('{"status": "running"}\n')
+                if free:
+                    with open(path / STATUS, "x") as file:  # without locks, two runs can't both succeed in this
+                        file.write('{"status": "running"}\n')
             except FileExistsError:
-                free = free and folder._came_to_nothing()
+                free = folder._came_to_nothing()
         except OSError as error:
             raise UserError(
                 f"hydra.run.dir={path}: can't be written ({error.strerror}); give another folder"

@@ -31,11 +31,8 @@ def arguments_here(arguments: list[str]) -> list[str]:
     if processes() == 1:
         return arguments
     for argument in arguments:
-        if (
-            argument in ("-m", "--multirun")
-            or argument.startswith("sweep=")
-            or re.match(r"[+~]*hydra(/(launcher|sweeper)\b|\.mode=)", argument)
-        ):
+        many = argument in ("-m", "--multirun") or argument.startswith("sweep=")
+        if many or re.match(r"[+~]*hydra(/(launcher|sweeper)\b|\.mode=)", argument):
             raise UserError(f"{argument}: torchrun starts one run; leave it out, or start the sweep without torchrun")
     if rank() == 0:
         return arguments
