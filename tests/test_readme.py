@@ -36,6 +36,11 @@ def test_command(command: str, here: Callable[..., Path], vaex: Callable[..., Ra
         cli.draw(arguments)
         assert (Path.cwd() / "outputs/run/figures/interpolation.png").is_file()
         return
+    if verb == "report":
+        here("steps=1", *small, folder=f"{arguments[0]}/run")
+        cli.report(arguments)
+        assert (Path.cwd() / arguments[0] / "report" / "report.html").is_file()
+        return
     if verb == "describe":
         cli.describe([*arguments, *small])
         return

@@ -17,6 +17,7 @@ import torch
 from conftest import metrics, results
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 import vaex as package
 from vaex.errors import UserError
@@ -97,7 +98,11 @@ def test_tensorboard_has_one_run_with_scalars_pictures_and_hparams(run: Path) ->
     assert [event.step for event in accumulator.Scalars("train/loss")] == [10, 20, 30, 32, 40]
     plugin = accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data
     assert plugin.plugin_name == "hparams" and b"likelihood/scale" in plugin.content and b"shared" in plugin.content
+    assert b"architecture.hidden" in plugin.content and b"[16]" in plugin.content  # whatever the command gave
     assert "_hparams_/session_end_info" in accumulator.summary_metadata
+    layout = Layout.FromString(accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
+    assert charts and all(any(re.search(tag, scalar) for scalar in tags["scalars"]) for tag in charts)
     assert not [path for path in run.iterdir() if path.is_dir() and list(path.glob("events*"))]
 
 

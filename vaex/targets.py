@@ -94,8 +94,9 @@ def _vaex_names() -> frozenset[str]:
 
 
 def _names_in(folder: Path) -> set[str]:
-    """Every `_target_` in a folder's YAML files."""
-    lines = (line.partition("#")[0] for path in folder.rglob("*.yaml") for line in path.read_text().splitlines())
+    """Every `_target_` in a folder's YAML files but those of plugins, which Hydra makes and no run is made of."""
+    files = (path for path in folder.rglob("*.yaml") if path.relative_to(folder).parts[0] != "hydra")
+    lines = (line.partition("#")[0] for path in files for line in path.read_text().splitlines())
     return {name for line in lines for name in re.findall(r"\b_target_['\"]?\s*:\s*['\"]?([\w.]+)", line)}
 
 
