@@ -210,7 +210,6 @@ def notes(items: Sequence[Scored], design: Design, found: Sequence[Configuration
         said.append(("Differs in how runs ran, so no axis", keys))
     repeated = len(items) - sum(len(configuration.items) for configuration in found)
     if repeated:
-        said.append(
-            ("Repeated", f"{repeated} completed runs repeat a configuration and seed; the last of each counts.")
-        )
+        text = f"Completed runs with the configuration and seed of a later one, which counts: {repeated}."
+        said.append(("Repeated", text))
     return Section("Notes", (Points(tuple(said)),) if said else ())

@@ -28,7 +28,9 @@ from vaex.reports.training import Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+LEGEND_LINE = 0.18  # inches
 START = 0.05  # share of the steps whose values don't stretch the axis: most of the change is in these
 
 
@@ -66,7 +68,7 @@ def against(view: View, found: Sequence[Configuration]) -> list[Plot]:
                     axes.locator_params(axis="y", integer=True)
                 if metric is BITS:
                     _in_nats(axes, lines[0][0])
-                _legend(axes, [line.label for line, _ in lines])
+                _legend(figure, axes, [line.label for line, _ in lines])
                 plots.append(Plot(name, title, svg(figure)))
     return plots
 
@@ -90,7 +92,8 @@ def _rates(view: View, metric: Metric, scale: Scale, title: str, name: str) -> P
             lines.append((line, points))
     if not lines:
         return None
-    with panel(title, "rate, nats per image", f"{metric.title}, {metric.unit}") as (figure, axes):
+    xlabel = f"rate, nats per image; points: {view.axis.key}"
+    with panel(title, xlabel, f"{metric.title}, {metric.unit}") as (figure, axes):
         for line, points in lines:
             look = _look(line)
             rates, values = [rate.mean for _, rate, _ in points], [value.mean for _, _, value in points]
@@ -99,8 +102,7 @@ def _rates(view: View, metric: Metric, scale: Scale, title: str, name: str) -> P
             for (x, _, _), at in zip(points, zip(rates, values, strict=True), strict=True):
                 axes.annotate(f"{x:g}", at, (5, 4), textcoords="offset points", fontsize=8.5, color=look["color"])
         axes.margins(0.1)
-        axes.set_title(f"points: {view.axis.key}", loc="right", fontsize=8.5, fontweight="normal")
-        _legend(axes, [line.label for line, _ in lines])
+        _legend(figure, axes, [line.label for line, _ in lines])
         return Plot(name, title, svg(figure))
 
 
@@ -118,7 +120,7 @@ def training_curves(shown_panels: Iterable[Panel]) -> list[Plot]:
                 axes.plot(curve.steps, curve.values, color=colour, linewidth=1.3, alpha=0.85, label=label)
             _limits(axes, each)
             axes.locator_params(axis="x", integer=True, nbins=5)
-            _legend(axes, [f"{value:g}" for value in values])
+            _legend(figure, axes, [f"{value:g}" for value in values])
             plots.append(Plot(f"training_{_file(each.title)}".rstrip("_"), each.title, svg(figure)))
     return plots
 
@@ -151,6 +153,8 @@ def _in_nats(axes: Axes, line: Line) -> None:
     def to_bits(nats: Any) -> Any:
         return nats / (dimensions * math.log(2))
 
+    left, bottom, width, height = axes.get_position().bounds
+    axes.set_position((left, bottom, width - 0.12, height))
     right = axes.secondary_yaxis("right", functions=(to_nats, to_bits))
     right.set_ylabel("nats per image")
     right.spines["right"].set_visible(True)
@@ -168,13 +172,17 @@ def _floor(axes: Axes, found: Sequence[Configuration]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _legend(axes: Axes, labels: Sequence[str]) -> None:
+def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
     """Under the plot, where it hides nothing; none where the title has said it."""
-    if len(labels) > 1 or (labels and labels[0] not in axes.get_title("left") and labels[0]):
-        figure = axes.get_figure()
-        assert figure is not None
-        columns = 2 if max(map(len, labels)) > 10 else 4
-        figure.legend(loc="outside lower center", ncols=min(len(labels), columns), handlelength=1.6, columnspacing=1.2)
+    if not labels or (len(labels) == 1 and labels[0] in axes.get_title("left")):
+        return
+    columns = min(len(labels), 2 if max(map(len, labels)) > 10 else 4)
+    if more := max(0, math.ceil(len(labels) / columns) - 2) * LEGEND_LINE:
+        left, bottom, width, height = axes.get_position().bounds
+        before = figure.get_figheight()
+        figure.set_figheight(before + more)
+        axes.set_position((left, (bottom * before + more) / (before + more), width, height * before / (before + more)))
+    figure.legend(loc="lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
 
 def _limits(axes: Axes, each: Panel) -> None:

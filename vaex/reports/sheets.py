@@ -15,6 +15,7 @@ from vaex.errors import UserError
 from vaex.evaluation.bound import evaluating, fixed_noise
 from vaex.figures.sheet import encode_png, enlarged, framed, grid, writable
 from vaex.model import Autoencoder
+from vaex.reports.collect import Value
 from vaex.reports.scores import Scored
 from vaex.runs import LatestDataset
 
@@ -64,20 +65,19 @@ def draw(asked: Sequence[Asked]) -> Sheets:
     reconstructions, samples, seeds = [], [], []
     for title, cells in chosen:
         models: list[tuple[str, Autoencoder]] = []
-        dataset: Dataset | None = None
+        images, dataset = _images(cells[0][1]), None
         for label, item in cells:
             where = ", ".join(part for part in (title, label) if part) or item.run.name
+            if _images(item) != images:
+                remarks.append(f"{where}: left out, since its images are other ones than those above it.")
+                continue
             try:
-                _, _, its = datasets.of(item.run.path)
-                if dataset is not None and its is not dataset:
-                    remarks.append(f"{where}: left out, since its images are other ones than those above it.")
-                    continue
+                dataset = dataset or datasets.of(item.run.path)[2]
                 models.append((label, load_model(item.run.path)))
-                dataset = its
                 seeds.append(str(item.run.seed))
             except UserError as error:
                 remarks.append(f"{where}: left out; {error}")
-        if dataset is None:
+        if dataset is None or not models:
             continue
         reconstructions.append(reconstructed(title, models, dataset))
         drawn = [(label, model) for label, model in models if model.stochastic]
@@ -128,6 +128,11 @@ def strip(images: Tensor, gap: int = 2) -> bytes:
     file = BytesIO()
     Image.fromarray(row, "LA" if channels == 1 else "RGBA").save(file, format="PNG", optimize=False)
     return file.getvalue()
+
+
+def _images(item: Scored) -> dict[str, Value]:
+    """What tells one run's images from another's."""
+    return {key: value for key, value in item.run.config.items() if key.startswith("dataset.")}
 
 
 def _chosen(asked: Sequence[Asked]) -> tuple[list[Asked], list[str]]:
