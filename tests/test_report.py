@@ -20,6 +20,7 @@ from vaex import cli
 from vaex.build import load_config, load_dataset, load_model
 from vaex.report import main
 from vaex.reports import sheets, svg, training
+from vaex.reports.assemble import assemble
 from vaex.reports.axes import Axis, find_axes
 from vaex.reports.collect import Run, collect
 from vaex.reports.layout import rows, views
@@ -369,6 +370,32 @@ def test_other_numeric_axes_are_held_and_the_reader_told(tmp_path: Path) -> None
     assert second.axis.key == "latent_dim" and second.caption == "Throughout beta=1."
     (line,) = second.lines
     assert [(x, c.items[0].run.results["test/elbo"]) for x, c in line.members] == [(5, 5.0), (10, 10.0), (20, 20.0)]
+
+
+def test_a_collapsed_posterior_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "a", beta=1.0)
+    write(tmp_path / "b", beta=64.0, active_units=0)
+    assert "z is not used: beta=64 (1)." in report(tmp_path)[1]
+
+
+def test_every_plot_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """A likelihood with another option is another scale, of the same name."""
+    for bounded in (True, False):
+        for beta in (1.0, 2.0):
+            write(tmp_path / f"{bounded},{beta}", beta=beta, config={"likelihood.bounded_mean": bounded}, elbo=beta)
+    runs = collect([tmp_path])
+    names = [picture.file for picture in assemble(runs, [tmp_path]).pictures]
+    assert len(names) == len(set(names)) and sum("elbo" in name for name in names) == 2
+
+
+def test_a_model_that_can_not_be_loaded_costs_its_row_and_no_more(tmp_path: Path, here: Here, tiny: list[str]) -> None:
+    for beta in (1, 2, 4):
+        here(*tiny, "steps=2", "device=cpu", f"beta={beta}", folder=f"sweep/{beta}")
+    (tmp_path / "sweep" / "2" / "model.safetensors").write_bytes(b"damaged")
+    (tmp_path / "sweep" / "4" / "model.safetensors").unlink()
+    page, text = report(tmp_path / "sweep")
+    assert page.count("data:image/png") == 2 + 1
+    assert "beta=2: left out; " in text and "beta=4: left out; " in text
 
 
 def test_a_training_curve_is_thinned_and_what_was_replaced_is_left_out(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def _sheets(design: Design, found: Sequence[Configuration]) -> list[Section]:
         if pictures:
             made.append(Section(title, (Pictures(tuple(pictures)), Text(" ".join((text, seeds)), "small"))))
     if drawn.remarks:
-        made.append(Section("Pictures left out" if made else "Pictures", tuple(Text(line) for line in drawn.remarks)))
+        made.append(Section("About the pictures", tuple(Text(line) for line in drawn.remarks)))
     return made
 
 

@@ -69,7 +69,7 @@ def best(found: Sequence[Configuration], folders: Sequence[Path]) -> Section:
     everything = columns(found)
     across = [column for column in everything if column.scale.likelihoods]
     within = [column for column in everything if not column.scale.likelihoods]
-    blocks: list[Block] = list(missing(found, folders))
+    blocks: list[Block] = [*missing(found, folders), *_collapsed(found)]
     if across:
         blocks.append(Cards(tuple(map(_card, across))))
     if within:
@@ -81,7 +81,7 @@ def best(found: Sequence[Configuration], folders: Sequence[Path]) -> Section:
         reasons.setdefault(scale.reason, []).append(scale.title)
     if reasons:
         blocks.append(Text("What may be compared, and what may not:"))
-        blocks.append(Points(tuple(("; ".join(titles), reason) for reason, titles in reasons.items())))
+        blocks.append(Points(tuple(("; ".join(dict.fromkeys(titles)), reason) for reason, titles in reasons.items())))
     if everything:
         blocks.append(
             Text(
@@ -128,6 +128,19 @@ def missing(found: Sequence[Configuration], folders: Sequence[Path]) -> list[Tex
     elif items and not any("test/fid" in item.run.results for item in items):
         said.append(f"No FID: {command} measures it where the images have labels, or with `--fid means`.")
     return [Text(" ".join(said), "warning")] if said else []
+
+
+def _collapsed(found: Sequence[Configuration]) -> list[Text]:
+    """A warning where a model doesn't use its z, since its numbers then say little of its beta."""
+    from vaex.evaluation.measure import collapsed  # and torch
+
+    counts = {c.label: sum(collapsed(item.row.results) is not None for item in c.items) for c in found}
+    named = [f"{label or 'here'} ({count})" for label, count in counts.items() if count]
+    if not named:
+        return []
+    more = f", and {len(named) - MOST_NAMED} more configurations" if len(named) > MOST_NAMED else ""
+    listed = ", ".join(named[:MOST_NAMED]) + more
+    return [Text(f"The posterior has collapsed, so that z is not used: {listed}.", "warning")]
 
 
 def _homes(found: Sequence[Configuration]) -> list[Scale]:
@@ -178,7 +191,8 @@ def all_runs(runs: Sequence[Run], items: Sequence[Scored], design: Design) -> Se
         row = [run.name, *map(shown, design.values(run)), shown(run.seed), run.status]
         for metric in metrics:
             value = metric.of(item) if item else None
-            row.append("–" if value is None else metric.figure(value))
+            whole = metric is ACTIVE_UNITS and value is not None
+            row.append("–" if value is None else f"{value:.0f}" if whole else metric.figure(value))
         if ELBO in metrics:
             row.append(_of(item) if item else "–")
         seconds = run.results.get("train/seconds")

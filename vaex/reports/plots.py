@@ -50,13 +50,13 @@ def against(view: View, found: Sequence[Configuration]) -> list[Plot]:
         if metric in (RATE, DISTORTION):  # in plots of their own
             continue
         on = scales(metric, found)
-        for scale in on:
+        for n, scale in enumerate(on, 1):
             lines = [(line, line.points(metric, scale)) for line in view.lines]
             lines = [(line, points) for line, points in lines if points]
             if max((len(points) for _, points in lines), default=0) < 2:
                 continue
             title = metric.title + f": {_short(scale)}" * (len(on) > 1 or not scale.likelihoods)
-            name = f"{metric.name}_{_file(view.axis.key)}" + f"_{_file(_short(scale))}" * (len(on) > 1)
+            name = f"{metric.name}_{_file(view.axis.key)}" + f"_{n}_{_file(_short(scale))}" * (len(on) > 1)
             with panel(title, view.axis.key, metric.unit) as (figure, axes):
                 for line, points in lines:
                     spreads = [found.std or 0.0 for _, found in points]
@@ -75,9 +75,12 @@ def against(view: View, found: Sequence[Configuration]) -> list[Plot]:
 
 def rate_distortion(view: View, found: Sequence[Configuration]) -> list[Plot]:
     """The rate against the error, which all likelihoods share, and against the distortion, each on its own scale."""
-    plots = [_rates(view, MSE, scale, "Rate and error", "rate_error") for scale in scales(MSE, found)]
-    for scale in scales(DISTORTION, found):
-        title, name = f"Rate and distortion: {_short(scale)}", f"rate_distortion_{_file(_short(scale))}"
+    plots = []
+    for n, scale in enumerate(on := scales(MSE, found), 1):
+        title = "Rate and error" + f": {_short(scale)}" * (len(on) > 1)
+        plots.append(_rates(view, MSE, scale, title, "rate_error" + f"_{n}" * (len(on) > 1)))
+    for n, scale in enumerate(scales(DISTORTION, found), 1):
+        title, name = f"Rate and distortion: {_short(scale)}", f"rate_distortion_{n}_{_file(_short(scale))}"
         plots.append(_rates(view, DISTORTION, scale, title, name))
     return [plot for plot in plots if plot]
 
@@ -109,7 +112,7 @@ def _rates(view: View, metric: Metric, scale: Scale, title: str, name: str) -> P
 def training_curves(shown_panels: Iterable[Panel]) -> list[Plot]:
     """One panel a likelihood, a thin line for each run, coloured by the swept value."""
     plots = []
-    for each in shown_panels:
+    for n, each in enumerate(shown_panels, 1):
         values = sorted({curve.value for curve in each.curves if curve.value is not None})
         with panel(each.title or "Training", "step", f"{each.curves[0].key.replace('/', ' ')}, nats") as (figure, axes):
             named: set[float | None] = {None}
@@ -121,7 +124,7 @@ def training_curves(shown_panels: Iterable[Panel]) -> list[Plot]:
             _limits(axes, each)
             axes.locator_params(axis="x", integer=True, nbins=5)
             _legend(figure, axes, [f"{value:g}" for value in values])
-            plots.append(Plot(f"training_{_file(each.title)}".rstrip("_"), each.title, svg(figure)))
+            plots.append(Plot(f"training_{n}_{_file(each.title)}".rstrip("_"), each.title, svg(figure)))
     return plots
 
 
@@ -200,7 +203,7 @@ def _on_ramp(values: Sequence[float], value: float | None) -> str:
 
 
 def _short(scale: Scale) -> str:
-    return scale.title.partition(",")[0]
+    return scale.title.partition(", ")[0]
 
 
 def _file(name: str) -> str:

@@ -44,6 +44,7 @@ class Scored:
     Attributes:
         own: of its likelihood alone.
         images: tells test images apart, as the model is shown them.
+        shown: the same for people.
         ranked: whether there is a bound on the probability of its images.
     """
 
@@ -51,6 +52,7 @@ class Scored:
     row: Row
     own: Scale
     images: tuple[object, ...]
+    shown: str
     ranked: bool
 
 
@@ -69,6 +71,7 @@ def _scored(run: Run) -> Scored:
     results = _with_score(finite, kind, binarize, dequantize, channels * height * width)
     test_split = {k: v for k, v in run.config.items() if k.startswith("dataset.") and k not in NOT_OF_THE_TEST_SPLIT}
     crc = crc32(json.dumps(test_split, sort_keys=True).encode())
+    dataset = f"{run.choices.get('dataset', 'images')} {channels} × {height} × {width}"
     row = Row(
         run=run.name,
         likelihood=run.choices.get("likelihood", "likelihood"),
@@ -81,7 +84,7 @@ def _scored(run: Run) -> Scored:
             stochastic="test/rate" in results,
             scored_pixels=results.get("test/scored_pixels"),
             conditional=conditional,
-            dataset=f"{run.choices.get('dataset', 'images')} {channels} × {height} × {width}",
+            dataset=dataset,
             binarize=binarize,
             crc=crc,
         ),
@@ -89,7 +92,9 @@ def _scored(run: Run) -> Scored:
     )
     own = _own_scale(run, row, dequantize)
     ranked = row.group.score is not None and "test/bits_per_dim" in results
-    return Scored(run, row, own, (crc, binarize, dequantize, conditional), ranked)
+    variants = ["binarized"] * (binarize != "none") + ["dequantized"] * (dequantize != "none")
+    shown_images = ", ".join([dataset, *variants, *["given the label"] * conditional])
+    return Scored(run, row, own, (crc, binarize, dequantize, conditional), shown_images, ranked)
 
 
 def _with_score(results: dict[str, Any], kind: str, binarize: str, dequantize: str, dimensions: int) -> dict[str, Any]:
@@ -167,7 +172,7 @@ def error_scale(item: Scored) -> Scale | None:
         "Of pictures, so likelihoods may be compared; but it says nothing of how probable an image is, and a small "
         "beta or a large z lowers it by itself."
     )
-    return Scale("reconstructions of the same test images", reason, ("error", item.images), True, order=6)
+    return Scale(f"reconstructions of {item.shown}", reason, ("error", item.images), True, order=6)
 
 
 def distance_scale(item: Scored) -> Scale | None:
@@ -180,10 +185,10 @@ def distance_scale(item: Scored) -> Scale | None:
         "Of generated pictures, so likelihoods may be compared; but it says nothing of how probable an image is. By "
         "vaex's own classifier: not comparable with Inception's."
     )
-    title = f"{images:,} {draws}, z from the {latent}" if isinstance(images, int) else "generated pictures"
+    made = f"{images:,} {draws}, z from the {latent}" if isinstance(images, int) else "generated pictures"
     crc, binarize, *_ = item.images
     key = ("distance", crc, binarize, images, draws, latent, results.get("test/fid_classifier"))
-    return Scale(title, reason, key, True, order=5)
+    return Scale(f"{made}, against {item.shown}", reason, key, True, order=5)
 
 
 def _likelihood_json(run: Run) -> str:

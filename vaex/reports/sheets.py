@@ -64,20 +64,23 @@ def draw(asked: Sequence[Asked]) -> Sheets:
     datasets = LatestDataset()
     reconstructions, samples, seeds = [], [], []
     for title, cells in chosen:
-        models: list[tuple[str, Autoencoder]] = []
-        images, dataset = _images(cells[0][1]), None
+        images, models = _images(cells[0][1]), []
+        try:
+            dataset = datasets.of(cells[0][1].run.path)[2]
+        except UserError as error:
+            remarks.append(f"{title or 'All'}: left out; {error}")
+            continue
         for label, item in cells:
             where = ", ".join(part for part in (title, label) if part) or item.run.name
             if _images(item) != images:
                 remarks.append(f"{where}: left out, since its images are other ones than those above it.")
                 continue
             try:
-                dataset = dataset or datasets.of(item.run.path)[2]
                 models.append((label, load_model(item.run.path)))
                 seeds.append(str(item.run.seed))
-            except UserError as error:
-                remarks.append(f"{where}: left out; {error}")
-        if dataset is None or not models:
+            except Exception as error:  # also of a model's code that isn't vaex's: one run must not cost the report
+                remarks.append(f"{where}: left out; {str(error).splitlines()[0] if str(error) else repr(error)}")
+        if not models:
             continue
         reconstructions.append(reconstructed(title, models, dataset))
         drawn = [(label, model) for label, model in models if model.stochastic]
@@ -85,6 +88,8 @@ def draw(asked: Sequence[Asked]) -> Sheets:
             samples.append(sampled(title, drawn))
             if len({model.latent_dim for _, model in drawn}) > 1:
                 remarks.append(f"{title or 'Samples'}: a z of fewer numbers is the beginning of one of more.")
+            if any(model.classes for _, model in drawn):
+                remarks.append(f"{title or 'Samples'}: each column is given a label, the classes in turn.")
     return Sheets(tuple(reconstructions), tuple(samples), tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(remarks)))
 
 
