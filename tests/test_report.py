@@ -274,6 +274,7 @@ def test_whatever_became_of_a_run_it_is_listed(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{}")
 
     page, text = report(tmp_path)
+    assert "No completed run, so no row: gaussian, beta=4." in text
     assert "8 runs: 3 completed, 2 failed, 1 interrupted, 1 running, 1 unknown" in text
     assert "training diverged at step 2: lower optimizer.lr" in text and "SIGTERM at step 30" in text
     assert "no such dataset" in text and "results.json: damaged" in text and "status.json: damaged" in text
@@ -366,6 +367,7 @@ def test_other_numeric_axes_are_held_and_the_reader_told(tmp_path: Path) -> None
             write(tmp_path / str(n), beta=beta, config={"latent_dim": size}, elbo=beta * size)
     runs, found = read(tmp_path)
     first, second = views(find_axes(runs), found)
+    assert not first.gaps
     assert first.axis.key == "beta" and first.caption == "Throughout latent_dim=10."
     assert second.axis.key == "latent_dim" and second.caption == "Throughout beta=1."
     (line,) = second.lines

@@ -74,8 +74,10 @@ def _sheets(design: Design, found: Sequence[Configuration]) -> list[Section]:
 
     drawn = sheets.draw(asked)
     seeds = f"Of each configuration the first seed only ({', '.join(drawn.seeds)})."
-    captions = views(design, found)[:1]
-    seeds = _and(seeds, captions[0].caption if captions else "")
+    gaps = []
+    for view in views(design, found)[:1]:
+        seeds = _and(seeds, view.caption)
+        gaps = view.gaps
     made = []
     for title, name, these, text in (
         ("Reconstructions", "reconstructions", drawn.reconstructions, SAME_IMAGES),
@@ -92,8 +94,9 @@ def _sheets(design: Design, found: Sequence[Configuration]) -> list[Section]:
         ]
         if pictures:
             made.append(Section(title, (Pictures(tuple(pictures)), Text(" ".join((text, seeds)), "small"))))
-    if drawn.remarks:
-        made.append(Section("About the pictures", tuple(Text(line) for line in drawn.remarks)))
+    remarks = [*drawn.remarks, *[f"No completed run, so no row: {'; '.join(gaps)}."] * bool(gaps)]
+    if remarks:
+        made.append(Section("About the pictures", tuple(map(Text, remarks))))
     return made
 
 

@@ -27,6 +27,7 @@ from vaex.reports.statistics import (
 )
 
 MOST_NAMED = 8  # in a sentence
+MOST_STOPPED = 50  # runs, each with its error
 
 
 def lead(runs: Sequence[Run]) -> str:
@@ -60,7 +61,7 @@ def swept(runs: Sequence[Run], design: Design, found: Sequence[Configuration]) -
         blocks.append(Text(f"Fewer seeds completed than of others: {'; '.join(named)}{more}.", "warning"))
     without = sum(not run.config for run in runs)
     if without:
-        blocks.append(Text(f"{without} ended before writing a config.yaml, and count in the table of all runs only."))
+        blocks.append(Text(f"Ended before a config.yaml was written, and so only in the table of all runs: {without}."))
     return Section("What was swept", tuple(blocks))
 
 
@@ -182,9 +183,8 @@ def all_runs(runs: Sequence[Run], items: Sequence[Scored], design: Design) -> Se
     """Every run, whatever became of it."""
     scored = {item.run.name: item for item in items}
     metrics = [m for m in (BITS, NLL, ELBO, RATE, DISTORTION, FID, MSE, ACTIVE_UNITS) if any(map(m.of, items))]
-    reasons = any(run.reason for run in runs)
     header = ["run", *(axis.key for axis in design.axes), "seed", "status", *(m.title for m in metrics)]
-    header += ["ELBO is of"] * (ELBO in metrics) + ["seconds"] + ["what stopped it"] * reasons
+    header += ["ELBO is of"] * (ELBO in metrics) + ["seconds"]
     rows = []
     for run in runs:
         item = scored.get(run.name)
@@ -197,11 +197,21 @@ def all_runs(runs: Sequence[Run], items: Sequence[Scored], design: Design) -> Se
             row.append(_of(item) if item else "–")
         seconds = run.results.get("train/seconds")
         row.append(f"{seconds:,.0f}" if isinstance(seconds, int | float) else "–")
-        rows.append(tuple([*row, run.reason] if reasons else row))
-    plain = {"run", "status", "ELBO is of", "what stopped it"} | {axis.key for axis in design.axes if not axis.numeric}
+        rows.append(tuple(row))
+    plain = {"run", "status", "ELBO is of"} | {axis.key for axis in design.axes if not axis.numeric}
     numbers = frozenset(n for n, name in enumerate(header) if name not in plain)
     table = Table(tuple(header), tuple(rows), numbers, frozenset({0}), sortable=len(rows) > 2)
-    return Section("All runs", (table,))
+    stopped = [(_named(run, design), run.reason) for run in runs if run.reason]
+    blocks: list[Block] = [table]
+    if stopped:
+        more = f"; {len(stopped) - MOST_STOPPED} more in runs.csv" if len(stopped) > MOST_STOPPED else ""
+        blocks += [Text(f"What stopped them, as far as they say{more}:"), Points(tuple(stopped[:MOST_STOPPED]))]
+    return Section("All runs", tuple(blocks))
+
+
+def _named(run: Run, design: Design) -> str:
+    what = [design.label(design.values(run)), f"seed={shown(run.seed)}" * (run.seed is not None)]
+    return f"{run.name}: {run.status}" + f" ({', '.join(filter(None, what))})" * any(what)
 
 
 def _of(item: Scored) -> str:

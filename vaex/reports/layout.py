@@ -39,6 +39,16 @@ class View:
     left_out: tuple[str, ...]
 
     @property
+    def gaps(self) -> list[str]:
+        """What of each line has no completed run."""
+        return [
+            f"{line.label}, {self.axis.key}={x:g}"
+            for line in self.lines
+            for x in self.axis.numbers
+            if x not in [there for there, _ in line.members]
+        ]
+
+    @property
     def caption(self) -> str:
         """What a reader must know of what is not in the picture; empty where all is."""
         held = ", ".join(f"{axis.key}={shown(value)}" for axis, value in self.held)
@@ -74,7 +84,7 @@ def views(design: Design, found: Sequence[Configuration]) -> list[View]:
 def rows(design: Design, found: Sequence[Configuration]) -> list[tuple[str, list[tuple[str, Scored]]]]:
     """The sheets of pictures: each a title, and its labelled rows down the swept value, of the first seed each.
 
-    Where nothing numeric was swept, one sheet has a row for each configuration.
+    Where nothing numeric was swept, one sheet has a row for each configuration. What has no completed run has no row.
     """
     for view in views(design, found)[:1]:
         sheets = [

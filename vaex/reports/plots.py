@@ -119,7 +119,7 @@ def training_curves(shown_panels: Iterable[Panel]) -> list[Plot]:
             for curve in each.curves:
                 label = f"{each.axis.key}={shown(curve.value)}" if each.axis and curve.value not in named else None
                 named.add(curve.value)
-                colour = _on_ramp(values, curve.value)
+                colour = _on_ramp(each.axis, curve.value)
                 axes.plot(curve.steps, curve.values, color=colour, linewidth=1.3, alpha=0.85, label=label)
             _limits(axes, each)
             axes.locator_params(axis="x", integer=True, nbins=5)
@@ -196,10 +196,11 @@ def _limits(axes: Axes, each: Panel) -> None:
     axes.set_ylim(min(later) - room, max(later) + room)
 
 
-def _on_ramp(values: Sequence[float], value: float | None) -> str:
-    if value is None:
+def _on_ramp(axis: Axis | None, value: float | None) -> str:
+    """The same for a value in all panels."""
+    if axis is None or value is None:
         return COLOURS[0]
-    return RAMP[round(values.index(value) * (len(RAMP) - 1) / max(1, len(values) - 1))]
+    return RAMP[round(axis.numbers.index(value) * (len(RAMP) - 1) / max(1, len(axis.numbers) - 1))]
 
 
 def _short(scale: Scale) -> str:

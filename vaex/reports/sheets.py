@@ -15,7 +15,6 @@ from vaex.errors import UserError
 from vaex.evaluation.bound import evaluating, fixed_noise
 from vaex.figures.sheet import encode_png, enlarged, framed, grid, writable
 from vaex.model import Autoencoder
-from vaex.reports.collect import Value
 from vaex.reports.scores import Scored
 from vaex.runs import LatestDataset
 
@@ -64,15 +63,15 @@ def draw(asked: Sequence[Asked]) -> Sheets:
     datasets = LatestDataset()
     reconstructions, samples, seeds = [], [], []
     for title, cells in chosen:
-        images, models = _images(cells[0][1]), []
+        first, models = cells[0][1], []
         try:
-            dataset = datasets.of(cells[0][1].run.path)[2]
+            dataset = datasets.of(first.run.path)[2]
         except UserError as error:
             remarks.append(f"{title or 'All'}: left out; {error}")
             continue
         for label, item in cells:
             where = ", ".join(part for part in (title, label) if part) or item.run.name
-            if _images(item) != images:
+            if item.images != first.images:
                 remarks.append(f"{where}: left out, since its images are other ones than those above it.")
                 continue
             try:
@@ -133,11 +132,6 @@ def strip(images: Tensor, gap: int = 2) -> bytes:
     file = BytesIO()
     Image.fromarray(row, "LA" if channels == 1 else "RGBA").save(file, format="PNG", optimize=False)
     return file.getvalue()
-
-
-def _images(item: Scored) -> dict[str, Value]:
-    """What tells one run's images from another's."""
-    return {key: value for key, value in item.run.config.items() if key.startswith("dataset.")}
 
 
 def _chosen(asked: Sequence[Asked]) -> tuple[list[Asked], list[str]]:
