@@ -18,9 +18,11 @@ from vaex.reports.statistics import (
     FID,
     METRICS,
     MSE,
+    NLL,
     RATE,
     Configuration,
     Metric,
+    Summary,
     scales,
 )
 from vaex.reports.svg import COLOURS, INK, MARKERS, RAMP, panel, svg
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 LEGEND_LINE = 0.18  # inches
 START = 0.05  # share of the steps whose values don't stretch the axis: most of the change is in these
+
+
+Points = tuple[Line, list[tuple[float, Summary]]]  # (swept value, over seeds) along a line
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,31 @@ def against(view: View, found: Sequence[Configuration]) -> list[Plot]:
                 continue
             title = metric.title + f": {_short(scale)}" * (len(on) > 1 or not scale.likelihoods)
             name = f"{metric.name}_{_file(view.axis.key)}" + f"_{n}_{_file(_short(scale))}" * (len(on) > 1)
-            with panel(title, view.axis.key, metric.unit) as (figure, axes):
-                for line, points in lines:
-                    spreads = [found.std or 0.0 for _, found in points]
-                    axes.errorbar([x for x, _ in points], [s.mean for _, s in points], spreads, **_look(line))
-                _along(axes, view.axis)
-                if metric is FID:
-                    _floor(axes, found)
-                if metric is ACTIVE_UNITS:
-                    axes.locator_params(axis="y", integer=True)
-                if metric is BITS:
-                    _in_nats(axes, lines[0][0])
-                _legend(figure, axes, [line.label for line, _ in lines])
-                plots.append(Plot(name, title, svg(figure)))
+            plots.append(_lines(view, metric, title, name, lines))
+            if metric in (BITS, NLL) and len(lines) > 1:
+                plots.append(_lines(view, metric, f"{title}, above each one's best", f"{name}_above_best", lines, True))
     return plots
+
+
+def _lines(
+    view: View, metric: Metric, title: str, name: str, lines: Sequence[Points], above_best: bool = False
+) -> Plot:
+    """`above_best`: less the lowest mean of each line, which shows the swept value's part where lines lie far apart."""
+    with panel(title, view.axis.key, metric.unit) as (figure, axes):
+        for line, points in lines:
+            means = [over_seeds.mean for _, over_seeds in points]
+            spreads = [over_seeds.std or 0.0 for _, over_seeds in points]
+            off = min(means) if above_best else 0.0
+            axes.errorbar([x for x, _ in points], [mean - off for mean in means], spreads, **_look(line))
+        _along(axes, view.axis)
+        if metric is FID:
+            _floor(axes, lines)
+        if metric is ACTIVE_UNITS:
+            axes.locator_params(axis="y", integer=True)
+        if metric is BITS:
+            _in_nats(axes, lines[0][0])
+        _legend(figure, axes, [line.label for line, _ in lines])
+        return Plot(name, title, svg(figure))
 
 
 def rate_distortion(view: View, found: Sequence[Configuration]) -> list[Plot]:
@@ -163,9 +179,10 @@ def _in_nats(axes: Axes, line: Line) -> None:
     right.spines["right"].set_visible(True)
 
 
-def _floor(axes: Axes, found: Sequence[Configuration]) -> None:
+def _floor(axes: Axes, lines: Sequence[Points]) -> None:
     """What as many real images would give."""
-    floors = [item.row.results.get("test/fid_floor") for c in found for item in c.items]
+    items = [item for line, _ in lines for _, configuration in line.members for item in configuration.items]
+    floors = [item.row.results.get("test/fid_floor") for item in items]
     if there := [floor for floor in floors if isinstance(floor, float)]:
         axes.axhline(there[0], color=INK, alpha=0.5, linewidth=1, linestyle=":")
         axes.annotate(
