@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 LIKELIHOODS = ["gaussian", "laplace", "cross_entropy", "continuous_bernoulli", "logistic"]
 BETAS = [0.5, 1.0, 2.0, 4.0, 8.0]
@@ -43,10 +42,10 @@ def copy(model: Path, run: Path, beta: float, seed: int) -> Path:
     run.mkdir(parents=True)
     for name in NEEDED:
         shutil.copy(model / name, run / name)
-    config = yaml.safe_load((model / "config.yaml").read_text())
-    config |= {"beta": beta, "seed": seed}
-    config["objective"]["beta"] = beta
-    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    config = (model / "config.yaml").read_text()
+    for key, value in (("beta", beta), ("seed", seed)):
+        config = re.sub(rf"^( *{key}:) .*$", rf"\1 {value}", config, flags=re.MULTILINE)
+    (run / "config.yaml").write_text(config)
     draw = random.Random(f"{model.name} {beta} {seed}")
     results = json.loads((model / "results.json").read_text())
     results |= {"test/psnr": 17.0, "test/fid": draw.gauss(300, 20), "test/fid_images": 10_000, "test/fid_floor": 1.6}

@@ -238,7 +238,10 @@ def test_elbos_of_undequantised_densities_are_compared_within_one_likelihood_onl
 def test_a_dequantised_density_and_a_mass_have_bits_per_dim_from_training_alone(tmp_path: Path) -> None:
     write(tmp_path / "noisy", "gaussian", elbo=2000.0, config={"dataset.dequantize": "uniform"})
     write(tmp_path / "mass", "discretized", elbo=-2000.0)
+    for beta in (1.0, 2.0):  # of images that are binary by themselves, as sprites are
+        write(tmp_path / f"coin{beta}", "bernoulli", beta=beta, elbo=-90.0)
     _, found = read(tmp_path)
+    assert len(column(columns(found), "nll").entries) == 2
     best = column(columns(found), "bits_per_dim")
     values = {item.run.name: item.row.score for c, _ in best.entries for item in c.items}
     assert values["noisy"] == pytest.approx(8 - 2000 / (784 * math.log(2)))

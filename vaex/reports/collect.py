@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from vaex.runs import short_names
 
 Value = str | int | float | bool | tuple[Any, ...] | None
 STATES = ("completed", "failed", "interrupted", "running")
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # six times as fast, where libyaml is there
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _natural(path: Path) -> list[tuple[float, str]]:
 
 
 def _train_defaults() -> dict[str, Any]:
-    content = yaml.load((config_dir() / "train.yaml").read_text(), _Loader)
+    content = yaml.safe_load((config_dir() / "train.yaml").read_text())
     return {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
 
 
@@ -125,7 +124,7 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
     """A JSON or YAML file's mapping; where it can't be read an empty one, and why among the problems."""
     try:
         text = path.read_text()
-        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+        content = json.loads(text) if path.suffix == ".json" else _yaml(text)
         if isinstance(content, dict):
             return content
         problems.append(f"{path.name}: damaged (no mapping)")
@@ -138,11 +137,26 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
+def _yaml(text: str) -> dict[str, Any]:
+    """A mapping, read by its keys: runs of a sweep share most of their config, and what they share is parsed once."""
+    content: dict[str, Any] = {}
+    for part in re.split(r"^(?=[\w'\"])", text, flags=re.MULTILINE):
+        parsed = _parsed(part)
+        if isinstance(parsed, dict):
+            content |= parsed
+        elif parsed is not None:
+            raise ValueError("no mapping")
+    return content
+
+
+_parsed = cache(yaml.safe_load)
+
+
 def _overrides(path: Path) -> dict[str, Value]:
     try:
-        lines = yaml.load(path.read_text(), _Loader)
+        lines = yaml.safe_load(path.read_text())
         pairs = [str(line).lstrip("+~").partition("=") for line in lines]
-        return {key: _plain(yaml.load(value, _Loader)) for key, _, value in pairs}
+        return {key: _plain(yaml.safe_load(value)) for key, _, value in pairs}
     except (OSError, TypeError, ValueError, yaml.YAMLError):
         return {}
 

@@ -64,11 +64,17 @@ def scored(runs: Iterable[Run]) -> list[Scored]:
 def _scored(run: Run) -> Scored:
     assert run.image_shape is not None
     channels, height, width = run.image_shape
-    kind = _kind(_likelihood_json(run), run.image_shape)
+    kind, support = _kind(_likelihood_json(run), run.image_shape)
     binarize, dequantize = (str(run.config.get(f"dataset.{key}", "none")) for key in ("binarize", "dequantize"))
     conditional = run.config.get("conditional") is True
     finite = {name: value for name, value in run.results.items() if value is not None}
-    results = _with_score(finite, kind, binarize, dequantize, channels * height * width)
+    results = _with_score(
+        finite,
+        kind,
+        binary=support == "binary" or binarize != "none",
+        dequantized=dequantize == "uniform",
+        dimensions=channels * height * width,
+    )
     test_split = {k: v for k, v in run.config.items() if k.startswith("dataset.") and k not in NOT_OF_THE_TEST_SPLIT}
     crc = crc32(json.dumps(test_split, sort_keys=True).encode())
     dataset = f"{run.choices.get('dataset', 'images')} {channels} × {height} × {width}"
@@ -97,17 +103,19 @@ def _scored(run: Run) -> Scored:
     return Scored(run, row, own, (crc, binarize, dequantize, conditional), shown_images, ranked)
 
 
-def _with_score(results: dict[str, Any], kind: str, binarize: str, dequantize: str, dimensions: int) -> dict[str, Any]:
+def _with_score(
+    results: dict[str, Any], kind: str, *, binary: bool, dequantized: bool, dimensions: int
+) -> dict[str, Any]:
     """Bits/dim from the ELBO of `vaex train`, where that bounds the probability of an image already."""
     elbo = results.get("test/elbo")
     if "test/bits_per_dim" in results or elbo is None:
         return results
     bits = -elbo / (dimensions * math.log(2))
-    if kind == "density" and binarize == "none" and dequantize == "uniform":  # as evaluation.bits has it
-        score = {"test/scored_pixels": "(k+u)/256", "test/bits_per_dim": bits + 8, "test/elbo_dequantized": elbo}
-        score["test/rate_dequantized"] = results["test/rate"]
+    if kind == "density" and dequantized:  # as evaluation.bits has it
+        score = {"test/scored_pixels": "(k+u)/256", "test/bits_per_dim": bits + 8}
+        score |= {"test/elbo_dequantized": elbo, "test/rate_dequantized": results["test/rate"]}
     elif kind == "mass":
-        score = {"test/scored_pixels": "k/255" if binarize == "none" else "binary", "test/bits_per_dim": bits}
+        score = {"test/scored_pixels": "binary" if binary else "k/255", "test/bits_per_dim": bits}
     else:
         return results
     return results | score | {"test/bits_per_dim_from": "elbo"}
@@ -205,15 +213,16 @@ def _likelihood_json(run: Run) -> str:
 
 
 @cache
-def _kind(likelihood: str, image_shape: tuple[int, int, int]) -> str:
-    """density, mass or pseudo, as the likelihood itself says; unknown where it can't be made here."""
+def _kind(likelihood: str, image_shape: tuple[int, int, int]) -> tuple[str, str]:
+    """Kind and support, as the likelihood itself says; unknown where it can't be made here."""
     from vaex.build import make  # and torch
 
     group = json.loads(likelihood)
+    given = {}
     try:
-        given = (
-            {"scale": make("likelihood.scale", group.pop("scale"), image_shape=image_shape)} if "scale" in group else {}
-        )
-        return str(make("likelihood", group, image_shape=image_shape, **given).kind)
+        if "scale" in group:
+            given["scale"] = make("likelihood.scale", group.pop("scale"), image_shape=image_shape)
+        made = make("likelihood", group, image_shape=image_shape, **given)
+        return str(made.kind), str(made.support)
     except (UserError, AttributeError):
-        return "unknown"
+        return "unknown", "unknown"
