@@ -24,7 +24,7 @@ LAYERS = [
     "figures",
     "training",
 ]
-TOP = ["train", "runs", "evaluate", "draw", "hydra_errors", "help", "describe", "task", "sweeps", "cli"]
+TOP = "train runs evaluate draw reports report hydra_errors help describe task sweeps cli".split()
 ALONE = ("data", "architectures", "likelihoods")
 
 

@@ -22,6 +22,7 @@ vaex trains autoencoders from composable configs: dataset × architecture × lik
 
   vaex eval RUN_FOLDER …                   all test numbers of runs or of a sweep, and one table
   vaex draw RUN_FOLDER [KIND …]            interpolations, traversals, latents, curves and more
+  vaex report FOLDER …                     one page of a sweep: what is best, plots, pictures in line, every run
   vaex describe likelihood=laplace         the options, layers, FLOPs and memory of what would be trained
   vaex eval --help, vaex draw --help       their options
 
@@ -43,6 +44,8 @@ def main() -> None:
         evaluate(arguments[1:])
     elif first == "draw":
         draw(arguments[1:])
+    elif first == "report":
+        report(arguments[1:])
     elif first == "describe":
         describe(arguments[1:])
     elif first in ("--shell-completion", "-sc"):  # how the shell calls back, without the verb
@@ -50,7 +53,7 @@ def main() -> None:
     elif first.startswith("-") or "=" in first:
         fail(f"{first}: comes after the verb; write vaex train {' '.join(arguments)}")
     else:
-        fail(f"{first}: no such command; there are vaex train, eval, draw, describe, and vaex --help")
+        fail(f"{first}: no such command; there are vaex train, eval, draw, report, describe, and vaex --help")
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -107,6 +110,13 @@ def evaluate(arguments: list[str]) -> None:
 
 def draw(arguments: list[str]) -> None:
     from vaex.draw import main as run
+
+    with _one_line_errors():
+        run(arguments)
+
+
+def report(arguments: list[str]) -> None:
+    from vaex.report import main as run
 
     with _one_line_errors():
         run(arguments)
