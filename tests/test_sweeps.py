@@ -29,6 +29,7 @@ Here = Callable[..., Path]
 Vaex = Callable[..., Ran]
 Said = Callable[..., str]
 Captured = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 
 QUICK = ["steps=2", "figures.kinds=[]"]
 # 1,000 images in batches of 32: an epoch is 32 steps, and a checkpoint.
@@ -146,6 +147,26 @@ def test_same_numbers_as_one_after_another(here: Here, tiny: list[str]) -> None:
         assert results(one)["test/elbo"] == results(two)["test/elbo"]
 
 
+def test_a_value_given_twice_is_run_once(here: Here, tiny: list[str], capsys: Captured) -> None:
+    here("-m", "beta=1,1.0,1", *QUICK, *tiny, "hydra.sweep.dir=sweep", folder=None)
+    assert list(statuses(Path("sweep"))) == ["beta=1", "beta=1.0"] and "2 runs" in capsys.readouterr().out
+
+
+def test_options_of_ones_own_are_swept(here: Here, tiny: list[str], tmp_path: Path, monkeypatch: Patch) -> None:
+    (tmp_path / "mypackage.py").write_text(
+        "from vaex.likelihoods.gaussian import Gaussian\n\n\nclass Mine(Gaussian):\n    pass\n"
+    )
+    (tmp_path / "myconf" / "likelihood").mkdir(parents=True)
+    (tmp_path / "myconf" / "likelihood" / "mine.yaml").write_text(
+        "defaults: [{scale: shared}, _self_]\n_target_: mypackage.Mine\nbounded_mean: true\ndiscretize: false\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    here("--config-dir", "myconf", "-m", "likelihood=mine,gaussian", *QUICK, *tiny, "hydra.sweep.dir=s", folder=None)
+    assert statuses(Path("s")) == {"likelihood=gaussian": "completed", "likelihood=mine": "completed"}
+    assert same_weights(Path("s/likelihood=mine"), Path("s/likelihood=gaussian"))
+
+
 # Going on.
 
 
@@ -237,6 +258,17 @@ def test_a_sweep_that_is_asked_to_stop_saves_its_runs(number: signal.Signals, ti
         steps = json.loads((sweep / name / "status.json").read_text())["reason"]
         saved = int(re.search(r"stopped at step (\d+)", steps)[1])  # type: ignore[index]
         assert (sweep / name / "checkpoints" / f"step-{saved}.pt").is_file()
+
+
+@pytest.mark.slow
+def test_a_launcher_of_others_starts_no_other_run_when_asked_to_stop(tiny: list[str], tmp_path: Path) -> None:
+    arguments = ["beta=1,2", *LONG, *tiny, "hydra.sweep.dir=sweep", "hydra/launcher=basic"]
+    with started(*arguments, cwd=tmp_path) as process:
+        until(lambda: at_work(tmp_path / "sweep" / "beta=1"))
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and statuses(tmp_path / "sweep") == {"beta=1": "interrupted"}
+    assert error.strip().splitlines()[-1].endswith("vaex train -m sweep=sweep goes on")
 
 
 # Names.

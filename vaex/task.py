@@ -47,7 +47,7 @@ def job(composed: DictConfig) -> float | None:
 
     Raises:
         UserError: the job failed, and its status.json says how; or its folder holds a run of other settings.
-        Interrupted: it was asked to stop, and saved itself.
+        KeyboardInterrupt: it was asked to stop, and saved itself.
     """
     folder = RunFolder(_output_folder())
     with folder.alone(WAIT), _quiet(folder.path / "vaex.log"):
@@ -76,7 +76,9 @@ def job(composed: DictConfig) -> float | None:
             config.resume = str(folder.path)
         try:
             return _train(config, folder, _choices(), list(HydraConfig.get().overrides.task))
-        except (Interrupted, UserError):
+        except Interrupted as stop:  # which Hydra would take for one more failed job, and start the next
+            raise KeyboardInterrupt(str(stop)) from stop
+        except UserError:
             raise
         except Exception as error:  # a fault of vaex's own, or of a user's class
             log.exception(f"{folder.path}: failed")

@@ -48,7 +48,8 @@ class GridSweeper(Sweeper):
             check(composed)
         constant = self.config.hydra.job.config.override_dirname.exclude_keys
         folder = SweepFolder(Path(self.config.hydra.sweep.dir))
-        names = [job_name(job, constant) for job in jobs]
+        by_name = {job_name(job, constant): job for job in jobs}  # a value given twice is run once
+        names, jobs = list(by_name), list(by_name.values())
         folder.add_jobs(names)
         keys = [override.get_key_element() for override in parsed if override.is_sweep_override()]
         done = sum(folder.job(name).status == "completed" for name in names)

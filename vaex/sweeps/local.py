@@ -235,7 +235,7 @@ def _work(
             job_subdir_key="hydra.sweep.subdir",
         )
         answers.send((done.status == JobStatus.COMPLETED, _plain(done._return_value)))
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         answers.send((False, str(error)))
 
 
