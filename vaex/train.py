@@ -183,10 +183,10 @@ def _announce(
 
     splits = " / ".join(count(part) for part in (dataset.train, dataset.validation, dataset.test))
     kind = model.likelihood.kind
-    note = " (not a probability of grey images: compare with nothing but itself)" if kind == "pseudo" else ""
+    note = "pseudo-likelihood: no probability of grey images, to be compared with itself only"
     objective = choices["objective"]
     if "beta" in config.objective:
-        objective += f", beta {config.beta:g}"
+        objective += f", beta {config.beta:g}: distortion + {config.beta:g} · KL(q(z|x) ‖ p(z))"
     if experiment.objective.samples > 1:
         objective += f", {experiment.objective.samples} draws of z"
     if choices.get("corruption", "none") != "none":
@@ -198,9 +198,8 @@ def _announce(
     lines = {
         "data": f"{choices['dataset']}, {splits} images of {channels} × {height} × {width}",
         "model": f"{choices['architecture']}, {config.latent_dim} latents, {parameters:,} parameters{conditional}",
-        "likelihood": f"{likelihood}, a {kind}{note}"
-        if kind != "pseudo"
-        else f"{likelihood}, a pseudo-likelihood{note}",
+        "likelihood": f"{likelihood}, a {note if kind == 'pseudo' else kind}",
+        "distortion": f"{model.likelihood.formula}, summed over pixels",
         "objective": objective,
         "training": ", ".join(
             [f"{experiment.steps:,} steps of {config.batch_size} on {ranks.where(experiment.device)}", config.precision]
@@ -212,6 +211,8 @@ def _announce(
     bounds = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in model.likelihood.bounds().items())
     if bounds:
         lines["likelihood"] += f", {bounds}"
+    if not model.likelihood.formula:
+        del lines["distortion"]
     warning = getattr(getattr(model.likelihood, "scale", None), "warning", None)
     if warning:
         lines["warning"] = f"likelihood/scale={choices['likelihood/scale']}: {warning}"
@@ -238,6 +239,10 @@ def _report(config: Config, path: Path, results: dict[str, Any]) -> None:
     lines.append(f"{'trained':>14}  {results['train/steps']:,} steps in {seconds:.0f} s, {rate:,.0f} images/s in steps")
     lines.append(f"{'pictures':>14}  {path / 'figures'}")
     lines.append(f"{'everything':>14}  {path}")
+    quoted = shlex.quote(str(path))
+    further = f"steps={2 * config.steps}" if config.steps else f"epochs={2 * config.epochs}"
+    lines.append(f"{'all numbers':>14}  vaex eval {quoted}")
+    lines.append(f"{'further':>14}  vaex train resume={quoted} {further}")
     lines.append(f"{'TensorBoard':>14}  tensorboard --logdir {shlex.quote(str(_shown_root(path)))} --host 127.0.0.1")
     log.info("\n".join(lines))
 

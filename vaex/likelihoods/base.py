@@ -72,11 +72,13 @@ class Likelihood(nn.Module):
         kind: density; mass; or pseudo, which is no probability of the data it is used on and is never ranked.
         mean_error: the mean per-pixel error whose multiple this likelihood's distortion is, up to a constant:
             mse, mae, bce; None if there is none.
+        formula: -log p of one channel of a pixel in nats, for people to read; empty if there is nothing short.
     """
 
     support: Support
     kind: Kind
     mean_error: Literal["mse", "mae", "bce"] | None = None
+    formula: str = ""
 
     def __init__(self, *, image_shape: tuple[int, int, int]) -> None:
         super().__init__()

@@ -42,6 +42,7 @@ class BernoulliDistribution(PixelDistribution):
 class Bernoulli(Likelihood):
     """Exact, for binary images only."""
 
+    formula = "−x log p − (1−x) log(1−p)"
     support = "binary"
     kind = "mass"
     mean_error = "bce"
@@ -56,6 +57,7 @@ class Bernoulli(Likelihood):
 class CrossEntropy(Likelihood):
     """Cross-entropy on grey pixels, as tutorials do: a pseudo-likelihood."""
 
+    formula = "−x log p − (1−x) log(1−p)"
     support = "unit_interval"
     kind = "pseudo"
     mean_error = "bce"

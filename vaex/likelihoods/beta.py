@@ -50,6 +50,7 @@ class BetaDistribution(PixelDistribution):
 class Beta(Likelihood):
     """`cap`: largest concentration; log concentration = log(cap) · tanh(h / log(cap))."""
 
+    formula = "(1−α) log x + (1−β) log(1−x) + log B(α, β)"
     support = "open_unit_interval"
     kind = "density"
 

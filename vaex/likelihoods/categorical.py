@@ -65,6 +65,7 @@ class Categorical(Likelihood):
     So the decoder's last layer stays of a bearable size; features=256 restricts nothing.
     """
 
+    formula = "−log softmax(h)[255x]"
     support = "uint8"
     kind = "mass"
 

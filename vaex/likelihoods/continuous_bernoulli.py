@@ -85,6 +85,7 @@ class ContinuousBernoulliDistribution(PixelDistribution):
 class ContinuousBernoulli(Likelihood):
     """`bound`: largest |η|; η = bound · tanh(h / bound). A λ clipped to [ε, 1 - ε] is a bound of log(1/ε - 1)."""
 
+    formula = "−ηx + log((exp η − 1)/η), η the logit"
     support = "unit_interval"
     kind = "density"
 

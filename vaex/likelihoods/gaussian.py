@@ -46,6 +46,7 @@ class StandardGaussian(Standard):
 
 
 class Gaussian(LocationScale):
+    formula = "(x−μ)²/2σ² + log σ + ½ log 2π"
     mean_error = "mse"
     standard = StandardGaussian()
 

@@ -42,6 +42,7 @@ class StandardLaplace(Standard):
 
 
 class Laplace(LocationScale):
+    formula = "|x−μ|/b + log 2b"
     mean_error = "mae"
     standard = StandardLaplace()
 

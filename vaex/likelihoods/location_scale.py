@@ -192,6 +192,8 @@ class LocationScale(Likelihood):
         self.discretize = discretize
         self.kind = "mass" if discretize else "density"
         self.support = "uint8" if discretize else "real"
+        if discretize:
+            self.formula = "−log(F(x + 1/510) − F(x − 1/510)), F the family's distribution function"
 
     def out_channels(self, image_channels: int) -> int:
         return image_channels + self.scale.out_channels(image_channels)

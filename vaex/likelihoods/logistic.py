@@ -44,4 +44,5 @@ class StandardLogistic(Standard):
 
 
 class Logistic(LocationScale):
+    formula = "|x−μ|/s + log s + 2 log(1 + exp(−|x−μ|/s))"
     standard = StandardLogistic()

@@ -93,6 +93,7 @@ class DiscretizedLogisticMixture(Likelihood):
         init: scale at the start.
     """
 
+    formula = "−log Σ π (F(x + 1/510) − F(x − 1/510))"
     support = "uint8"
     kind = "mass"
     start: Tensor

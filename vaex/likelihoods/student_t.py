@@ -52,6 +52,8 @@ class StandardStudentT(Standard):
 class StudentT(LocationScale):
     """`degrees_of_freedom` > 2: lower has heavier tails."""
 
+    formula = "½(ν+1) log(1 + (x−μ)²/νs²) + log s + ½ log νπ + log Γ(ν/2) − log Γ((ν+1)/2)"
+
     def __init__(
         self, *, image_shape: tuple[int, int, int], scale: Scale, bounded_mean: bool | None, degrees_of_freedom: float
     ) -> None:

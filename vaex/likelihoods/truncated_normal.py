@@ -85,6 +85,7 @@ class TruncatedNormalDistribution(PixelDistribution):
 class TruncatedNormal(Likelihood):
     """`scale`: a fixed, learned or predicted scale rule; there is no optimal scale in closed form."""
 
+    formula = "(x−μ)²/2σ² + log σ + ½ log 2π + log(Φ((1−μ)/σ) − Φ(−μ/σ))"
     support = "unit_interval"
     kind = "density"
 
