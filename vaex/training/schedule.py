@@ -36,6 +36,24 @@ class Constant(Schedule):
         return 1.0
 
 
+class Tripling(Schedule):
+    """Stages of 1, 3, 9, … parts; the learning rate falls by one factor between them, to a tenth in the last.
+
+    Burda et al. 2016, section 5: eight stages of 3^i epochs at 10^(-i/7), 3,280 epochs in all.
+    """
+
+    def __init__(self, *, steps: int, warmup: int, stages: int) -> None:
+        super().__init__(steps=steps, warmup=warmup)
+        if stages < 2:
+            raise ValueError(f"schedule.stages={stages}: must be >= 2")
+        self.stages = stages
+
+    def after_warmup(self, progress: float) -> float:
+        parts = (3**self.stages - 1) // 2  # in all; the first i stages have (3^i - 1) / 2
+        stage = sum(progress * parts >= (3**i - 1) // 2 for i in range(1, self.stages))
+        return float(10 ** (-stage / (self.stages - 1)))
+
+
 class Cosine(Schedule):
     """Loshchilov & Hutter 2017, eq. 5, without restarts."""
 
