@@ -188,27 +188,23 @@ class RunFolder:
 
     def read_results(self) -> dict[str, Any]:
         """The numbers in results.json, none where there is no such file. Raises UserError when it is damaged."""
-        path = self.path / RESULTS
-        try:
-            content = json.loads(path.read_text()) if path.exists() else {}
-            if isinstance(content, dict):
-                return content
-            reason = "no object"
-        except (OSError, ValueError) as error:
-            reason = str(error)
-        raise UserError(f"{path}: damaged ({reason}); remove it, and vaex eval measures the test numbers anew")
+        if not (self.path / RESULTS).exists():
+            return {}
+        return self._read_json(RESULTS, "remove it, and vaex eval measures the test numbers anew")
 
     def read_status(self) -> dict[str, Any]:
-        """What status.json says. Raises UserError when there is none, or none that can be read."""
-        path = self.path / STATUS
+        """What status.json says. Raises UserError when there is none, or it is damaged."""
+        return self._read_json(STATUS, "remove it; the next vaex train in this folder writes it anew")
+
+    def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
         try:
-            content = json.loads(path.read_text())
+            content = json.loads((self.path / name).read_text())
             if isinstance(content, dict):
                 return content
             reason = "no object"
         except (OSError, ValueError) as error:
             reason = str(error)
-        raise UserError(f"{path}: can't be read ({reason})")
+        raise UserError(f"{self.path / name}: damaged ({reason}); {remedy}")
 
     def set_status(self, status: str, **details: object) -> None:
         """status: running | completed | failed | interrupted."""
