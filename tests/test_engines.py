@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,6 +54,31 @@ def test_an_engine_runs_the_same_sweep(engine: str, default: Path, tiny: list[st
     before = (run / "results.json").stat().st_mtime_ns
     assert "2 complete already" in sweep(tmp_path, tiny, f"hydra/launcher={engine}").stdout
     assert (run / "results.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_joblib_ends_the_sweep_and_the_next_call_finishes_it(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    arguments = ["hydra/launcher=joblib_local", "beta=1,2,4", *tiny, "epochs=60", "figures.kinds=[]"]
+    command = [sys.executable, "-m", "vaex", "train", "-m", *arguments, "hydra.sweep.dir=sweep"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = tmp_path / "sweep" / "beta=1"
+    end = time.monotonic() + 60
+    while not any(first.glob("checkpoints/*.pt")) and time.monotonic() < end:
+        time.sleep(0.1)
+    os.kill(json.loads((first / "status.json").read_text())["process"], signal.SIGKILL)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert error.strip().splitlines()[-1].endswith("vaex train -m sweep=sweep runs what isn't complete")
+    done = subprocess.run(
+        [sys.executable, "-m", "vaex", "train", "-m", "sweep=sweep"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "sweep").glob("*/status.json")]
+    assert statuses == ["completed"] * 3
+    assert "going on from step" in (first / "vaex.log").read_text()
 
 
 @pytest.mark.slow
