@@ -351,7 +351,7 @@ def test_a_run_makes_room_when_memory_is_short_and_goes_on_later(
         return 0 if both and "interrupted" not in statuses(Path("sweep")).values() else 8 * resources.GIB
 
     monkeypatch.setattr(resources, "available_memory", available)
-    arguments = ["epochs=12", *LONG[1:], *tiny, "hydra.sweep.dir=sweep", "sweep.workers=2"]
+    arguments = ["epochs=40", *LONG[1:], *tiny, "hydra.sweep.dir=sweep", "sweep.workers=2"]
     here("-m", "beta=1,2", *arguments, folder=None)
     assert statuses(Path("sweep")) == {"beta=1": "completed", "beta=2": "completed"}
     assert "going on from step" in Path("sweep/beta=2/vaex.log").read_text()
