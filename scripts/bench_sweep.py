@@ -51,9 +51,10 @@ def main() -> None:
             ratios.append(took["one"] / took["beside"])
             difference = max(abs(one[name] - beside[name]) for name in one)
             print(
-                f"batch {batch}, {steps:,} steps: one after another {took['one']:.0f} s ({took['one'] / 8:.0f} s a run), "
-                f"beside each other {took['beside']:.0f} s: {ratios[-1]:.2f}x; test ELBOs differ by at most "
-                f"{difference:.3f} nats",
+                f"batch {batch}, {steps:,} steps: one after another {took['one']:.0f} s "
+                f"({took['one'] / 8:.0f} s a run), "
+                f"beside each other {took['beside']:.0f} s: {ratios[-1]:.2f}x;"
+                f" test ELBOs differ by at most {difference:.3f} nats",
                 flush=True,
             )
         print(f"batch {batch}: {statistics.median(ratios):.2f}x", flush=True)
