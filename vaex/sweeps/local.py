@@ -216,10 +216,12 @@ def _work(
     from hydra import version
     from hydra._internal.callbacks import Callbacks
     from hydra.core.hydra_config import HydraConfig
+    from tqdm import tqdm
 
     from vaex.task import job
 
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own is shared by processes, and Python complains of it when one is stopped
     setup_globals()
     version.setbase("1.3")
     try:
