@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from vaex.likelihoods.base import LEVELS, Likelihood
+from vaex.likelihoods.base import LEVELS, Likelihood, PixelDistribution
 from vaex.likelihoods.bernoulli import Bernoulli, CrossEntropy
 from vaex.likelihoods.beta import Beta
 from vaex.likelihoods.categorical import Categorical, CategoricalDistribution
@@ -330,7 +330,8 @@ MODERATE = [-4.0, -1.0, 0.0, 0.7, 3.0]
 def test_probabilities_add_up_to_one(name: str) -> None:
     case = CASES[name]
     likelihood = case.make()
-    raw = [-1.0, 0.0, 0.7, 3.0] if name.startswith("Beta") else MODERATE  # lower ones have their mass too near 0
+    near_the_ends = likelihood.support == "open_unit_interval"  # for low outputs, nearer than the sum below can see
+    raw = [-1.0, 0.0, 0.7, 3.0] if near_the_ends else MODERATE
     h = torch.tensor(list(itertools.product(raw, repeat=case.outputs)))[:, None, :, None, None]
     if likelihood.kind == "mass":
         x = torch.arange(LEVELS)[:, None, None, None] / 255
@@ -351,9 +352,12 @@ def test_probabilities_add_up_to_one(name: str) -> None:
     torch.testing.assert_close(total.double(), torch.ones_like(total).double(), atol=2e-3, rtol=0)
 
 
+LOCATION_SCALE = ("bounded-0.1", "bounded-0.1-bins", "bounded-0.00392-bins")  # enough of these
 SAMPLED = [
-    *(name for name in CASES if name.endswith(("bounded-0.1", "bounded-0.1-bins", "bounded-0.00392-bins"))),
-    *(name for name in CASES if name.startswith(("Cont", "Beta", "Trunc"))),
+    name
+    for name, case in CASES.items()
+    if name.endswith(LOCATION_SCALE) or case.make().support in ("unit_interval", "open_unit_interval")
+    if case.make().kind != "pseudo"
 ]
 
 
@@ -372,18 +376,25 @@ def test_samples_have_the_stated_mean_and_variance(name: str) -> None:
     assert ((drawn.var(0) - distribution.variance).abs() < tolerance).all()
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLED if not name.startswith("Beta")])
+@pytest.mark.parametrize("name", SAMPLED)
 def test_cdf_is_the_share_of_samples_below(name: str) -> None:
     torch.manual_seed(0)
-    distribution = CASES[name].make()(torch.tensor(MODERATE)[:, None, None, None])
+    case = CASES[name]
+    h = torch.tensor(list(itertools.product(MODERATE, repeat=case.outputs)))[:, :, None, None]
+    distribution = case.make()(h)
+    if type(distribution).cdf is PixelDistribution.cdf:
+        pytest.skip("has no cdf")
     drawn = distribution.sample((20_000,))
     for level in (0, 60, 128, 255):
-        x = torch.full((5, 1, 1, 1), level / 255)
+        x = torch.full((len(h), 1, 1, 1), level / 255)
         pairs = [((drawn <= x).float().mean(0), distribution.cdf(x))]
         if name.endswith("bins"):  # a density's samples are rounded, to 1 too
             pairs.append(((drawn < x).float().mean(0), distribution.cdf_below(x)))
         for share, stated in pairs:
-            assert ((share - stated).abs() < 5 * (stated * (1 - stated) / 20_000).clamp(min=0).sqrt() + 1e-4).all()
+            far = (share - stated).abs() - 5 * (stated * (1 - stated) / 20_000).clamp(min=0).sqrt()
+            worst = int(far.flatten().argmax())
+            told = (level, h[worst].flatten().tolist(), share.flatten()[worst].item(), stated.flatten()[worst].item())
+            assert (far < 1e-4).all(), told
 
 
 def test_continuous_bernoullis_known_values() -> None:

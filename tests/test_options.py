@@ -1,5 +1,6 @@
 """Every option of every group composes, builds and trains: a new one is tested before its row is written."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from hydra import compose, initialize_config_dir
 from vaex.build import build
 from vaex.config import config_dir
 from vaex.data.stream import IndexStream
+from vaex.targets import find
 from vaex.training.step import TrainingStep
 
 OPTIONS = sorted(
     (str(path.parent.relative_to(config_dir())), path.stem)
     for path in config_dir().glob("*/**/*.yaml")
-    if path.parent.name != "experiment"
+    if path.parent.name != "experiment" and path.parent.parent.name != "hydra"
 )
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 
@@ -42,17 +44,29 @@ def losses(overrides: list[str], steps: int) -> list[float]:
     return values
 
 
+def images_for(likelihood: str) -> list[str]:
+    """What its class says that it needs of images."""
+    target = compose_target(likelihood)
+    needs = {"binary": ["dataset.binarize=threshold"], "open_unit_interval": ["dataset.dequantize=uniform"]}
+    return needs.get(getattr(find("likelihood._target_", target), "support", ""), [])
+
+
+def compose_target(likelihood: str) -> str:
+    text = (config_dir() / "likelihood" / f"{likelihood}.yaml").read_text()
+    return re.findall(r"^_target_: (\S+)", text, flags=re.MULTILINE)[0]
+
+
 @pytest.mark.parametrize("group, option", OPTIONS, ids=lambda value: str(value))
 def test_option_trains(group: str, option: str, data: dict[str, list[str]]) -> None:
     if group == "dataset" and option not in data:
         pytest.skip("needs the files of its publisher: test_torchvision_sources.py")
     chosen = data[option] if group == "dataset" else data["mnist"]
     extra = {
-        "bernoulli": ["dataset.binarize=threshold"],
-        "beta": ["dataset.dequantize=uniform"],
         "vit": ["architecture.hidden=32", "architecture.depth=1"],
         "resnet": ["architecture.widths=[8,16]", "architecture.groups=4"],
     }.get(option, [])
+    if group == "likelihood":
+        extra = images_for(option)
     values = losses([*chosen, f"{group}={option}", *extra], steps=10)
     assert torch.tensor(values).isfinite().all()
     assert sum(values[-3:]) < sum(values[:3])

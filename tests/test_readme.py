@@ -68,12 +68,15 @@ def test_the_install_commands_are_the_ones_that_ci_runs() -> None:
     assert 'pytest -m "not slow"' in README and 'pytest -m "not slow"' in ci
 
 
-def test_the_table_names_every_option() -> None:
+@pytest.mark.parametrize("path", sorted(config_dir().glob("*/**/*.yaml")), ids=lambda path: path.stem)
+def test_the_tables_name_every_option(path: Path) -> None:
     table = {row.split("|")[1].strip(): row for row in README.splitlines() if row.startswith("| `")}
-    for path in config_dir().glob("*/**/*.yaml"):
-        group = str(path.parent.relative_to(config_dir()))
-        row = next(row for name, row in table.items() if f"`{group}`" in name)
-        assert f"`{path.stem}`" in row, f"{group}={path.stem} is not in the README's table"
+    group = str(path.parent.relative_to(config_dir()))
+    row = next(row for name, row in table.items() if f"`{group}`" in name)
+    assert f"`{path.stem}`" in row, f"{group}={path.stem} is not in the README's table"
+    if group in ("likelihood", "likelihood/scale"):
+        page = (ROOT / "docs" / "likelihoods.md").read_text()
+        assert f"`{path.stem}`" in page, f"{group}={path.stem} is not in docs/likelihoods.md"
 
 
 @pytest.mark.parametrize(

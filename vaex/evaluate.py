@@ -151,6 +151,8 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: Lates
             raise
         option = extra[error.name]
         raise UserError(f"--{option}: needs {error.name}; pip install 'vaex-autoencoders[{option}]'") from error
+    except NotImplementedError as error:
+        raise UserError(f"--fid=noise: {error}; take --fid=means") from error
     except ValueError as error:
         raise UserError(f"{run}: {error}; --fid=none leaves generated images out") from error
 

@@ -44,7 +44,8 @@ class PixelDistribution(torch.distributions.Distribution):
         raise NotImplementedError
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
-        raise NotImplementedError
+        """Draws [*sample_shape, ..., C, H, W] within the support: of an open interval, never its ends in float32."""
+        raise NotImplementedError(f"{type(self).__name__} has no sample(), which draws with noise need")
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(X <= x) of each channel of each pixel, [..., C, H, W]; not there for all."""
