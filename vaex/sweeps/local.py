@@ -80,7 +80,7 @@ class LocalLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["vaex.train"])
+        context.set_forkserver_preload(["vaex.train", "torch._dynamo"])  # an optimizer imports it, for a second or two
         gpus = _on_one(context, _gpus) if self._may_use_gpu() else 0
         plan = resources.plan(self.workers, len(jobs), resources.cores(), gpus)
         if not initial_job_idx:
