@@ -194,7 +194,7 @@ class RunFolder:
 
     def read_status(self) -> dict[str, Any]:
         """What status.json says. Raises UserError when there is none, or it is damaged."""
-        return self._read_json(STATUS, "remove it; the next vaex train in this folder writes it anew")
+        return self._read_json(STATUS, f"resume={self.path} goes on with the run, and writes it anew")
 
     def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
         try:

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -40,7 +40,6 @@ class _Job:
     overrides: list[str]
     folder: Path
     outcome: tuple[bool, Any] = (False, "not run")  # whether it returned, and what; else what it said
-    peak: int = 0
 
 
 @dataclass
@@ -49,7 +48,7 @@ class _Worker:
     process: ForkServerProcess
     answers: Connection
     gpu: int | None
-    stopped: bool = field(default=False)
+    stopped: bool = False  # by us, for want of memory
 
 
 class LocalLauncher(Launcher):
@@ -148,12 +147,13 @@ class _Pool:
         """Until a worker ends, or it is time to look around."""
         wait([worker.process.sentinel for worker in self.workers] + [w.answers for w in self.workers], timeout=POLL)
         for worker in list(self.workers):
+            alive = worker.process.is_alive()  # before its answers are looked at, so that none comes after that
             if worker.answers.poll():
                 try:
                     worker.job.outcome = worker.answers.recv()
                 except EOFError:
                     worker.process.join()
-            if not worker.process.is_alive():
+            if not alive:
                 self.workers.remove(worker)
                 self._ended(worker)
 
@@ -175,8 +175,7 @@ class _Pool:
     def _look_at_memory(self) -> None:
         """Ask the youngest run to stop and save itself before there is no memory left; it goes on later."""
         for worker in self.workers:
-            worker.job.peak = max(worker.job.peak, resources.own_memory(worker.process.pid or 0))
-            self.peak = max(self.peak, worker.job.peak)
+            self.peak = max(self.peak, resources.own_memory(worker.process.pid or 0))
         if len(self.workers) > 1 and resources.available_memory() < resources.LEAST // 2:
             youngest = self.workers[-1]
             if not youngest.stopped:

@@ -1,6 +1,5 @@
 """`vaex train -m`: what was asked for, the jobs by whichever launcher, and what became of them."""
 
-import logging
 import os
 import re
 import shlex
@@ -23,8 +22,6 @@ from vaex.sweeps.grid import announce, swept_keys
 from vaex.sweeps.table import text
 from vaex.sweeps.watch import Watch
 from vaex.task import job
-
-log = logging.getLogger("vaex")
 
 MAY_DIFFER = (*ELSEWHERE, *(f"trainer.{key}" for key in ELSEWHERE_IN_TRAINER))
 
