@@ -1,12 +1,20 @@
-"""The figures that the recipes promise. Slow: minutes on two cores."""
+"""Every recipe runs, cut short, and is compared; and the figures that they promise: slow, minutes on two cores."""
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from conftest import metrics, results
+from conftest import SMALL_NETWORKS, SPRITES, metrics, results
+
+from vaex import cli
+from vaex.config import config_dir
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+RECIPES = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 
 CONSTANT = 784 / 2 * math.log(2 * math.pi)  # which the source of the AEVB recipes drops
 
@@ -20,6 +28,45 @@ def all_threads():
 
 def epochs(run: Path) -> list[float]:
     return metrics(run, "train_epoch/loss")[:3]
+
+
+@pytest.fixture
+def reproduce(monkeypatch: pytest.MonkeyPatch, here: Callable[..., Path], tmp_path: Path) -> ModuleType:
+    """The script, its commands run in this process and its table written to an empty folder."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import reproduce
+
+    def vaex(verb: str, *arguments: str) -> None:
+        if verb == "train":
+            here(*arguments, folder=None)
+        else:
+            cli.evaluate(list(arguments))
+
+    monkeypatch.setattr(reproduce, "vaex", vaex)
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.md")
+    return reproduce
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "tune"])
+def test_a_recipe_is_run_and_compared(
+    name: str, reproduce: ModuleType, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (config_dir() / "experiment" / f"{name}.yaml").read_text()
+    kind = next((kind for kind in ("conv", "resnet", "vit") if f"/architecture: {kind}" in text), "mlp")
+    overrides = [*small, *SMALL_NETWORKS[kind]]
+    if name == "celeba_vit":
+        overrides = [*SPRITES, "dataset.validation=20", "batch_size=32", *SMALL_NETWORKS[kind]]
+    if not name.startswith("aevb"):  # whose three epochs are compared
+        overrides.append("steps=2")
+    recipe = reproduce.RECIPES[name]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", name, "--small", *overrides, "figures.kinds=[]"])
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main()
+    rows = [line for line in (tmp_path / "results.md").read_text().splitlines() if f"reproduce.py {name} " in line]
+    assert len(rows) == len(recipe.figures if recipe.small_figures is None else recipe.small_figures) > 0
+    assert stop.value.code == any("**no**" in row for row in rows)
+    for row in rows:
+        assert math.isfinite(float(row.split("|")[4]))
 
 
 # Mean losses of the first three epochs in the source, and how far reruns of it stray.

@@ -1,6 +1,6 @@
 """A run for each combination of the values given, with every value checked before a run starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ class GridSweeper(Sweeper):
     """Hydra's sweeper of `hydra/sweeper=grid`.
 
     Where Hydra's basic one raises the first failure of a job, what became of each is left to the table.
+
+    Args:
+        params: key -> its values, as in a command; the command's own come first. So a recipe can be a sweep.
     """
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -39,6 +45,8 @@ class GridSweeper(Sweeper):
 
         assert self.hydra_context and self.config and self.launcher
         loader = self.hydra_context.config_loader
+        given = {key_of(argument) for argument in arguments}
+        arguments = [f"{key}={value}" for key, value in self.params.items() if key not in given] + arguments
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         (jobs,) = BasicSweeper.split_arguments(parsed, None)
         for job in along_axes(jobs):
