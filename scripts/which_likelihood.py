@@ -56,9 +56,7 @@ def evaluate(folder: Path, workers: int) -> None:
         todo = [run for run in runs[n::workers] if "test/fid" not in (run / "results.json").read_text()]
         if todo:
             command = [sys.executable, "-m", "vaex", "eval", *map(str, todo), "--samples", "10"]
-            subprocess.run(
-                command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
-            )
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(share, range(workers)))

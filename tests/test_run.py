@@ -323,3 +323,25 @@ def test_golden_losses(overrides: str, here: Here, small: list[str]) -> None:
     losses = metrics(run, "train/loss")
     assert all(math.isfinite(loss) for loss in losses)
     assert [losses[0], losses[9], losses[19]] == pytest.approx(GOLDEN[overrides], rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [["beta=-1"], ["likelihood=bernoulli"]])
+def test_what_is_refused_before_it_began_leaves_no_folder(
+    here: Callable[..., Path], said: Callable[..., str], small: list[str], tmp_path: Path, bad: list[str]
+) -> None:
+    said(here, *small, *bad)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    said(here, *small, *bad)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_what_is_refused_leaves_another_run_alone(
+    here: Callable[..., Path], said: Callable[..., str], tiny: list[str]
+) -> None:
+    run = here(*tiny, "steps=1", "figures.kinds=[]")
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir() if path.name not in (".hydra", "vaex.log")}
+    for again in (["steps=1"], ["beta=-1"]):
+        said(here, *tiny, *again)
+        assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -358,6 +358,24 @@ def test_a_run_makes_room_when_memory_is_short_and_goes_on_later(
     assert "going on from step" not in Path("sweep/beta=1/vaex.log").read_text()
 
 
+def _dies(*_: object) -> None:
+    raise ImportError("half of an edit")
+
+
+def test_a_worker_that_cannot_begin_its_run_is_told_of(
+    here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    arguments = [*QUICK, *tiny, "hydra.sweep.dir=sweep", "beta=1,2"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("vaex.sweeps.local._work", _dies)
+        here("-m", *arguments, folder=None)
+    assert "of 2 jobs 2 failed" in capsys.readouterr().err
+    status = json.loads(Path("sweep/beta=1/status.json").read_text())
+    assert status == {"status": "failed", "error": "its process ended with code 1, as the traceback above says"}
+    here("-m", "sweep=sweep", *QUICK, *tiny, "beta=1,2", folder=None)
+    assert set(statuses(Path("sweep")).values()) == {"completed"}
+
+
 def test_memory_of_a_process_is_its_own() -> None:
     before = resources.own_memory(os.getpid())
     block = bytearray(b"x") * (64 * 2**20)

@@ -30,6 +30,7 @@ CONFIG, STATUS, RESULTS, METRICS, WEIGHTS = (
     "metrics.jsonl",
     "model.safetensors",
 )
+LOG = "vaex.log"  # Hydra's name for it: hydra.job.name
 TEMPORARY = ".vaex-tmp"  # at the end of the name of a file that is being written
 
 log = logging.getLogger("vaex")
@@ -147,6 +148,16 @@ class RunFolder:
                 shutil.rmtree(path)
             elif path.name in (CONFIG, RESULTS, METRICS, WEIGHTS) or path.name.startswith("events.out.tfevents."):
                 path.unlink()
+
+    def discard(self) -> None:
+        """Of a run that was refused before it began: leave nothing behind, but for what others put there."""
+        if (self.path / CONFIG).exists():
+            return
+        with suppress(OSError):
+            shutil.rmtree(self.path / ".hydra", ignore_errors=True)
+            for name in (STATUS, LOG):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
 
     def write_config(self, config: Config, recorded: dict[str, Any]) -> None:
         """The resolved config, and under `recorded` what it ran with."""

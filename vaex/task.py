@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vaex.config import Config, check, config_hash, continued, difference, restored
 from vaex.errors import Interrupted, UserError
-from vaex.folder import CONFIG, RunFolder
+from vaex.folder import CONFIG, LOG, STATUS, RunFolder
 from vaex.training.torchrun import rank
 
 log = logging.getLogger("vaex")
@@ -28,10 +28,16 @@ def run(composed: DictConfig) -> float | None:
     """Train in a folder of its own, or go on with the run that `resume` names.
 
     Raises:
-        UserError, Interrupted: as vaex.train.train; also for a config that can't be.
+        UserError, Interrupted: as vaex.train.train; also for a config that can't be. What is refused before it began
+            leaves no folder.
     """
-    config = check(composed)
     path = _output_folder()
+    try:
+        config = check(composed)
+    except UserError:
+        if not (path / STATUS).exists():
+            RunFolder(path).discard()
+        raise
     if rank() > 0:
         return _train(config, RunFolder(path, written=False), _choices(), list(HydraConfig.get().overrides.task))
     if config.resume:
@@ -39,7 +45,12 @@ def run(composed: DictConfig) -> float | None:
         saved, recorded = folder.read_config()
         config = continued(config, saved, list(HydraConfig.get().overrides.task))
         return _train(config, folder, recorded["choices"], recorded.get("overrides", []))
-    return _train(config, RunFolder.claim(path), _choices(), list(HydraConfig.get().overrides.task))
+    folder = RunFolder.claim(path)
+    try:
+        return _train(config, folder, _choices(), list(HydraConfig.get().overrides.task))
+    except UserError:
+        folder.discard()
+        raise
 
 
 def job(composed: DictConfig) -> float | None:
@@ -50,7 +61,7 @@ def job(composed: DictConfig) -> float | None:
         KeyboardInterrupt: it was asked to stop, and saved itself.
     """
     folder = RunFolder(_output_folder())
-    with folder.alone(WAIT), _quiet(folder.path / "vaex.log"):
+    with folder.alone(WAIT), _quiet(folder.path / LOG):
         there = (folder.path / CONFIG).exists()
         try:
             config = check(composed)

@@ -79,7 +79,8 @@ class LocalLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["vaex.train", "torch._dynamo"])  # an optimizer imports it, for a second or two
+        # All of vaex, so that an edit while a sweep is on is not mixed in; an optimizer imports torch._dynamo.
+        context.set_forkserver_preload(["vaex.task", "vaex.train", "torch._dynamo"])
         gpus = _on_one(context, _gpus) if self._may_use_gpu() else 0
         plan = resources.plan(self.workers, len(jobs), resources.cores(), gpus)
         if not initial_job_idx:
@@ -163,14 +164,20 @@ class _Pool:
         code = worker.process.exitcode or 0
         if worker.stopped and not worker.job.outcome[0] and not self.stop.number:
             self.waiting.appendleft(worker.job)  # it made room for others, and goes on later
-        elif code < 0:
+            return
+        folder = RunFolder(worker.job.folder)
+        there = (folder.path / STATUS).exists()
+        if code < 0:
             reason = f"its process was ended by {signal.Signals(-code).name}"
             if -code == signal.SIGKILL:
                 reason += ", as by a machine that is out of memory"
             worker.job.outcome = (False, reason)
-            folder = RunFolder(worker.job.folder)
-            if (folder.path / STATUS).exists() and folder.read_status().get("status") == "running":
+            if there and folder.read_status().get("status") == "running":
                 folder.set_status("interrupted", reason=reason)
+        elif code and not there:  # before it came to the run
+            worker.job.outcome = (False, f"its process ended with code {code}, as the traceback above says")
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.set_status("failed", error=worker.job.outcome[1])
 
     def _look_at_memory(self) -> None:
         """Ask the youngest run to stop and save itself before there is no memory left; it goes on later."""
