@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
+from conftest import results
 from PIL import Image
 
+from vaex import cli
 from vaex.config import config_dir
 
 matplotlib.use("Agg")
@@ -42,6 +45,45 @@ def test_the_table_has_every_likelihood_and_every_scale_rule() -> None:
     for rule in (config_dir() / "likelihood" / "scale").glob("*.yaml"):
         for family in ("gaussian", "laplace", "logistic", "student_t"):
             assert any({f"likelihood={family}", f"likelihood/scale={rule.stem}"} <= set(o) for o in chosen)
+
+
+def test_the_study_of_likelihoods_runs_and_shows_intervals(
+    here: Callable[..., Path], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import which_likelihood as study
+
+    def train(folder: Path, overrides: list[str]) -> None:
+        network = [override for override in overrides if "hidden" not in override]
+        here("-m", f"hydra.sweep.dir={folder}", *network, *tiny, "steps=2", folder=None)
+
+    def evaluate(folder: Path, workers: int) -> None:
+        cli.evaluate([str(folder), "--samples", "1", "--fid", "none"])
+
+    chosen = {
+        "learned": ["likelihood=gaussian", "likelihood/scale=shared,per_image", study.UNIFORM, "beta=1,4"],
+        "fixed": ["likelihood=gaussian", "likelihood/scale=fixed", "likelihood.scale.value=1.0,0.1", "beta=1"],
+        "cross_entropy": ["likelihood=cross_entropy", "beta=1,4"],
+    }
+    monkeypatch.setattr(study, "SWEEPS", chosen)
+    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(study, "evaluate", evaluate)
+    monkeypatch.setattr(study, "AGAINST", {"test/rate": "", "test/mse": ""})  # FID takes longer than all the rest
+    (tmp_path / "figures").mkdir()
+    monkeypatch.setattr(sys, "argv", ["", "--seeds", "0,1", "--folder", str(tmp_path / "f"), "--docs", str(tmp_path)])
+    study.main()
+    rows = [line.split(" | ") for line in (tmp_path / "which_likelihood_table.md").read_text().splitlines()]
+    names = [(row[0].lstrip("| "), row[1]) for row in rows[5:]]
+    assert names == [
+        *[(f"gaussian, {scale}", beta) for scale in ("shared", "per_image") for beta in ("1", "4")],
+        *[(f"gaussian, fixed {value}", "1") for value in ("1", "0.1")],
+        *[("cross_entropy", beta) for beta in ("1", "4")],
+    ]
+    bits = [results(tmp_path / "f/learned" / f"beta=1,scale=shared,seed={n}")["test/bits_per_dim"] for n in (0, 1)]
+    half = abs(bits[0] - bits[1]) / 2 * 12.706
+    assert rows[5][2] == f"{sum(bits) / 2:.3f} ± {half:.3f}" and rows[-1][2] == "–"
+    for name in ("bits", "beta", "pictures"):
+        with Image.open(tmp_path / "figures" / f"which_likelihood_{name}.png") as picture:
+            assert picture.width > 500
 
 
 def test_a_table_ranks_only_what_may_be_ranked() -> None:
