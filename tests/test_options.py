@@ -132,3 +132,15 @@ def test_every_objective_trains_every_architecture_on_any_images(
     values = losses([*data[dataset], *choice, *corrupted, "optimizer.lr=0.001"], steps=25)
     assert torch.tensor(values).isfinite().all()
     assert sum(values[-3:]) < sum(values[:3])
+
+
+@pytest.mark.parametrize("group, option", OPTIONS)
+def test_every_value_says_what_it_is(group: str, option: str) -> None:
+    for line in (config_dir() / group / f"{option}.yaml").read_text().splitlines():
+        plain = re.match(r"\s*(?!_target_|defaults)\w+: (?!\$\{)\S", line)
+        assert not plain or "  # " in line, f"{group}/{option}.yaml: {line.strip()}: has no comment with its unit"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_recipe_names_its_source(name: str) -> None:
+    assert name == "tune" or "# Source: " in (config_dir() / "experiment" / f"{name}.yaml").read_text()
