@@ -345,3 +345,20 @@ def test_what_is_refused_leaves_another_run_alone(
     for again in (["steps=1"], ["beta=-1"]):
         said(here, *tiny, *again)
         assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    "overrides, ending",
+    [
+        (["likelihood/scale=fixed"], ", as mean MSE + 0.00255 · KL"),  # 2σ²/784
+        (["likelihood=laplace", "beta=2"], ", as mean MAE + 0.000765 · KL at first"),  # 2 · 0.3/784
+        (["likelihood=cross_entropy"], ", as mean BCE + 0.00128 · KL"),
+        (["likelihood/scale=optimal"], "KL(q(z|x) ‖ p(z))"),
+    ],
+)
+def test_the_loss_is_told_as_code_with_mean_errors_has_it(
+    here: Callable[..., Path], tiny: list[str], capsys: pytest.CaptureFixture[str], overrides: list[str], ending: str
+) -> None:
+    here(*tiny, *overrides, "steps=1", "figures.kinds=[]")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(" objective")]
+    assert line.endswith(ending)

@@ -24,6 +24,8 @@ from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers
 from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, WriteFailed, Writing, provenance
+from vaex.likelihoods.scale import Fixed, OptimalScale
+from vaex.model import Autoencoder
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.distributed import Ranks, build_alike, joined
@@ -187,6 +189,7 @@ def _announce(
     objective = choices["objective"]
     if "beta" in config.objective:
         objective += f", beta {config.beta:g}: distortion + {config.beta:g} · KL(q(z|x) ‖ p(z))"
+        objective += _beside_mean_error(model, config.beta, dataset.image_shape)
     if experiment.objective.samples > 1:
         objective += f", {experiment.objective.samples} draws of z"
     if choices.get("corruption", "none") != "none":
@@ -217,6 +220,22 @@ def _announce(
     if warning:
         lines["warning"] = f"likelihood/scale={choices['likelihood/scale']}: {warning}"
     log.info("\n".join(f"{name:>10}  {value}" for name, value in lines.items()))
+
+
+def _beside_mean_error(model: Autoencoder, beta: float, image_shape: tuple[int, int, int]) -> str:
+    """What the loss is in code that takes a mean over pixels, where that is known before training."""
+    likelihood = model.likelihood
+    scale = getattr(likelihood, "scale", None)
+    if isinstance(scale, OptimalScale):
+        return ""
+    channels, height, width = image_shape
+    with torch.no_grad():
+        h = torch.zeros(1, likelihood.out_channels(channels), height, width, device=model.device)
+        weight = likelihood.mean_error_weight(likelihood(h))
+    if weight is None or not likelihood.mean_error:
+        return ""
+    when = "" if scale is None or isinstance(scale, Fixed) else " at first"
+    return f", as mean {likelihood.mean_error.upper()} + {beta / weight.item():.3g} · KL{when}"
 
 
 def _report(config: Config, path: Path, results: dict[str, Any]) -> None:
