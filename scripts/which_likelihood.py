@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 UNIFORM = "dataset.dequantize=uniform"  # under which densities are comparable with masses
 FEW, MANY = "beta=0.25,1,4", "beta=0.25,1,2,4,8"
+TEST = ["--samples", "10"]
 COMMON = [
     "architecture.hidden=[400]",
     "trainer.threads=1",
@@ -58,12 +59,12 @@ def train(folder: Path, overrides: Sequence[str]) -> None:
 
 def evaluate(folder: Path, workers: int) -> None:
     """All runs tested with ten draws of z, a share of them in each of `workers` processes."""
-    runs = sorted(path.parent for path in folder.glob("*/*/model.safetensors"))
+    runs = sorted(path.parent for path in folder.glob("*/model.safetensors"))
 
     def share(n: int) -> None:
         todo = [run for run in runs[n::workers] if "test/fid" not in (run / "results.json").read_text()]
         if todo:
-            command = [sys.executable, "-m", "vaex", "eval", *map(str, todo), "--samples", "10"]
+            command = [sys.executable, "-m", "vaex", "eval", *map(str, todo), *TEST]
             subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 
     with ThreadPoolExecutor(workers) as pool:
@@ -209,7 +210,7 @@ def pictures(plt: Any, found: Sequence[Cell], docs: Path) -> None:
 
     dataset = load_dataset(load_config(found[0].folders[0])[0].dataset)
     x = dataset.test.pixels[:10].float() / 255
-    rows = [("test images", x, torch.zeros_like(x))]
+    rows = [("test images", x, torch.ones_like(x))]
     z = torch.randn(10, 20, generator=torch.Generator().manual_seed(0))
     for cell in found:
         model = vaex.load(cell.folders[0])

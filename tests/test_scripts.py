@@ -52,12 +52,13 @@ def test_the_study_of_likelihoods_runs_and_shows_intervals(
 ) -> None:
     import which_likelihood as study
 
-    def train(folder: Path, overrides: list[str]) -> None:
-        network = [override for override in overrides if "hidden" not in override]
-        here("-m", f"hydra.sweep.dir={folder}", *network, *tiny, "steps=2", folder=None)
-
-    def evaluate(folder: Path, workers: int) -> None:
-        cli.evaluate([str(folder), "--samples", "1", "--fid", "none"])
+    def run(command: list[str], **_: object) -> None:
+        _, _, _, verb, *arguments = command
+        if verb == "train":
+            own = [argument for argument in arguments if "hidden" not in argument and argument != "-m"]
+            here("-m", *own, *tiny, "steps=2", folder=None)
+        else:
+            cli.evaluate(arguments)
 
     chosen = {
         "learned": ["likelihood=gaussian", "likelihood/scale=shared,per_image", study.UNIFORM, "beta=1,4"],
@@ -65,11 +66,14 @@ def test_the_study_of_likelihoods_runs_and_shows_intervals(
         "cross_entropy": ["likelihood=cross_entropy", "beta=1,4"],
     }
     monkeypatch.setattr(study, "SWEEPS", chosen)
-    monkeypatch.setattr(study, "train", train)
-    monkeypatch.setattr(study, "evaluate", evaluate)
-    monkeypatch.setattr(study, "AGAINST", {"test/rate": "", "test/mse": ""})  # FID takes longer than all the rest
+    monkeypatch.setattr(study.subprocess, "run", run)
+    monkeypatch.setattr(study, "TEST", ["--samples", "1", "--fid", "none"])  # for which it would train a classifier
+    monkeypatch.setattr(study, "AGAINST", {"test/rate": "", "test/mse": ""})
     (tmp_path / "figures").mkdir()
-    monkeypatch.setattr(sys, "argv", ["", "--seeds", "0,1", "--folder", str(tmp_path / "f"), "--docs", str(tmp_path)])
+    # Two evaluations at once would change the tests' process in turns.
+    monkeypatch.setattr(
+        sys, "argv", ["", "--seeds", "0,1", "--workers", "1", "--folder", str(tmp_path / "f"), "--docs", str(tmp_path)]
+    )
     study.main()
     rows = [line.split(" | ") for line in (tmp_path / "which_likelihood_table.md").read_text().splitlines()]
     names = [(row[0].lstrip("| "), row[1]) for row in rows[5:]]
