@@ -1,6 +1,6 @@
 """Likelihood × scale × beta on MNIST, three seeds: the runs and the tables behind docs/which-likelihood.md.
 
-    python scripts/which_likelihood.py                       # 162 runs of 5 epochs: about an hour on two CPU cores
+    python scripts/which_likelihood.py                       # 180 runs of 5 epochs: about an hour on two CPU cores
     python scripts/which_likelihood.py --epochs 0.1 --seeds 0   # to see it work
 
 Every run has the same network, optimizer, length and test split. What is there already, in part or in whole, is gone on
@@ -41,6 +41,7 @@ SWEEPS = {
         FEW,
     ],
     "fixed": ["likelihood=gaussian", "likelihood/scale=fixed", "likelihood.scale.value=1.0,0.1", UNIFORM, FEW],
+    "fixed_laplace": ["likelihood=laplace", "likelihood/scale=fixed", "likelihood.scale.value=1.0,0.1", UNIFORM, FEW],
     "continuous_bernoulli": ["likelihood=continuous_bernoulli", UNIFORM, MANY],
     "cross_entropy": ["likelihood=cross_entropy", MANY],
     "discretized": ["likelihood=discretized_logistic", "likelihood/scale=shared,per_pixel", FEW],
@@ -169,8 +170,9 @@ def plots(found: Sequence[Cell], docs: Path) -> None:
 
 
 PANELS: dict[str, Callable[[str], bool]] = {
-    "sigma: fixed, learned, optimal": lambda name: name.startswith("gaussian") and "per_" not in name,
-    "Gaussian and Laplace, predicted scales": lambda name: "per_" in name and "logistic" not in name,
+    "Gaussian: sigma fixed, learned, optimal": lambda name: name.startswith("gaussian") and "per_" not in name,
+    "Laplace: scale fixed, learned, optimal": lambda name: name.startswith("laplace") and "per_" not in name,
+    "predicted scales": lambda name: "per_" in name and "logistic" not in name,
     "likelihoods on [0, 1]": lambda name: name in ("cross_entropy", "continuous_bernoulli", "beta"),
 }
 
@@ -179,7 +181,7 @@ AGAINST = {"test/fid": "FID of samples (own classifier)", "test/mse": "MSE of re
 
 
 def against_beta(plt: Any, found: Sequence[Cell], docs: Path) -> None:
-    figure, grid = plt.subplots(2, 3, figsize=(12, 7), sharex=True, sharey="row", constrained_layout=True)
+    figure, grid = plt.subplots(2, len(PANELS), figsize=(14, 6.5), sharex=True, sharey="row", constrained_layout=True)
     for column, (title, wanted) in enumerate(PANELS.items()):
         for name in dict.fromkeys(cell.name for cell in found if wanted(cell.name)):
             line = [cell for cell in found if cell.name == name]
