@@ -211,6 +211,12 @@ def sigma_over_error(folder: Path) -> float:
 
 NO_FID = ("--fid", "none")
 QUICK = ["figures.kinds=[]"]
+FEW_SPRITES = [
+    "dataset.source.positions=4",
+    "dataset.source.rotations=4",
+    "dataset.source.test=500",
+    "dataset.validation=500",
+]
 
 RECIPES = {
     "aevb_bernoulli": Recipe(epochs((148.437, 122.225, 119.317), (5, 3.5, 3.5))),
@@ -234,7 +240,8 @@ RECIPES = {
     ),
     "celeba_vit": Recipe(
         [below("test MSE", result("test/mse"), 0.026)],
-        small=["dataset=sprites_rgb", "dataset.source.positions=4", "dataset.source.rotations=4", "steps=60", *QUICK],
+        small=["dataset=sprites_rgb", *FEW_SPRITES, "steps=30", *QUICK],
+        small_figures=[below("test MSE, sprites, 30 steps", result("test/mse"), 0.05)],
     ),
     "continuous_bernoulli_paper": Recipe(
         three_ways(60, 1470, 1139, 1416),
@@ -259,6 +266,8 @@ RECIPES = {
         [about("test NLL, 5,000 draws", result("test/nll"), 84.78, 0.5)],
         evaluation=["--samples", "5000", *NO_FID],
         small=["objective.samples=5", "epochs=4", "schedule.stages=2", *QUICK],
+        small_figures=[about("test NLL, 50 draws", result("test/nll"), 97, 3)],
+        small_evaluation=["--samples", "50", *NO_FID],
     ),
     "pythae_binary_mnist": Recipe(
         [about("test NLL, 200 draws", result("test/nll"), 89.78, 0.5)],

@@ -72,13 +72,14 @@ def test_a_script_takes_its_arguments(command: str, monkeypatch: pytest.MonkeyPa
     class Parsed(Exception):
         pass
 
-    def parse(parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.parse_known_args = original  # type: ignore[method-assign, assignment]
-        original(parser, arguments)
-        raise Parsed
+    for method in ("parse_args", "parse_intermixed_args"):
+        original = getattr(argparse.ArgumentParser, method)
 
-    original = argparse.ArgumentParser.parse_known_args
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        def parse(parser: argparse.ArgumentParser, original: Callable[..., object] = original) -> None:
+            original(parser, arguments)
+            raise Parsed
+
+        monkeypatch.setattr(argparse.ArgumentParser, method, parse)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     with pytest.raises(Parsed):
