@@ -4,7 +4,7 @@
     python scripts/which_likelihood.py --epochs 0.1 --seeds 0   # to see it work
 
 Every run has the same network, optimizer, length and test split. What is there already, in part or in whole, is gone on
-with. Writes docs/which_likelihood_table.md and three pictures, docs/figures/which_likelihood_*.png. `vaex report
+with. Writes docs/which_likelihood_table.md and four pictures, docs/figures/which_likelihood_*.png. `vaex report
 outputs/which_likelihood` makes one page of all of it. Needs matplotlib, which `pip install -e '.[plots]'` brings.
 """
 
@@ -161,11 +161,14 @@ def plots(found: Sequence[Cell], docs: Path) -> None:
         capsize=3,
     )
     axes.set_yticks(range(len(ranked)), [cell.name for cell, _ in ranked])
-    axes.set(xlabel="bits/dim, lower is better", title="MNIST, beta 1, three seeds", xlim=(0, 8))
+    axes.set(xlabel="bits/dim, lower is better", title="MNIST, beta 1, three seeds", xlim=(0, 10))
+    axes.axvline(8, color="grey", linestyle=":")
+    axes.text(8.05, 0, "all levels alike", color="grey", fontsize="small", va="center")
     axes.grid(alpha=0.3)
     figure.savefig(docs / "figures" / "which_likelihood_bits.png", dpi=110)
 
     against_beta(plt, found, docs)
+    against_rate(plt, found, docs)
     pictures(plt, [cell for cell in found if cell.beta == 1], docs)
 
 
@@ -177,6 +180,7 @@ PANELS: dict[str, Callable[[str], bool]] = {
 }
 
 
+DISTANCES = {"test/fid": "FID of samples", "test/fid_reconstruction": "FID of reconstructions"}
 AGAINST = {"test/fid": "FID of samples (own classifier)", "test/mse": "MSE of reconstructions"}  # beta
 
 
@@ -201,6 +205,28 @@ def against_beta(plt: Any, found: Sequence[Cell], docs: Path) -> None:
     for axes, label in zip(grid[:, 0], AGAINST.values(), strict=True):
         axes.set(ylabel=label)
     figure.savefig(docs / "figures" / "which_likelihood_beta.png", dpi=100)
+
+
+def against_rate(plt: Any, found: Sequence[Cell], docs: Path) -> None:
+    """Samples and reconstructions of every setting and beta, against how many nats go through z."""
+    figure, grid = plt.subplots(1, 2, figsize=(12, 4.8), constrained_layout=True)
+    families = list(dict.fromkeys(cell.name.partition(",")[0] for cell in found))
+    for axes, (key, label) in zip(grid, DISTANCES.items(), strict=True):
+        for cell in found:
+            rate, distance = cell.interval("test/rate"), cell.interval(key)
+            if rate and distance:
+                n = families.index(cell.name.partition(",")[0])
+                hollow = {"markerfacecolor": "none"} if "per_pixel" in cell.name else {}
+                axes.plot(rate[0], distance[0], "os^Dv*P"[n % 7], color=f"C{n}", **hollow)
+        axes.set(xlabel="rate, nats", ylabel=label, yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "235" else "")
+        axes.grid(alpha=0.3, which="both")
+    for n, family in enumerate(families):
+        grid[0].plot([], [], "os^Dv*P"[n % 7], color=f"C{n}", label=family)
+    grid[0].plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: a scale for each pixel")
+    grid[0].legend(fontsize="small")
+    figure.savefig(docs / "figures" / "which_likelihood_rate.png", dpi=90)
 
 
 def pictures(plt: Any, found: Sequence[Cell], docs: Path) -> None:

@@ -68,7 +68,8 @@ def test_the_study_of_likelihoods_runs_and_shows_intervals(
     monkeypatch.setattr(study, "SWEEPS", chosen)
     monkeypatch.setattr(study.subprocess, "run", run)
     monkeypatch.setattr(study, "TEST", ["--samples", "1", "--fid", "none"])  # for which it would train a classifier
-    monkeypatch.setattr(study, "AGAINST", {"test/rate": "", "test/mse": ""})
+    for of_fid in ("AGAINST", "DISTANCES"):
+        monkeypatch.setattr(study, of_fid, {"test/rate": "", "test/mse": ""})
     (tmp_path / "figures").mkdir()
     # Two evaluations at once would change the tests' process in turns.
     monkeypatch.setattr(
@@ -87,7 +88,7 @@ def test_the_study_of_likelihoods_runs_and_shows_intervals(
     bits = [results(tmp_path / "f/learned" / f"scale=shared,seed={n}")["test/bits_per_dim"] for n in (0, 1)]
     half = abs(bits[0] - bits[1]) / 2 * 12.706
     assert rows[5][2] == f"{sum(bits) / 2:.3f} ± {half:.3f}" and rows[-1][2] == "–"
-    for name in ("bits", "beta", "pictures"):
+    for name in ("bits", "beta", "rate", "pictures"):
         with Image.open(tmp_path / "figures" / f"which_likelihood_{name}.png") as picture:
             assert picture.width > 500
 
