@@ -163,7 +163,7 @@ def plots(found: Sequence[Cell], docs: Path) -> None:
     axes.set_yticks(range(len(ranked)), [cell.name for cell, _ in ranked])
     axes.set(xlabel="bits/dim, lower is better", title="MNIST, beta 1, three seeds", xlim=(0, 10))
     axes.axvline(8, color="grey", linestyle=":")
-    axes.text(8.05, 0, "all levels alike", color="grey", fontsize="small", va="center")
+    axes.text(8.05, len(ranked) / 2, "all levels alike", color="grey", fontsize="small", va="center")
     axes.grid(alpha=0.3)
     figure.savefig(docs / "figures" / "which_likelihood_bits.png", dpi=110)
 
@@ -193,7 +193,8 @@ def against_beta(plt: Any, found: Sequence[Cell], docs: Path) -> None:
                 points = [(cell.beta, *interval) for cell in line if (interval := cell.interval(key))]
                 betas, means, halves = zip(*points, strict=True)
                 axes.errorbar(betas, means, yerr=halves, fmt="o-", capsize=3, label=name, markersize=4)
-        grid[0, column].set(title=title, xscale="log")
+        grid[0, column].set(xscale="log")
+        grid[0, column].set_title(title, fontsize="medium")
         grid[0, column].legend(fontsize="small")
         grid[1, column].set(xlabel="beta")
     ticks = sorted({cell.beta for cell in found})

@@ -25,6 +25,7 @@ ELSEWHERE = {  # run by another test
     "vaex train -m hydra/sweeper=search experiment=tune": "test_engines.py",
     "vaex train -m sweep=FOLDER beta=0.5,1,2,4,8": "test_sweeps.py",
     "vaex train -m sweep=FOLDER": "test_sweeps.py",
+    "vaex train -m experiment=sigma_rules": "test_recipes.py",
     "vaex train --help": "test_cli.py",
 }
 

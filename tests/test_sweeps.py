@@ -358,6 +358,15 @@ def test_a_run_makes_room_when_memory_is_short_and_goes_on_later(
     assert "going on from step" not in Path("sweep/beta=1/vaex.log").read_text()
 
 
+def test_a_recipe_that_is_a_sweep_gives_way_to_the_command(here: Here, tiny: list[str]) -> None:
+    recipe = ["experiment=beckham_ae", *QUICK, *tiny, "hydra.sweep.dir=sweep"]
+    here("-m", *recipe, "likelihood/scale=shared", "seed=1,2", folder=None)
+    assert set(statuses(Path("sweep"))) == {
+        f"likelihood={likelihood},seed={seed}" for likelihood in ("gaussian", "laplace") for seed in (1, 2)
+    }
+    assert results(Path("sweep/likelihood=laplace,seed=2"))["test/likelihood_scale"] == pytest.approx(0.3, abs=0.01)
+
+
 def _dies(*_: object) -> None:
     raise ImportError("half of an edit")
 
