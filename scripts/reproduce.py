@@ -276,7 +276,7 @@ RECIPES = {
         evaluation=["--samples", "1", "--fid", "means"],
     ),
     "family_dae": Recipe(
-        [below("MSE restored / MSE corrupted", ratio(result("test/mse_restored"), result("test/mse_corrupted")), 0.3)]
+        [below("MSE restored / MSE corrupted", ratio(result("test/mse_restored"), result("test/mse_corrupted")), 0.4)]
     ),
     "family_vae": Recipe([about("test ELBO", result("test/elbo"), -150.6, 4)]),
     "iwae_burda": Recipe(
