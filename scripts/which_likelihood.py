@@ -185,8 +185,11 @@ AGAINST = {"test/fid": "FID of samples (own classifier)", "test/mse": "MSE of re
 
 
 def against_beta(plt: Any, found: Sequence[Cell], docs: Path) -> None:
-    figure, grid = plt.subplots(2, len(PANELS), figsize=(14, 6.5), sharex=True, sharey="row", constrained_layout=True)
-    for column, (title, wanted) in enumerate(PANELS.items()):
+    panels = {title: wanted for title, wanted in PANELS.items() if any(wanted(cell.name) for cell in found)}
+    figure, grid = plt.subplots(
+        2, len(panels), squeeze=False, figsize=(14, 6.5), sharex=True, sharey="row", constrained_layout=True
+    )
+    for column, (title, wanted) in enumerate(panels.items()):
         for name in dict.fromkeys(cell.name for cell in found if wanted(cell.name)):
             line = [cell for cell in found if cell.name == name]
             for axes, key in zip(grid[:, column], AGAINST, strict=True):

@@ -75,7 +75,12 @@ def test_option_trains(group: str, option: str, data: dict[str, list[str]]) -> N
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_recipe_trains(name: str, data: dict[str, list[str]]) -> None:
     """A recipe for data that have to be downloaded, on pictures of the same size."""
-    chosen = [*data["image_folder"], "architecture.depth=1"] if name == "celeba_vit" else data["mnist"]
+    downloads = {
+        "celeba_vit": ["architecture.depth=1"],
+        "sigma_vae": [],
+        "discretized_logistic_cifar10": ["architecture.widths=[8,16]", "architecture.groups=4"],
+    }
+    chosen = [*data["image_folder"], *downloads[name]] if name in downloads else data["mnist"]
     values = losses([*chosen, "dataset.validation=0", "batch_size=32", f"experiment={name}"], steps=12)
     assert torch.tensor(values).isfinite().all()
     assert sum(values[-3:]) < sum(values[:3])
