@@ -295,6 +295,7 @@ RECIPES = {
         [about("test NLL, 200 draws", result("test/nll"), 89.78, 0.5)],
         evaluation=["--samples", "200", *NO_FID],
         small=["epochs=5", *QUICK],
+        small_figures=[about("test NLL, 200 draws, 5 epochs", result("test/nll"), 105, 2)],
     ),
     "pytorch_example": Recipe([about("test ELBO", result("test/elbo"), -105.4, 0.7)]),
     "sigma_rules": Recipe(
