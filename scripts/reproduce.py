@@ -2,7 +2,7 @@
 
     python scripts/reproduce.py aevb_bernoulli        # as its source has it
     python scripts/reproduce.py iwae_burda --small    # cut down to what two CPU cores do in minutes
-    python scripts/reproduce.py --all-small           # all of them, in under an hour on two CPU cores
+    python scripts/reproduce.py --all-small           # all of them
     python scripts/reproduce.py sigma_vae dataset.source.root=/data/svhn    # with overrides of vaex train
 
 Each run adds its lines to docs/results.md. The exit code is 1 if a figure is out of its range. A cut-down recipe has a
@@ -28,6 +28,7 @@ HEAD = """# What the recipes gave
 
 Each line was written by the command in it. `--small` is a recipe cut down to minutes on two CPU cores; its range is
 what follows from a formula, or what this code gave before, not its source's figure. Nats per image, or as said.
+A recipe without a line wasn't run in its present form.
 
 | command | figure | expected | got | within | minutes | on |
 |---|---|---|---|---|---|---|
@@ -226,7 +227,7 @@ SIGMA_RULES = [
 RECIPES = {
     "aevb_bernoulli": Recipe(epochs((148.437, 122.225, 119.317), (5, 3.5, 3.5))),
     "aevb_unit_gaussian": Recipe(epochs((27.051, 21.879, 21.301), (2, 1, 0.7), CONSTANT)),
-    "aevb_gaussian": Recipe([below(f"training loss of epoch {n}", epoch(n), -80) for n in (1, 2, 3)]),
+    "aevb_gaussian": Recipe([below(f"training loss of epoch {n}", epoch(n), -800 + CONSTANT) for n in (1, 2, 3)]),
     "beckham_ae": Recipe(
         [mean_error(), *beckham("shared", "optimal")],
         sweep=True,

@@ -9,25 +9,22 @@ outputs/which_likelihood` makes one page of all of it. Needs matplotlib, which `
 """
 
 import argparse
+import io
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from likelihood_table import NETWORK, ROOT, UNIFORM, evaluate
 
-UNIFORM = "dataset.dequantize=uniform"  # under which densities are comparable with masses
 TWO, FEW, MANY = "beta=1,4", "beta=0.25,1,4", "beta=0.25,1,2,4,8"
-TEST = ["--samples", "10"]
 COMMON = [
-    "architecture.hidden=[400]",
+    NETWORK,
     "trainer.threads=1",
     "trainer.validate_every=1000",
     "trainer.checkpoint_every=1000",
@@ -56,20 +53,6 @@ def train(folder: Path, overrides: Sequence[str]) -> None:
     command = [sys.executable, "-m", "vaex", "train", "-m", where, *overrides]
     print("$", *command[1:], flush=True)
     subprocess.run(command, check=True)
-
-
-def evaluate(folder: Path, workers: int) -> None:
-    """All runs tested with ten draws of z, a share of them in each of `workers` processes."""
-    runs = sorted(path.parent for path in folder.glob("*/model.safetensors"))
-
-    def share(n: int) -> None:
-        todo = [run for run in runs[n::workers] if "test/fid" not in (run / "results.json").read_text()]
-        if todo:
-            command = [sys.executable, "-m", "vaex", "eval", *map(str, todo), *TEST]
-            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(share, range(workers)))
 
 
 @dataclass(frozen=True)
@@ -236,6 +219,7 @@ def against_rate(plt: Any, found: Sequence[Cell], docs: Path) -> None:
 def pictures(plt: Any, found: Sequence[Cell], docs: Path) -> None:
     """A row for each setting, of its first seed: the same ten test images, and the same ten draws of z, in all."""
     import torch
+    from PIL import Image
 
     import vaex
     from vaex.build import load_config, load_dataset
@@ -256,7 +240,9 @@ def pictures(plt: Any, found: Sequence[Cell], docs: Path) -> None:
         line[0].text(-6, 14, name, ha="right", va="center", fontsize=9)
     grid[0, 0].set_title("reconstructions", fontsize=10)
     grid[0, 1].set_title("samples from the prior", fontsize=10)
-    figure.savefig(docs / "figures" / "which_likelihood_pictures.png", dpi=90)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=90)
+    Image.open(content).convert("L").save(docs / "figures" / "which_likelihood_pictures.png", optimize=True)
 
 
 def main() -> None:
@@ -270,7 +256,7 @@ def main() -> None:
     length = [f"epochs={options.epochs:g}", f"seed={options.seeds}", f"sweep.workers={options.workers}"]
     for name, overrides in SWEEPS.items():
         train(options.folder / name, [*overrides, *COMMON, *length])
-        evaluate(options.folder / name, options.workers)
+        evaluate(options.folder / name, samples=10, workers=options.workers)
     found = cells(options.folder)
     seeds = len(found[0].results)
     head = (

@@ -58,7 +58,7 @@ def test_the_study_of_likelihoods_runs_and_shows_intervals(
             own = [argument for argument in arguments if "hidden" not in argument and argument != "-m"]
             here("-m", *own, *tiny, "steps=2", folder=None)
         else:
-            cli.evaluate(arguments)
+            cli.evaluate([*arguments, "--fid", "none"])  # for which it would train a classifier
 
     chosen = {
         "learned": ["likelihood=gaussian", "likelihood/scale=shared,per_image", study.UNIFORM, "beta=1"],
@@ -67,7 +67,6 @@ def test_the_study_of_likelihoods_runs_and_shows_intervals(
     }
     monkeypatch.setattr(study, "SWEEPS", chosen)
     monkeypatch.setattr(study.subprocess, "run", run)
-    monkeypatch.setattr(study, "TEST", ["--samples", "1", "--fid", "none"])  # for which it would train a classifier
     for of_fid in ("AGAINST", "DISTANCES"):
         monkeypatch.setattr(study, of_fid, {"test/rate": "", "test/mse": ""})
     (tmp_path / "figures").mkdir()
