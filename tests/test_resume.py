@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,6 @@ from vaex.training.step import TrainingStep
 
 Here = Callable[..., Path]
 COMMON = ["epochs=3", "figures.every=2", "figures.images=8", "trainer.log_every=5", "likelihood/scale=optimal"]
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """A shell that runs the tests in the background has them ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def ask(number: int = signal.SIGTERM) -> None:
@@ -202,7 +194,7 @@ def test_a_run_outside_the_main_thread_takes_no_signals() -> None:
 def test_a_second_ctrl_c_ends_at_once(vaex: Callable[..., Ran], tiny: list[str], tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
-        "import os, signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import os, signal, sys, time\n"
         "import vaex.training.loop as loop\n"
         "def slow(self):\n"
         "    os.kill(os.getpid(), signal.SIGINT); print('first', flush=True)\n"
