@@ -208,6 +208,15 @@ def test_a_second_ctrl_c_ends_at_once(vaex: Callable[..., Ran], tiny: list[str],
     assert done.returncode == -signal.SIGINT and "first" in done.stdout
 
 
+def test_a_run_of_thousands_of_epochs_says_so_in_digits(
+    here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(training_loop.Loop, "_validate", calling(training_loop.Loop._validate, 2, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        here(*tiny, "epochs=1234", "trainer.compile=false", "figures.kinds=[]")
+    assert "epoch 1.02 of 1234  validation: " in (tmp_path / "run" / "vaex.log").read_text()
+
+
 def nonfinite_at(step: int) -> Callable[..., Any]:
     """The objective, whose rate is NaN in one step."""
     from vaex.objectives import VAE

@@ -245,17 +245,16 @@ class Loop:
 
     def _validate(self) -> bool:
         """Returns whether this is the lowest validation loss so far."""
-        progress, total = (
-            self.progress,
-            self.experiment.steps * self.config.batch_size / len(self.experiment.dataset.train),
-        )
+        progress = self.progress
+        total = self.experiment.steps * self.config.batch_size / len(self.experiment.dataset.train)
+        at = " of ".join(f"{number:.3g}" if number < 999.5 else f"{number:.0f}" for number in (self.epoch, total))
         if not len(self.validation):
-            log.info(f"epoch {self.epoch:.3g} of {total:.3g}")
+            log.info(f"epoch {at}")
             return False
         numbers = self._evaluate(self.validation)
         self.record.numbers(progress.step, self.epoch, {f"validation/{k}": v for k, v in numbers.items()})
         shown = "  ".join(f"{k} {numbers[k]:.1f}" for k in ("elbo", "distortion", "rate") if k in numbers)
-        log.info(f"epoch {self.epoch:.3g} of {total:.3g}  validation: {shown}  mse {numbers['mse']:.5f}")
+        log.info(f"epoch {at}  validation: {shown}  mse {numbers['mse']:.5f}")
         loss = numbers["loss"]
         assert isinstance(loss, float)
         improved = loss < progress.best_loss
