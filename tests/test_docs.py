@@ -1,5 +1,6 @@
 """Every command in docs/ works, cut short, with folders in place of their names; and every script in one is there."""
 
+import math
 import re
 import shlex
 import sys
@@ -8,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import SMALL_NETWORKS
 
 from vaex import cli
 
@@ -35,8 +37,13 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in VAEX if command not in ELSEWHERE])
-def test_a_command_of_vaex(command: str, here: Callable[..., Path], tiny: list[str], tmp_path: Path) -> None:
+def test_a_command_of_vaex(
+    command: str, here: Callable[..., Path], tiny: list[str], pictures: Path, tmp_path: Path
+) -> None:
     verb, *arguments = shlex.split(command)[1:]
+    if "dataset=image_folder" in arguments:
+        arguments = [argument.replace("PICTURES", str(pictures)) for argument in arguments]
+        tiny = ["batch_size=8", *SMALL_NETWORKS["conv"]]
     if verb == "train":
         sweep = "-m" in arguments
         if resumed := "resume=RUN_FOLDER" in arguments:
@@ -45,7 +52,7 @@ def test_a_command_of_vaex(command: str, here: Callable[..., Path], tiny: list[s
         rest = [] if resumed else tiny
         here(*arguments, *rest, "steps=2", "figures.kinds=[]", folder=None if sweep else "run")
         runs = len(list(tmp_path.glob("outputs/sweeps/*/*/results.json" if sweep else "run/results.json")))
-        assert runs == (16 if sweep else 1)
+        assert runs == (math.prod(argument.count(",") + 1 for argument in arguments) if sweep else 1)
         return
     extra = ["latent_dim=2", "likelihood=cross_entropy"] if "manifold" in arguments else []
     names = re.compile(r"(RUN|FOLDER|SWEEP|RUN_A|RUN_B|RUN_FOLDER|outputs/sweeps/\S+)$")
