@@ -6,7 +6,7 @@
     python scripts/reproduce.py sigma_vae dataset.source.root=/data/svhn    # with overrides of vaex train
 
 Each run adds its lines to docs/results.md. The exit code is 1 if a figure is out of its range. A cut-down recipe has a
-range of its own: what follows from a formula, or what this code gave before, give or take what seeds differ by.
+range of its own, which docs/results.md explains.
 """
 
 import argparse
@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results.md"
 HEAD = """# What the recipes gave
 
-Each line was written by the command in it. `--small` is a recipe cut down to minutes on two CPU cores; its range is
-what follows from a formula, or what this code gave before, not its source's figure. Nats per image, or as said.
-A recipe without a line wasn't run in its present form.
+Each line was written by the command in it. `--small` is a recipe cut down to minutes on two CPU cores. Its range, and
+that of a recipe whose source gives no figure, is what follows from a formula, or what this code gave before, give or
+take what seeds differ by. Nats per image, or as said. A recipe without a line wasn't run in its present form.
 
 | command | figure | expected | got | within | minutes | on |
 |---|---|---|---|---|---|---|
@@ -239,7 +239,7 @@ RECIPES = {
     ),
     "bounded_likelihoods": Recipe(
         [
-            about("cross-entropy: test ELBO", result("test/elbo", "likelihood=cross_entropy"), -107, 3),
+            about("cross-entropy: test ELBO", result("test/elbo", "likelihood=cross_entropy"), -113.6, 3),
             bits_per_dim("continuous_bernoulli", 3.1, 0.2),
             bits_per_dim("beta", 1.9, 0.2),
         ],
