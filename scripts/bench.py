@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from vaex.architectures import vit
 from vaex.build import build
-from vaex.config import check, config_dir
+from vaex.config.schema import check, config_dir
 from vaex.data.dataset import Images, Source
 from vaex.data.mnist import EMBEDDED
 from vaex.data.stream import IndexStream

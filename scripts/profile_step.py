@@ -21,13 +21,13 @@ from hydra import compose, initialize_config_dir
 from torch.profiler import ProfilerActivity, profile
 
 from vaex.build import build
-from vaex.config import check, config_dir
+from vaex.config.schema import check, config_dir
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
-from vaex.training.interrupt import StopFlag
 from vaex.training.loop import Loop
 from vaex.training.memory import keep_freed_memory
-from vaex.training.record import Record
+from vaex.training.signals import StopFlag
+from vaex.training.writer import Record
 
 KINDS = {
     "products": (*PRODUCTS, "mkldnn_convolution", "_convolution", "linear"),

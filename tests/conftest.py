@@ -17,7 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from vaex.config import Config, check, config_dir
+from vaex.config.schema import Config, check, config_dir
 from vaex.data.dataset import Source
 from vaex.data.mnist import mnist
 

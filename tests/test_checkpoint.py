@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from vaex.errors import UserError
-from vaex.folder import TEMPORARY, RunFolder, WriteFailed, Writing, replace_file, versions
+from vaex.runs.folder import RunFolder
+from vaex.runs.provenance import versions
+from vaex.runs.writing import TEMPORARY, WriteFailed, Writing, replace_file
 from vaex.training.background import Background
 from vaex.training.checkpoint import FORMAT, Checkpoints
 
@@ -393,7 +395,7 @@ KILLS = '''
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from vaex.folder import RunFolder
+from vaex.runs.folder import RunFolder
 from vaex.training.checkpoint import Checkpoints
 
 run, kills = Path(sys.argv[1]), int(sys.argv[2])

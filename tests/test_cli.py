@@ -13,7 +13,7 @@ import torch
 from conftest import Ran
 
 from vaex import __version__
-from vaex.config import config_dir
+from vaex.config.schema import config_dir
 
 Vaex = Callable[..., Ran]
 Here = Callable[..., Path]

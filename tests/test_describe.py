@@ -11,11 +11,12 @@ from conftest import composed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaex.build import Experiment, build, build_model
-from vaex.config import Config
+from vaex.build import build, build_model
+from vaex.commands.describe import human, main, merged
+from vaex.config.schema import Config
 from vaex.cost import Layer, layers, step_cost
-from vaex.describe import human, main, merged
 from vaex.errors import UserError
+from vaex.experiment import Experiment
 from vaex.likelihoods.base import PixelDistribution
 from vaex.model import Autoencoder, Posterior
 from vaex.objectives import Batch, Objective, Terms

@@ -22,9 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as Ingester
 
 from vaex.errors import UserError
-from vaex.folder import TEMPORARY, RunFolder, WriteFailed, Writing
+from vaex.runs.folder import RunFolder
+from vaex.runs.writing import TEMPORARY, WriteFailed, Writing
 from vaex.training.checkpoint import Checkpoints
-from vaex.training.record import Record
+from vaex.training.writer import Record
 
 Here = Callable[..., Path]
 # 1,000 images in batches of 32: epochs end at steps 32, 63 and 94.
@@ -364,7 +365,7 @@ def test_event_files_are_read_in_the_order_of_writing_also_when_the_clock_goes_b
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part, now in enumerate((1_000_000, 999_000, 999_000)):
-        monkeypatch.setattr("vaex.training.record.time.time", lambda now=now: float(now))
+        monkeypatch.setattr("vaex.training.writer.time.time", lambda now=now: float(now))
         with Record(tmp_path, "metrics.jsonl", part) as record:
             record.numbers(part + 1, 0.0, {"train/loss": part})
     assert [step for step, _ in points(tmp_path)["train/loss"]] == [1, 2, 3]

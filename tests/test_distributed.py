@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from test_step import KINDS, distance, names
 
 from vaex import cli
-from vaex.build import Experiment, build
+from vaex.build import build
 from vaex.errors import UserError
 from vaex.evaluation.bound import Numbers, Share, Totals, evaluate
+from vaex.experiment import Experiment
 from vaex.objectives import Batch
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.distributed import Ranks, _check_linear, build_alike

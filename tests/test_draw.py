@@ -8,7 +8,7 @@ from conftest import results
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vaex.draw import main
+from vaex.commands.draw import main
 from vaex.errors import UserError
 from vaex.figures.kinds import KINDS
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import results
 
-from vaex.config import config_dir
+from vaex.config.schema import config_dir
 
 VALUES = ("0.5", "2")
 

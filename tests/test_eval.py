@@ -16,12 +16,13 @@ from conftest import results
 from safetensors.torch import load_file, save_file
 
 from vaex import cli
-from vaex.build import load_config, load_dataset, load_model, make
+from vaex.build import load_config, load_dataset, load_model
+from vaex.config.create import create
 from vaex.evaluation import measure as measured
 from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.evaluation.ranking import Row, group_of, grouped
 from vaex.evaluation.table import as_csv, as_json, text
-from vaex.runs import find_runs
+from vaex.runs.find import find_runs
 
 Here = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
@@ -252,7 +253,7 @@ def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(runs: Calla
     config, _ = load_config(path)
     model, dataset = load_model(path), load_dataset(config.dataset)
     state = torch.get_rng_state()
-    objective = make("objective", config.objective)
+    objective = create("objective", config.objective)
     first, again = (measured.measure(model, objective, dataset, samples=3, generated=None) for _ in range(2))
     assert first == again
     assert torch.equal(state, torch.get_rng_state())

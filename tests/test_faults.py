@@ -17,9 +17,10 @@ from conftest import composed
 
 import vaex as package
 from vaex import cli
-from vaex.build import build, make
+from vaex.build import build
+from vaex.config.create import create
 from vaex.errors import UserError
-from vaex.folder import RunFolder
+from vaex.runs.folder import RunFolder
 
 Here = Callable[..., Path]
 Said = Callable[..., str]
@@ -231,7 +232,7 @@ class TestRunFolders:
     @pytest.mark.slow
     def test_fifty_processes_claim_one_folder_and_one_gets_it(self, tmp_path: Path) -> None:
         code = (
-            "import sys, time; from pathlib import Path; from vaex.folder import RunFolder\n"
+            "import sys, time; from pathlib import Path; from vaex.runs.folder import RunFolder\n"
             "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
             "RunFolder.claim(Path(sys.argv[1])); print('mine', flush=True); time.sleep(20)"
         )
@@ -323,7 +324,7 @@ class TestOwnTargets:
             ("corruption.inner", {"_target_": f"{__name__}.Own", "fault": "", "inner": inner}),
         ):
             with pytest.raises(KeyError, match="missing") as error:
-                make("corruption", group)
+                create("corruption", group)
             assert error.value.__notes__ == [f"vaex: {key}._target_={__name__}.Own led there"]
             assert error.traceback[-1].name == "__init__"
 
@@ -333,7 +334,7 @@ class TestOwnTargets:
     )
     def test_a_value_that_it_refuses_is_one_line(self, fault: str, line: str) -> None:
         with pytest.raises(UserError) as error:
-            make("corruption", {"_target_": f"{__name__}.Own", "fault": fault})
+            create("corruption", {"_target_": f"{__name__}.Own", "fault": fault})
         assert str(error.value) == f"corruption: {line} ({__name__}.Own raised it; VAEX_DEBUG=1 shows where)"
 
     def test_a_module_that_cannot_be_imported(self, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -342,7 +343,7 @@ class TestOwnTargets:
         monkeypatch.syspath_prepend(str(tmp_path))
         for name, kind in (("broken1", ModuleNotFoundError), ("broken2", SyntaxError)):
             with pytest.raises(kind) as error:
-                make("corruption", {"_target_": f"{name}.Own"})
+                create("corruption", {"_target_": f"{name}.Own"})
             assert error.value.__notes__ == [f"vaex: corruption._target_={name}.Own led there"]
 
     def test_the_command_shows_it_all(self, here: Here, tiny: list[str], monkeypatch: Patch) -> None:

@@ -9,9 +9,9 @@ from conftest import SMALL_NETWORKS, composed
 from hydra import compose, initialize_config_dir
 
 from vaex.build import build
-from vaex.config import config_dir
+from vaex.config.schema import config_dir
+from vaex.config.targets import find
 from vaex.data.stream import IndexStream
-from vaex.targets import find
 from vaex.training.step import TrainingStep
 
 OPTIONS = sorted(
@@ -106,7 +106,7 @@ def test_ways_to_use_the_data(binarize: str, precision: str, conditional: str, t
 
 @pytest.mark.parametrize("path", sorted(config_dir().rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_option_says_what_it_is(path: Path) -> None:
-    from vaex.help import _first_comment
+    from vaex.config.help import _first_comment
 
     assert len(_first_comment(path)) >= 4
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import SPRITES, Ran
 
 from vaex import cli
-from vaex.config import config_dir
+from vaex.config.schema import config_dir
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

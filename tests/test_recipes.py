@@ -11,7 +11,7 @@ import torch
 from conftest import SMALL_NETWORKS, SPRITES, results
 
 from vaex import cli
-from vaex.config import config_dir
+from vaex.config.schema import config_dir
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 RECIPES = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))

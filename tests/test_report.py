@@ -18,14 +18,14 @@ from conftest import Ran
 
 from vaex import cli
 from vaex.build import load_config, load_dataset, load_model
-from vaex.report import main
-from vaex.reports import sheets, svg, training
-from vaex.reports.assemble import assemble
-from vaex.reports.axes import Axis, find_axes
-from vaex.reports.collect import Run, collect
-from vaex.reports.layout import rows, views
-from vaex.reports.scores import scored
-from vaex.reports.statistics import Column, Configuration, columns, configurations, summary, told_apart
+from vaex.commands.report import main
+from vaex.report import sheets, svg, training
+from vaex.report.assemble import assemble
+from vaex.report.axes import Axis, find_axes
+from vaex.report.collect import Run, collect
+from vaex.report.layout import rows, views
+from vaex.report.scores import scored
+from vaex.report.statistics import Column, Configuration, columns, configurations, summary, told_apart
 
 Here = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vaex.errors import Interrupted
 from vaex.training import loop as training_loop
 from vaex.training.checkpoint import Checkpoints
-from vaex.training.interrupt import stop_on_signals
+from vaex.training.signals import stop_on_signals
 from vaex.training.spikes import PATIENCE, spike
 from vaex.training.step import TrainingStep
 

@@ -17,13 +17,13 @@ from omegaconf import OmegaConf
 
 import vaex as package
 from vaex import cli
-from vaex.build import make
+from vaex.config.create import create
+from vaex.config.errors import check_arguments
+from vaex.config.targets import find, trusting
 from vaex.data import cifar10
 from vaex.data.image_folder import image_folder
 from vaex.data.published import PublishedFile
 from vaex.errors import UserError
-from vaex.hydra_errors import check_arguments
-from vaex.targets import find, trusting
 from vaex.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -53,9 +53,9 @@ NOT_A_PART = [
     "hydra.utils.get_method",
     "hydra.utils.instantiate",
     "vaex.build.make",
-    "vaex.folder.replace_file",
-    "vaex.folder.RunFolder",
-    "vaex.training.record.Record",
+    "vaex.runs.folder.replace_file",
+    "vaex.runs.folder.RunFolder",
+    "vaex.training.writer.Record",
     "vaex.data.cifar10.PlainUnpickler",
     "vaex.architectures.mlp.Encoder.__init__.__globals__",
     "vaex.__main__.main",
@@ -110,7 +110,7 @@ def test_none_is_called_at_any_depth(group: dict, tmp_path: Path, monkeypatch: P
     monkeypatch.chdir(tmp_path)
     Path("a").touch()
     with pytest.raises(UserError, match=r"^corruption\."):
-        make("corruption", group)
+        create("corruption", group)
     assert not Path("b").exists()
 
 
@@ -124,7 +124,7 @@ def test_a_string_is_a_string() -> None:
 
     module = sys.modules[__name__]
     module.Kept = Kept  # type: ignore[attr-defined]
-    assert make("corruption", {"_target_": f"{__name__}.Kept", "text": "${oc.env:HOME}"}).text == "${oc.env:HOME}"
+    assert create("corruption", {"_target_": f"{__name__}.Kept", "text": "${oc.env:HOME}"}).text == "${oc.env:HOME}"
 
 
 class TestWhereCodeMayBe:

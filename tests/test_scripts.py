@@ -12,7 +12,7 @@ from conftest import results
 from PIL import Image
 
 from vaex import cli
-from vaex.config import config_dir
+from vaex.config.schema import config_dir
 
 matplotlib.use("Agg")
 SCRIPTS = Path(__file__).parent.parent / "scripts"

@@ -10,10 +10,11 @@ import torch
 from conftest import composed, metrics
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from vaex.build import Experiment, build
-from vaex.config import TrainerConfig
+from vaex.build import build
+from vaex.config.schema import TrainerConfig
 from vaex.data.stream import IndexStream
 from vaex.errors import UserError
+from vaex.experiment import Experiment
 from vaex.training.background import Background
 from vaex.training.mode import REPAID_AFTER, resolved
 from vaex.training.step import CapturedStep, TrainingStep

@@ -16,14 +16,14 @@ from conftest import Ran, metrics, results
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaex.config import config_hash, difference
+from vaex.commands.train import job_name
+from vaex.config.schema import config_hash, difference
 from vaex.errors import UserError
-from vaex.folder import RunFolder
+from vaex.runs.folder import RunFolder
 from vaex.sweeps import resources
 from vaex.sweeps.folder import SweepFolder
 from vaex.sweeps.grid import along_axes, swept_keys
 from vaex.sweeps.table import text
-from vaex.task import job_name
 
 Here = Callable[..., Path]
 Vaex = Callable[..., Ran]

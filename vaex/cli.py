@@ -67,12 +67,12 @@ def fail(message: str, code: int = 1) -> NoReturn:
 def train(arguments: list[str]) -> None:
     """Compose with Hydra and train; every error that a person can mend is one line."""
     if {"--help", "-h"} & set(arguments):
-        from vaex.help import train_help
+        from vaex.config.help import train_help
 
         print(train_help(arguments))
         return
+    from vaex.config.errors import asks_for_sweep, check_arguments, one_line, resume_overrides
     from vaex.errors import Interrupted, UserError
-    from vaex.hydra_errors import asks_for_sweep, check_arguments, one_line, resume_overrides
     from vaex.training.torchrun import arguments_here
 
     debug, task = _debug(), _Task()
@@ -102,28 +102,28 @@ def train(arguments: list[str]) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    from vaex.evaluate import main as run
+    from vaex.commands.eval import main as run
 
     with _one_line_errors():
         run(arguments)
 
 
 def draw(arguments: list[str]) -> None:
-    from vaex.draw import main as run
+    from vaex.commands.draw import main as run
 
     with _one_line_errors():
         run(arguments)
 
 
 def report(arguments: list[str]) -> None:
-    from vaex.report import main as run
+    from vaex.commands.report import main as run
 
     with _one_line_errors():
         run(arguments)
 
 
 def describe(arguments: list[str]) -> None:
-    from vaex.describe import main as run
+    from vaex.commands.describe import main as run
 
     with _one_line_errors():
         run(arguments)
@@ -157,7 +157,7 @@ def _one_line_errors() -> Iterator[None]:
 def _hydra_main(task: _Task) -> Callable[[], None]:
     import hydra
 
-    from vaex.config import config_dir
+    from vaex.config.schema import config_dir
 
     decorate: Callable[[Callable[[DictConfig], float | None]], Callable[[], None]] = hydra.main(
         version_base="1.3", config_path=str(config_dir()), config_name="train"
@@ -183,8 +183,8 @@ class _Task:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from vaex.commands.train import run
         from vaex.errors import UserError
-        from vaex.task import run
 
         self.started = True
         try:

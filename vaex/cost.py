@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from vaex.build import Experiment, make
-from vaex.config import Config
+from vaex.config.create import create
+from vaex.config.schema import Config
+from vaex.experiment import Experiment
 from vaex.model import Autoencoder
 from vaex.objectives import Batch
 
@@ -161,7 +162,7 @@ def step_cost(experiment: Experiment, config: Config) -> StepCost:
             backward_flops=counter.get_total_flops() - forward,
             weights=_bytes([*parameters, *model.buffers()]),
             gradients=_bytes(p.grad for p in parameters if p.grad is not None),
-            optimizer=_state_bytes(make("optimizer", config.optimizer, params=parameters)),
+            optimizer=_state_bytes(create("optimizer", config.optimizer, params=parameters)),
             activations=sum(storage.nbytes() for storage in kept.values()),
         )
 

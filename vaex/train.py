@@ -16,24 +16,26 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from vaex.build import Experiment
-from vaex.config import Config
+from vaex.config.schema import Config
 from vaex.data.dataset import Images
 from vaex.data.feed import placed
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers
 from vaex.evaluation.frozen_scale import freeze_scales
-from vaex.folder import METRICS, RESULTS, WEIGHTS, RunFolder, WriteFailed, Writing, provenance
+from vaex.experiment import Experiment
 from vaex.likelihoods.scale import Fixed, OptimalScale
 from vaex.model import Autoencoder
+from vaex.runs.folder import METRICS, RESULTS, WEIGHTS, RunFolder
+from vaex.runs.provenance import provenance
+from vaex.runs.writing import WriteFailed, Writing
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.distributed import Ranks, build_alike, joined
-from vaex.training.interrupt import StopFlag, stop_on_signals
 from vaex.training.loop import Loop
 from vaex.training.memory import keep_freed_memory, ran_out
 from vaex.training.mode import resolved
-from vaex.training.record import Hyperparameters, NoRecord, Record
+from vaex.training.signals import StopFlag, stop_on_signals
+from vaex.training.writer import Hyperparameters, NoRecord, Record
 
 log = logging.getLogger("vaex")
 
@@ -62,7 +64,7 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str], overrides:
     with folder.alone(), joined(folder) as ranks, stop_on_signals(under_torchrun=ranks.size > 1) as stop:
         folder.set_status("running")
         try:
-            config, choices, overrides = ranks.of_first(lambda: (config, choices, overrides))
+            config, choices, overrides = ranks.broadcast_from_rank0(lambda: (config, choices, overrides))
             return _train(config, folder, choices, overrides, stop, ranks)
         except (KeyboardInterrupt, Interrupted) as interrupted:
             with suppress(WriteFailed):
@@ -110,7 +112,7 @@ def _train(
 
     writing = Writing(folder.path, stop=config.trainer.on_save_error == "stop")
     checkpoints = Checkpoints(folder.path / "checkpoints", writing)
-    state = ranks.of_first(checkpoints.load_newest) if config.resume else None
+    state = ranks.broadcast_from_rank0(checkpoints.load_newest) if config.resume else None
     if ranks.first:
         checkpoints.check_space(experiment.model, experiment.optimizer)
     if config.resume and not state:

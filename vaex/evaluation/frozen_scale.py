@@ -16,7 +16,7 @@ def freeze_scales(model: Autoencoder, train: Images, to_float: ToFloat, batch_si
     Other scales are left alone. `train` may be on any device.
     """
     likelihood = model.likelihood
-    if not (isinstance(likelihood, LocationScale) and likelihood.scale.sees_x):
+    if not (isinstance(likelihood, LocationScale) and likelihood.scale.depends_on_x):
         return
     device = model.device
     chosen = torch.arange(0, len(train), max(1, len(train) // IMAGES), device=train.pixels.device)

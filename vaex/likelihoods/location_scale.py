@@ -206,7 +206,7 @@ class LocationScale(Likelihood):
         loc = h[..., :channels, :, :]
         if self.bounded_mean:
             loc = torch.sigmoid(loc)
-        error = x - loc if self.scale.sees_x and x is not None else None
+        error = x - loc if self.scale.depends_on_x and x is not None else None
         log_scale = self.scale(h[..., channels:, :, :], error, self.standard.optimal_log_scale)
         distribution = DiscretizedDistribution if self.discretize else LocationScaleDistribution
         return distribution(loc, log_scale, self.standard)

@@ -26,11 +26,11 @@ class Scale(nn.Module):
     """Base of all scale rules.
 
     Class attributes:
-        sees_x: whether it is computed from the error.
+        depends_on_x: whether it is computed from the error.
         warning: what a user should know before trusting its numbers.
     """
 
-    sees_x: ClassVar[bool] = False
+    depends_on_x: ClassVar[bool] = False
     warning: ClassVar[str | None] = None
     floor: float | None = None  # lowest scale, where there is one
 
@@ -154,7 +154,7 @@ class OptimalScale(Scale):
     would add nothing.
     """
 
-    sees_x = True
+    depends_on_x = True
     frozen: Tensor
     batches: Tensor
 

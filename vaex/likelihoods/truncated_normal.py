@@ -91,7 +91,7 @@ class TruncatedNormal(Likelihood):
 
     def __init__(self, *, image_shape: tuple[int, int, int], scale: Scale) -> None:
         super().__init__(image_shape=image_shape)
-        if scale.sees_x:
+        if scale.depends_on_x:
             raise ValueError("likelihood/scale: a truncated normal has no optimal scale; take shared or another rule")
         self.scale = scale
 

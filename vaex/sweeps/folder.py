@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vaex.errors import UserError
-from vaex.folder import METRICS, STATUS, RunFolder, replace_file
+from vaex.runs.folder import METRICS, STATUS, RunFolder
+from vaex.runs.writing import replace_file
 
 SWEEP = "sweep.json"
 

@@ -11,10 +11,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from vaex.config import check
+from vaex.commands.train import job_name, key_of
+from vaex.config.schema import check
 from vaex.errors import UserError
 from vaex.sweeps.folder import SweepFolder
-from vaex.task import job_name, key_of
 
 
 class GridSweeper(Sweeper):

@@ -23,11 +23,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from vaex.commands.train import job_name
 from vaex.errors import Interrupted, UserError
-from vaex.folder import STATUS, RunFolder
+from vaex.runs.folder import STATUS, RunFolder
 from vaex.sweeps import resources
-from vaex.task import job_name
-from vaex.training.interrupt import StopFlag, stop_on_signals
+from vaex.training.signals import StopFlag, stop_on_signals
 
 log = logging.getLogger("vaex")
 
@@ -80,7 +80,7 @@ class LocalLauncher(Launcher):
         ]
         context = multiprocessing.get_context("forkserver")
         # All of vaex, so that an edit while a sweep is on is not mixed in; an optimizer imports torch._dynamo.
-        context.set_forkserver_preload(["vaex.task", "vaex.train", "torch._dynamo"])
+        context.set_forkserver_preload(["vaex.commands.train", "vaex.train", "torch._dynamo"])
         gpus = _on_one(context, _gpus) if self._may_use_gpu() else 0
         plan = resources.plan(self.workers, len(jobs), resources.cores(), gpus)
         if not initial_job_idx:
@@ -224,7 +224,7 @@ def _work(
     from hydra.core.hydra_config import HydraConfig
     from tqdm import tqdm
 
-    from vaex.task import job
+    from vaex.commands.train import job
 
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own is shared by processes, and Python complains of it when one is stopped

@@ -15,13 +15,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from vaex.config import ELSEWHERE, ELSEWHERE_IN_TRAINER, config_dir
+from vaex.commands.train import job
+from vaex.config.schema import ELSEWHERE, ELSEWHERE_IN_TRAINER, config_dir
 from vaex.errors import Interrupted, UserError
 from vaex.sweeps.folder import SweepFolder
 from vaex.sweeps.grid import announce, swept_keys
 from vaex.sweeps.table import text
 from vaex.sweeps.watch import Watch
-from vaex.task import job
 
 MAY_DIFFER = (*ELSEWHERE, *(f"trainer.{key}" for key in ELSEWHERE_IN_TRAINER))
 

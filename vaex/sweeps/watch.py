@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from vaex.folder import STATUS
+from vaex.runs.folder import STATUS
 from vaex.sweeps.folder import Job, SweepFolder
 from vaex.sweeps.table import numbers
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
-from vaex.folder import WriteFailed
+from vaex.runs.writing import WriteFailed
 
 log = logging.getLogger("vaex")
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vaex.errors import UserError
-from vaex.folder import Writing, replace_file
+from vaex.runs.writing import Writing, replace_file
 
 FORMAT = 1
 

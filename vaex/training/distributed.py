@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from vaex.build import Experiment, build
-from vaex.config import Config
+from vaex.build import build
+from vaex.config.schema import Config
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Share, Totals
-from vaex.folder import RunFolder
+from vaex.experiment import Experiment
+from vaex.runs.folder import RunFolder
 from vaex.training import torchrun
 from vaex.training.checkpoint import random_state, restore_random_state
 
@@ -105,7 +106,7 @@ class Ranks:
             dist.all_reduce(greatest, dist.ReduceOp.MAX)
         return int(greatest)
 
-    def of_first(self, make: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
         """What the first process makes, which it alone does."""
         if self.size == 1:
             return make()
@@ -206,7 +207,7 @@ def build_alike(config: Config, ranks: Ranks) -> Experiment:
     _check_linear(experiment, ranks)
     ranks.use(experiment.device)
     ranks.copy_first(chain(experiment.model.parameters(), experiment.model.buffers(), experiment.objective.buffers()))
-    restore_random_state(ranks.of_first(lambda: random_state(experiment.device)), experiment.device)
+    restore_random_state(ranks.broadcast_from_rank0(lambda: random_state(experiment.device)), experiment.device)
     return experiment
 
 
@@ -228,7 +229,7 @@ def _check_linear(experiment: Experiment, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     scale = getattr(experiment.model.likelihood, "scale", None)
-    if getattr(scale, "sees_x", False):
+    if getattr(scale, "depends_on_x", False):
         raise UserError(
             "likelihood/scale=optimal…: is computed from the errors of a batch, of which each process has a part; "
             "take likelihood/scale=shared, or a single process"

@@ -14,21 +14,22 @@ from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from vaex.build import Experiment
-from vaex.config import Config
+from vaex.config.schema import Config
 from vaex.data.dataset import Images
 from vaex.data.feed import Feed, feed_of, placed
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers, evaluate
+from vaex.experiment import Experiment
 from vaex.figures.kinds import KINDS, Files, Subject
-from vaex.folder import METRICS, versions
+from vaex.runs.folder import METRICS
+from vaex.runs.provenance import versions
 from vaex.training.background import Background
 from vaex.training.checkpoint import Checkpoints, random_state, restore_random_state
 from vaex.training.distributed import Ranks
-from vaex.training.interrupt import StopFlag
-from vaex.training.record import NoRecord, Record
+from vaex.training.signals import StopFlag
 from vaex.training.spikes import spike
 from vaex.training.step import CapturedStep, TrainingStep
+from vaex.training.writer import NoRecord, Record
 
 log = logging.getLogger("vaex")
 
@@ -354,7 +355,9 @@ class Loop:
     def use_best_weights(self) -> None:
         """Put the weights with the lowest validation loss into the model. Raises UserError when they are damaged."""
         if self.progress.best_step is not None:
-            self.experiment.model.load_state_dict(self.ranks.of_first(partial(self._weights, self.progress.best_step)))
+            self.experiment.model.load_state_dict(
+                self.ranks.broadcast_from_rank0(partial(self._weights, self.progress.best_step))
+            )
 
     def _weights(self, step: int) -> dict[str, Tensor]:
         try:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from vaex.config import TrainerConfig
+from vaex.config.schema import TrainerConfig
 from vaex.errors import UserError
 
 # Steps from which compiling, which takes from ten seconds to a minute, is repaid (docs/benchmarks.md).

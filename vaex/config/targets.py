@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from hydra.conf import ConfigSourceInfo
 
-from vaex.config import config_dir
+from vaex.config.schema import config_dir
 from vaex.errors import UserError
 
 _given: ContextVar[tuple[Path, ...]] = ContextVar("_given", default=())  # folders of YAML files

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vaex.reports.collect import Run, Value
+from vaex.report.collect import Run, Value
 
 # How a run ran, and not what it is: never an axis.
 EXECUTION = (

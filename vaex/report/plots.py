@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vaex.reports.axes import Axis, shown
-from vaex.reports.layout import Line, View
-from vaex.reports.scores import Scale
-from vaex.reports.statistics import (
+from vaex.report.axes import Axis, shown
+from vaex.report.layout import Line, View
+from vaex.report.scores import Scale
+from vaex.report.statistics import (
     ACTIVE_UNITS,
     BITS,
     DISTORTION,
@@ -25,8 +25,8 @@ from vaex.reports.statistics import (
     Summary,
     scales,
 )
-from vaex.reports.svg import COLOURS, INK, MARKERS, RAMP, panel, svg
-from vaex.reports.training import Panel
+from vaex.report.svg import COLOURS, INK, MARKERS, RAMP, panel, svg
+from vaex.report.training import Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

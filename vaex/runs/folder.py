@@ -1,27 +1,22 @@
 """A run's folder: claimed once, with its config, its status and its results. Imports no torch."""
 
-import errno
 import fcntl
 import json
 import logging
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from vaex import __version__
-from vaex.config import Config, config_dir
+from vaex.config.schema import Config, config_dir
 from vaex.errors import UserError
+from vaex.runs.writing import TEMPORARY, Writing, replace_file
 
 CONFIG, STATUS, RESULTS, METRICS, WEIGHTS = (
     "config.yaml",
@@ -31,7 +26,6 @@ CONFIG, STATUS, RESULTS, METRICS, WEIGHTS = (
     "model.safetensors",
 )
 LOG = "vaex.log"  # Hydra's name for it: hydra.job.name
-TEMPORARY = ".vaex-tmp"  # at the end of the name of a file that is being written
 
 log = logging.getLogger("vaex")
 
@@ -231,101 +225,3 @@ class RunFolder:
         path = self.path / name
         with Writing(self.path).of("file", path):
             replace_file(path, content)
-
-
-class WriteFailed(UserError):
-    """A file of the run can't be written."""
-
-
-class Writing:
-    """What happens when a file of the run can't be written: the run ends with one line, or goes on with a warning.
-
-    Args:
-        folder: of the run.
-        stop: else the run goes on, and each kind of file is warned of once, until it can be written again.
-    """
-
-    REMEDIES: dict[int | None, str] = {
-        errno.ENOSPC: "free some space",
-        errno.EDQUOT: "free some of your quota",
-        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-        errno.EROFS: "make it writable",
-        errno.EACCES: "make it writable",
-        errno.EPERM: "make it writable",
-    }
-
-    def __init__(self, folder: Path, *, stop: bool = True) -> None:
-        self.folder, self.stop = folder, stop
-        self._failing: dict[str, int | None] = {}
-
-    @contextmanager
-    def of(self, what: str, path: Path, *, must: bool = False) -> Iterator[None]:
-        """Around writing a kind of file. Raises WriteFailed if the run is to stop then, or this one `must` be."""
-        try:
-            yield
-        except OSError as error:
-            if os.path.isdir(self.folder):
-                reason = os.strerror(error.errno) if error.errno else str(error)
-                problem = f"{what} {path}: can't be written ({reason}); {self.REMEDIES.get(error.errno, 'mend that')}"
-                then = f", then go on: vaex train resume={self.folder}"
-            else:
-                problem = f"{self.folder}: is gone"
-                then = ", and what the run had saved with it; start the run anew"
-            if self.stop or must:
-                raise WriteFailed(problem + then) from error
-            if self._failing.get(what, 0) != error.errno:
-                log.warning(f"{problem}. Going on; the next save tries again")
-            self._failing[what] = error.errno
-        else:
-            if self._failing.pop(what, 0):
-                log.info(f"{what} {path}: written again")
-
-
-def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Write so that at any moment, also of a crash, `path` holds either the old content or the new, whole.
-
-    Raises OSError, and leaves the old content.
-    """
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def versions() -> dict[str, str]:
-    """Of vaex, Python and the packages that make the numbers."""
-    packages = {name: version(name) for name in ("torch", "torchvision", "hydra-core", "omegaconf", "numpy")}
-    return {"vaex": __version__, "python": platform.python_version(), **packages}
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, and the git revision when vaex runs from a checkout."""
-    return versions() | {"git_revision": _git_revision(), "command": ["vaex", "train", *sys.argv[1:]]}
-
-
-def _git_revision() -> str | None:
-    checkout = config_dir().parent
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None

@@ -2,7 +2,7 @@
 
 import re
 
-from vaex.reports.blocks import Block, Cards, Document, Pictures, Points, Table, Text
+from vaex.report.blocks import Block, Cards, Document, Pictures, Points, Table, Text
 
 
 def markdown(document: Document) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from vaex.config import config_dir
+from vaex.config.schema import config_dir
 from vaex.errors import UserError
-from vaex.folder import CONFIG, RESULTS, STATUS
-from vaex.runs import short_names
+from vaex.runs.find import short_names
+from vaex.runs.folder import CONFIG, RESULTS, STATUS
 
 Value = str | int | float | bool | tuple[Any, ...] | None
 STATES = ("completed", "failed", "interrupted", "running")

@@ -12,8 +12,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vaex.commands.arguments import Parser
 from vaex.errors import UserError
-from vaex.runs import LatestDataset, Parser, find_runs, short_names
+from vaex.runs.find import LatestDataset, find_runs, short_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,9 +103,10 @@ class _Drawer:
 
     def subject(self, run: Path) -> Subject:
         """The model of a run and its images, which the next run mostly shares."""
-        from vaex.build import load_model, make
+        from vaex.build import load_model
+        from vaex.config.create import create
         from vaex.figures.kinds import Subject
-        from vaex.folder import METRICS
+        from vaex.runs.folder import METRICS
 
         config, recorded, dataset = self.datasets.of(run)
         choices = recorded["choices"]
@@ -112,7 +114,7 @@ class _Drawer:
         return Subject(
             model=load_model(run, self.device),
             dataset=dataset,
-            corruption=make("corruption", config.corruption),
+            corruption=create("corruption", config.corruption),
             metrics=run / METRICS,
             title=", ".join([choices["objective"], *beta, choices["likelihood"], f"latent_dim={config.latent_dim}"]),
             grid=config.figures.images,
@@ -159,7 +161,7 @@ def write(path: Path, content: Tensor | bytes, writer: Any = None, step: int = 0
     """A sheet as PNG, and with a writer also into its events under the file's name; or bytes as they are."""
     from vaex.figures.events import picture_summary
     from vaex.figures.sheet import encode_png
-    from vaex.folder import replace_file
+    from vaex.runs.writing import replace_file
 
     file = content if isinstance(content, bytes) else encode_png(content)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +172,6 @@ def write(path: Path, content: Tensor | bytes, writer: Any = None, step: int = 0
 
 def _step(run: Path) -> int:
     """How many steps the run had taken."""
-    from vaex.folder import RunFolder
+    from vaex.runs.folder import RunFolder
 
     return int(RunFolder(run).read_results().get("train/steps", 0))

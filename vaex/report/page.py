@@ -4,9 +4,9 @@ import re
 from base64 import b64encode
 from html import escape
 
-from vaex.reports.blocks import Block, Card, Cards, Document, Picture, Pictures, Points, Section, Table, Text
-from vaex.reports.collect import STATES
-from vaex.reports.look import CSS, SORTING
+from vaex.report.blocks import Block, Card, Cards, Document, Picture, Pictures, Points, Section, Table, Text
+from vaex.report.collect import STATES
+from vaex.report.look import CSS, SORTING
 
 LONG = 60  # letters in a cell that may be wrapped
 

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vaex.config import all_keys, closest, config_dir, explain
+from vaex.config.schema import all_keys, closest, config_dir, explain
 from vaex.errors import UserError
 
 
@@ -45,7 +45,7 @@ def resume_overrides(arguments: list[str]) -> list[str]:
 def check_arguments(arguments: list[str]) -> None:
     """Refuse what Hydra doesn't know, and what would have Hydra itself run code that an argument names.
 
-    vaex.targets guards what vaex runs.
+    vaex.config.targets guards what vaex runs.
 
     Raises:
         UserError: naming the argument.

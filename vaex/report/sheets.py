@@ -15,8 +15,8 @@ from vaex.errors import UserError
 from vaex.evaluation.bound import evaluating, fixed_noise
 from vaex.figures.sheet import encode_png, enlarged, framed, grid, writable
 from vaex.model import Autoencoder
-from vaex.reports.scores import Scored
-from vaex.runs import LatestDataset
+from vaex.report.scores import Scored
+from vaex.runs.find import LatestDataset
 
 COLUMNS = 12  # pictures in a row
 MOST_ROWS = 8  # models in a sheet

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vaex.reports.axes import Design, shown
-from vaex.reports.blocks import Block, Card, Cards, Points, Section, Table, Text
-from vaex.reports.collect import STATES, Run
-from vaex.reports.scores import Scale, Scored, home
-from vaex.reports.statistics import (
+from vaex.report.axes import Design, shown
+from vaex.report.blocks import Block, Card, Cards, Points, Section, Table, Text
+from vaex.report.collect import STATES, Run
+from vaex.report.scores import Scale, Scored, home
+from vaex.report.statistics import (
     ACTIVE_UNITS,
     BITS,
     DISTORTION,

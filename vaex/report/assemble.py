@@ -5,14 +5,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from vaex.reports import content, plots, training
-from vaex.reports.axes import Design, find_axes
-from vaex.reports.blocks import Block, Document, Picture, Pictures, Section, Text
-from vaex.reports.collect import Run
-from vaex.reports.layout import rows, views
-from vaex.reports.scores import scored
-from vaex.reports.statistics import Configuration, configurations
-from vaex.reports.svg import standalone, why_no_plots
+from vaex.report import content, plots, training
+from vaex.report.axes import Design, find_axes
+from vaex.report.blocks import Block, Document, Picture, Pictures, Section, Text
+from vaex.report.collect import Run
+from vaex.report.layout import rows, views
+from vaex.report.scores import scored
+from vaex.report.statistics import Configuration, configurations
+from vaex.report.svg import standalone, why_no_plots
 
 FILES = "files"  # beside the page
 SAME_IMAGES = "The decoder's mean; down each column the same test image."
@@ -70,7 +70,7 @@ def _sheets(design: Design, found: Sequence[Configuration]) -> list[Section]:
     asked = rows(design, found)
     if not asked:
         return []
-    from vaex.reports import sheets  # and torch
+    from vaex.report import sheets  # and torch
 
     drawn = sheets.draw(asked)
     seeds = f"Of each configuration the first seed only ({', '.join(drawn.seeds)})."

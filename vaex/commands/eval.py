@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from vaex.commands.arguments import Parser
 from vaex.errors import UserError
-from vaex.runs import LatestDataset, Parser, find_runs, short_names
+from vaex.runs.find import LatestDataset, find_runs, short_names
 
 if TYPE_CHECKING:
     from vaex.evaluation.generation import Draws
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> None:
     runs, skipped = find_runs(options.runs)
 
     from vaex.evaluation.table import as_csv, as_json, text
-    from vaex.folder import replace_file
+    from vaex.runs.writing import replace_file
 
     datasets = LatestDataset()
     if options.disentanglement:
@@ -118,16 +119,17 @@ def _need_factors(runs: list[Path], datasets: LatestDataset) -> None:
 
 def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: LatestDataset) -> Row:
     """Measure one run, merge the numbers into its results.json, and make its line of the table."""
-    from vaex.build import load_model, make
+    from vaex.build import load_model
+    from vaex.config.create import create
     from vaex.evaluation.measure import collapsed, measure
     from vaex.evaluation.ranking import Row, group_of
     from vaex.evaluation.table import finite
-    from vaex.folder import RESULTS, RunFolder
+    from vaex.runs.folder import RESULTS, RunFolder
 
     config, recorded, dataset = datasets.of(run)
     before = RunFolder(run).read_results()
     model = load_model(run, options.device)
-    objective = make("objective", config.objective).to(model.device)
+    objective = create("objective", config.objective).to(model.device)
     unlabelled = dataset.source.classes < 2
     wanted: Any = options.fid or ("none" if unlabelled else "means")
     generated: Draws | None = None if wanted == "none" else wanted
@@ -143,7 +145,7 @@ def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: Lates
             inception=options.inception,
             disentangled=options.disentanglement,
             description=name,
-            corruption=make("corruption", config.corruption),
+            corruption=create("corruption", config.corruption),
         )
     except ModuleNotFoundError as error:
         extra = {"sklearn": "disentanglement", "torchmetrics": "inception", "torch_fidelity": "inception"}

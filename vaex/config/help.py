@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vaex.config import config_dir
+from vaex.config.schema import config_dir
 
 
 def train_help(arguments: list[str]) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaex.folder import METRICS
-from vaex.reports.axes import Axis, Design
-from vaex.reports.layout import MOST_LINES, views
-from vaex.reports.scores import Scored
-from vaex.reports.statistics import Configuration
+from vaex.report.axes import Axis, Design
+from vaex.report.layout import MOST_LINES, views
+from vaex.report.scores import Scored
+from vaex.report.statistics import Configuration
+from vaex.runs.folder import METRICS
 
 MOST_POINTS = 120  # of one line
 # What is drawn: the first of these that a run has. An autoencoder has no ELBO, and a run may have no validation split.

@@ -10,8 +10,8 @@ from zlib import crc32
 
 from vaex.errors import UserError
 from vaex.evaluation.ranking import Row, group_of
-from vaex.reports.axes import as_number, shown
-from vaex.reports.collect import Run
+from vaex.report.axes import as_number, shown
+from vaex.report.collect import Run
 
 # Of a dataset's values those that change no test image.
 NOT_OF_THE_TEST_SPLIT = ("dataset.validation", "dataset.resident", "dataset.dequantize")
@@ -215,14 +215,14 @@ def _likelihood_json(run: Run) -> str:
 @cache
 def _kind(likelihood: str, image_shape: tuple[int, int, int]) -> tuple[str, str]:
     """Kind and support, as the likelihood itself says; unknown where it can't be made here."""
-    from vaex.build import make  # and torch
+    from vaex.config.create import create  # and torch
 
     group = json.loads(likelihood)
     given = {}
     try:
         if "scale" in group:
-            given["scale"] = make("likelihood.scale", group.pop("scale"), image_shape=image_shape)
-        made = make("likelihood", group, image_shape=image_shape, **given)
+            given["scale"] = create("likelihood.scale", group.pop("scale"), image_shape=image_shape)
+        made = create("likelihood", group, image_shape=image_shape, **given)
         return str(made.kind), str(made.support)
     except (UserError, AttributeError):
         return "unknown", "unknown"

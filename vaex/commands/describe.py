@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
 
-from vaex.config import Config, check, config_dir
+from vaex.config.errors import one_line
+from vaex.config.help import config_dirs, group_lines
+from vaex.config.schema import Config, check, config_dir
 from vaex.errors import UserError
-from vaex.help import config_dirs, group_lines
-from vaex.hydra_errors import one_line
 
 if TYPE_CHECKING:
-    from vaex.build import Experiment
     from vaex.cost import Layer, StepCost
     from vaex.data.dataset import Images
+    from vaex.experiment import Experiment
 
 WIDTH = 100  # columns
 
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> None:
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     from vaex.build import build
+    from vaex.config.targets import trusting
     from vaex.cost import layers, step_cost
-    from vaex.targets import trusting
     from vaex.training.memory import ran_out
 
     try:

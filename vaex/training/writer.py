@@ -28,7 +28,7 @@ from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams
 
 from vaex.figures.events import picture_summary
 from vaex.figures.sheet import encode_png
-from vaex.folder import WriteFailed, Writing, replace_file
+from vaex.runs.writing import WriteFailed, Writing, replace_file
 
 Hyperparameters = dict[str, str | int | float | bool]
 log = logging.getLogger("vaex")

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vaex.reports.axes import Axis, Design, as_number, shown
-from vaex.reports.collect import Value
-from vaex.reports.scores import Scale, Scored
-from vaex.reports.statistics import Configuration, Metric, Summary
+from vaex.report.axes import Axis, Design, as_number, shown
+from vaex.report.collect import Value
+from vaex.report.scores import Scale, Scored
+from vaex.report.statistics import Configuration, Metric, Summary
 
 MOST_LINES = 8  # as many as there are colours
 

@@ -84,7 +84,7 @@ GROUPS = ("dataset", "architecture", "likelihood", "objective", "corruption", "o
 
 def config_dir() -> Path:
     """The folder of vaex's YAML files: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from vaex.errors import UserError
 
 if TYPE_CHECKING:
-    from vaex.config import Config
+    from vaex.config.schema import Config
     from vaex.data.dataset import Dataset
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells an error in one line, as every part of vaex does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `{self.prog} --help` lists what there is")
-
-    def add_device(self) -> None:
-        self.add_argument(
-            "--device", default="auto", help="auto | cpu | cuda | cuda:N; default auto: a GPU if there is one"
-        )
-
-    def check_device(self, device: str) -> None:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-            self.error(f"--device={device}: must be auto, cpu, cuda or cuda:N")
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -38,7 +20,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         UserError: a path that is no run and holds none.
     """
-    from vaex.folder import CONFIG, WEIGHTS  # with which OmegaConf is imported
+    from vaex.runs.folder import CONFIG, WEIGHTS  # with which OmegaConf is imported
 
     found: dict[Path, Path] = {}
     skipped: dict[Path, Path] = {}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vaex.reports.axes import Design
-from vaex.reports.collect import Run, Value
-from vaex.reports.scores import Scale, Scored, distance_scale, elbo_scale, error_scale, score_scale
+from vaex.report.axes import Design
+from vaex.report.collect import Run, Value
+from vaex.report.scores import Scale, Scored, distance_scale, elbo_scale, error_scale, score_scale
 
 
 @dataclass(frozen=True)

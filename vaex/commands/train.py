@@ -13,9 +13,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vaex.config import Config, check, config_hash, continued, difference, restored
+from vaex.config.schema import Config, check, config_hash, continued, difference, restored
 from vaex.errors import Interrupted, UserError
-from vaex.folder import CONFIG, LOG, STATUS, RunFolder
+from vaex.runs.folder import CONFIG, LOG, STATUS, RunFolder
 from vaex.training.torchrun import rank
 
 log = logging.getLogger("vaex")
@@ -97,7 +97,10 @@ def job(composed: DictConfig) -> float | None:
 
 
 def _train(config: Config, folder: RunFolder, choices: dict[str, str], overrides: list[str]) -> float | None:
-    from vaex.targets import config_folders, trusting  # torch comes with them, after the config is known to be good
+    from vaex.config.targets import (  # torch comes with them, after the config is known to be good
+        config_folders,
+        trusting,
+    )
     from vaex.train import train
 
     with trusting(config_folders(HydraConfig.get().runtime.config_sources)):

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vaex.commands.arguments import Parser
 from vaex.errors import UserError
-from vaex.runs import Parser
 
 PAGE, MARKDOWN, TABLE = "report.html", "report.md", "runs.csv"
 
@@ -24,11 +24,11 @@ def main(arguments: list[str]) -> None:
         UserError: an argument, a folder without runs, or one that can't be written.
     """
     options = _parse(arguments)
-    from vaex.folder import replace_file
-    from vaex.reports.assemble import assemble, runs_csv
-    from vaex.reports.collect import collect
-    from vaex.reports.markdown import markdown
-    from vaex.reports.page import page
+    from vaex.report.assemble import assemble, runs_csv
+    from vaex.report.collect import collect
+    from vaex.report.markdown import markdown
+    from vaex.report.page import page
+    from vaex.runs.writing import replace_file
 
     runs = collect(options.folders)
     out: Path = options.out or options.folders[0] / "report"

@@ -1,0 +1,25 @@
+"""The argument parser that the verbs share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import NoReturn
+
+from vaex.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells an error in one line, as every part of vaex does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` lists what there is")
+
+    def add_device(self) -> None:
+        self.add_argument(
+            "--device", default="auto", help="auto | cpu | cuda | cuda:N; default auto: a GPU if there is one"
+        )
+
+    def check_device(self, device: str) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            self.error(f"--device={device}: must be auto, cpu, cuda or cuda:N")
