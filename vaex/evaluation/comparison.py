@@ -1,0 +1,228 @@
+"""Which runs' numbers mean the same thing, from what results.json says they describe. Imports no torch.
+
+Nothing is derived from names or configs here: `vaex train` and `vaex eval` write a `Description`, and tables and reports
+read it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from vaex.evaluation.metric import Comparison, Metric, Results
+
+PREFIX = "about/"  # of a description's keys in results.json
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the test numbers of a run describe.
+
+    Attributes:
+        dataset: option of the group.
+        image_shape: channels, height, width.
+        test_images: images in the test split.
+        test_sha256: hash of the test split's pixels.
+        binarize, dequantize: the dataset's options.
+        conditional: whether the model is given the labels.
+        stochastic: whether there is a posterior distribution.
+        likelihood: option of the group.
+        scale: option of the scale rule; None where the likelihood has none.
+        likelihood_settings: every setting of the likelihood on which its log-probability depends, as text.
+        kind: density, mass or pseudo.
+        support: the values that an image may take.
+        beta: weight of the rate; None where the objective has none.
+    """
+
+    dataset: str
+    image_shape: tuple[int, int, int]
+    test_images: int
+    test_sha256: str
+    binarize: str
+    dequantize: str
+    conditional: bool
+    stochastic: bool
+    likelihood: str
+    scale: str | None
+    likelihood_settings: str
+    kind: Literal["density", "mass", "pseudo"]
+    support: str
+    beta: float | None
+
+    @classmethod
+    def read(cls, results: Results) -> Description | None:
+        """None where results.json has no description, or an incomplete one."""
+        values = {field.name: results.get(PREFIX + field.name, cls) for field in fields(cls)}
+        if cls in values.values():
+            return None
+        return cls(**values | {"image_shape": tuple(values["image_shape"])})
+
+    def to_results(self) -> dict[str, Any]:
+        values = asdict(self) | {"image_shape": list(self.image_shape)}
+        return {PREFIX + name: value for name, value in values.items()}
+
+    @property
+    def likelihood_name(self) -> str:
+        """The likelihood and its scale rule: `laplace/shared`."""
+        return self.likelihood + (f"/{self.scale}" if self.scale else "")
+
+    @property
+    def images(self) -> str:
+        """The images, for people: `mnist, 10,000 test images of 1 × 28 × 28, binarized`."""
+        size = " × ".join(map(str, self.image_shape))
+        parts = [self.dataset, f"{self.test_images:,} test images of {size}"]
+        parts += [f"binarize={self.binarize}"] * (self.binarize != "none")
+        parts += ["given the label"] * self.conditional
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class ComparisonGroup:
+    """Runs whose numbers mean the same thing. Groups with equal keys are one group.
+
+    Attributes:
+        title: what the numbers describe.
+        reason: one sentence: why these may be compared, and why with no others.
+        key: what tells this group from others.
+        order: position of the group in tables and reports.
+        across_likelihoods: whether runs of different likelihoods can be in it.
+    """
+
+    title: str
+    reason: str
+    key: tuple[object, ...]
+    order: int
+    across_likelihoods: bool
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ComparisonGroup) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def comparison_group(metric: Metric, results: Results) -> ComparisonGroup | None:
+    """The group in which a run's number may be compared; None where it may not, or where the run has no such number."""
+    about = Description.read(results)
+    if about is None or metric.comparable is None or metric.value(results) is None:
+        return None
+    return _GROUPS[metric.comparable](about, results)
+
+
+def ranking_group(results: Results) -> ComparisonGroup:
+    """The group of a run as a whole: where it is ranked, or the reason why it is not.
+
+    Raises:
+        ValueError: the results have no description.
+    """
+    about = Description.read(results)
+    if about is None:
+        raise ValueError("these results do not say what they describe; vaex eval adds it")
+    return _probability(about, results) or _own(about, results)
+
+
+def _same_images(about: Description) -> tuple[object, ...]:
+    # The hash alone doesn't tell a dynamic binarisation, which is drawn anew for every batch.
+    return about.test_sha256, about.binarize, about.conditional
+
+
+def _probability(about: Description, results: Results) -> ComparisonGroup | None:
+    """Bounds on the probability of the same images, importance-weighted with equally many samples."""
+    pixels = results.get("test/scored_pixels")
+    if pixels is None or not about.stochastic or "test/bits_per_dim" not in results:
+        return None
+    samples = results.get("test/nll_samples") if results.get("test/bits_per_dim_from") == "importance" else None
+    how = f"importance-weighted with {samples:,} samples of z" if samples else "from the ELBO, a looser bound"
+    if pixels == "binary":
+        title, order = f"Binary images: {about.images}; {how}", 1
+        reason = (
+            "These runs give probabilities of one-bit images. Runs on another dataset, another binarization or grey "
+            "images describe other data."
+        )
+    else:
+        title, order = f"8-bit images: {about.images}; {how}", 0
+        reason = (
+            "Densities of (k+u)/256, whatever pixels a run was trained on, and masses of the 256 levels all bound the "
+            "probability of the same 8-bit images. Other images and one-bit images are other data."
+        )
+    return ComparisonGroup(title, reason, ("probability", order, *_same_images(about), samples), order, True)
+
+
+def _bits(about: Description, results: Results) -> ComparisonGroup | None:
+    return None if results.get("test/scored_pixels") == "binary" else _probability(about, results)
+
+
+def _nll(about: Description, results: Results) -> ComparisonGroup | None:
+    return _probability(about, results) if results.get("test/scored_pixels") == "binary" else None
+
+
+def _elbo(about: Description, results: Results) -> ComparisonGroup | None:
+    """ELBO, rate and distortion: on one scale where they bound the probability of an image, else per likelihood."""
+    if not about.stochastic:
+        return None
+    ranked = _probability(about, results)
+    if ranked is None:
+        return _own(about, results)
+    binary = results.get("test/scored_pixels") == "binary"
+    title = f"{'Binary' if binary else '8-bit'} images: {about.images}"
+    return ComparisonGroup(title, ranked.reason, ("elbo", binary, *_same_images(about)), ranked.order, True)
+
+
+def _own(about: Description, results: Results) -> ComparisonGroup:
+    """Runs that are not ranked: compared within one likelihood, on the same pixels, or by reconstructions alone."""
+    if not about.stochastic:
+        reason = (
+            "A code without a distribution gives no bound on the probability of an image. Only reconstruction errors "
+            "can be compared, and they don't tell how well a model would generate."
+        )
+        title, key = f"Autoencoders: {about.images}", ("autoencoder", *_same_images(about))
+        return ComparisonGroup(title, reason, key, 3, True)
+    name = about.likelihood_name
+    if about.kind == "pseudo":
+        title, order = f"{name}, a pseudo-likelihood: {about.images}", 2
+        reason = (
+            "A pseudo-likelihood is the probability of no image: its ELBO bounds nothing, and compares only with the "
+            "same likelihood on the same pixels."
+        )
+    elif about.binarize != "none" or about.support == "binary":
+        title, order = f"{name}, a density of binary images: {about.images}", 4
+        reason = "The density of values that are only 0 or 1 grows without bound as its scale shrinks."
+    else:
+        title, order = f"{name}, a density of the levels k/255: {about.images}", 5
+        reason = (
+            "A density of the levels k/255 bounds the probability of no image and grows without bound as its scale "
+            "shrinks. It compares only within one likelihood, as a held-out log-density."
+        )
+    key = ("own", *_same_images(about), about.dequantize, name, about.likelihood_settings)
+    return ComparisonGroup(title, reason, key, order, False)
+
+
+def _images(about: Description, results: Results) -> ComparisonGroup:
+    reason = (
+        "These numbers describe pictures, so likelihoods may be compared. They don't tell how probable an image is, "
+        "and a small beta or a large z lowers an error by itself."
+    )
+    key = ("images", *_same_images(about), about.dequantize)
+    return ComparisonGroup(f"Reconstructions of {about.images}", reason, key, 7, True)
+
+
+def _samples(about: Description, results: Results) -> ComparisonGroup | None:
+    count, draws, latent = (results.get(f"test/fid_{name}") for name in ("images", "draws", "latent"))
+    if count is None:
+        return None
+    reason = (
+        "These numbers describe generated pictures, so likelihoods may be compared. They don't tell how probable an "
+        "image is, and vaex's own classifier is not comparable with Inception."
+    )
+    key = ("samples", *_same_images(about), count, draws, latent, results.get("test/fid_classifier"))
+    return ComparisonGroup(f"{count:,} {draws}, z from the {latent}, against {about.images}", reason, key, 6, True)
+
+
+_GROUPS: dict[Comparison, Callable[[Description, Results], ComparisonGroup | None]] = {
+    "bits": _bits,
+    "nll": _nll,
+    "elbo": _elbo,
+    "images": _images,
+    "samples": _samples,
+}

@@ -1,0 +1,74 @@
+"""What a number in results.json is: its name, how it is written, and what it may be compared with. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Results = Mapping[str, Any]  # the flat object of results.json
+
+DECLARATIONS = "metrics"  # key of results.json under which metrics from outside vaex are declared
+
+# The kinds of comparison; vaex.evaluation.comparison says which runs each of them puts together.
+Comparison = Literal["bits", "nll", "elbo", "images", "samples"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a run, declared once, beside the function that computes it.
+
+    Attributes:
+        key: its key in results.json, such as "test/mse".
+        title: the heading of its column.
+        unit: of the number; empty for a pure number.
+        digits: digits after the decimal point.
+        better: which direction is better; None where neither is.
+        comparable: which runs it may be compared between; None to compare it with nothing.
+        headline: whether the summary after training and the table of a sweep show it.
+        stderr_key: key of its standard error; None where none is estimated.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    digits: int = 3
+    better: Literal["lower", "higher"] | None = None
+    comparable: Comparison | None = "images"
+    headline: bool = False
+    stderr_key: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The last part of the key, as it appears in file names."""
+        return self.key.rpartition("/")[2]
+
+    def value(self, results: Results) -> float | None:
+        """The number of a run; None where it is missing or not finite."""
+        value = results.get(self.key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        return value
+
+    def text(self, value: float | None) -> str:
+        """The number with its digits; a dash where there is none."""
+        return "–" if value is None else f"{value:,.{self.digits}f}".replace("-", "−")
+
+
+def declaration(metrics: Iterable[Metric]) -> dict[str, dict[str, Any]]:
+    """The entry of results.json from which `declared` reads metrics back."""
+    return {metric.key: asdict(metric) for metric in metrics}
+
+
+def declared(runs: Iterable[Results]) -> list[Metric]:
+    """The metrics that results.json files declare themselves, each once."""
+    found: dict[str, Metric] = {}
+    for results in runs:
+        entries = results.get(DECLARATIONS)
+        for key, entry in entries.items() if isinstance(entries, dict) else ():
+            try:
+                found.setdefault(key, Metric(**entry))
+            except TypeError:  # written by another version, or by hand
+                continue
+    return list(found.values())
