@@ -1,7 +1,7 @@
 """Which runs' numbers mean the same thing, from what results.json says they describe. Imports no torch.
 
-Nothing is derived from names or configs here: `vaex train` and `vaex eval` write a `Description`, and tables and reports
-read it back.
+Nothing is derived from names or configs here: `vaex train` and `vaex eval` write a `Description`, which tables and
+reports read back.
 """
 
 from __future__ import annotations
