@@ -1,6 +1,7 @@
-"""The autoencoder: encoder, posterior q(z|x), prior N(0, I), decoder, likelihood p(x|z), and optionally a condition.
+"""The autoencoder: encoder, posterior q(z|x), prior N(0, I), decoder, likelihood p(x|z) and an optional condition.
 
-Encoder and decoder may run in bfloat16 while training; everything after them is float32, and evaluation is all float32.
+The encoder and the decoder may run in bfloat16 during training. Everything after them runs in float32, as does all of
+evaluation.
 """
 
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from vaex.likelihoods.base import Likelihood, PixelDistribution
 
 @dataclass(frozen=True)
 class Posterior:
-    """q(z|x) = N(mean, diag exp(log_var)): both [B, latent_dim], float32. A log_var of -inf is a point mass."""
+    """q(z|x) = N(mean, diag exp(log_var)), both [B, latent_dim] float32. A log_var of -inf is a point mass."""
 
     mean: Tensor
     log_var: Tensor
@@ -25,11 +26,11 @@ class Posterior:
         return torch.exp(0.5 * self.log_var)
 
     def at(self, noise: Tensor) -> Tensor:
-        """Reparametrised draws, of noise from N(0, 1) [samples, B, latent_dim]."""
+        """Reparametrized samples [samples, B, latent_dim] from noise of the same shape, drawn from N(0, 1)."""
         return self.mean + self.std * noise
 
     def rsample(self, samples: int) -> Tensor:
-        """Reparametrised draws, [samples, B, latent_dim]."""
+        """Reparametrized samples, [samples, B, latent_dim]."""
         return self.at(torch.randn(samples, *self.mean.shape, device=self.mean.device))
 
     def rate(self) -> Tensor:
@@ -38,25 +39,26 @@ class Posterior:
 
 
 def log_prior_over_posterior(z: Tensor, log_var: Tensor, standardized: Tensor) -> Tensor:
-    """log p(z) - log q(z|x), [K, B] nats, with z and `standardized` = (z - mean) / std [K, B, latent_dim].
+    """log p(z) - log q(z|x), [K, B] nats, for z and `standardized` = (z - mean) / std, both [K, B, latent_dim].
 
-    The two log 2π cancel.
+    The terms in log 2π cancel.
     """
     return 0.5 * (standardized.square() + log_var - z.square()).sum(-1)
 
 
 class Autoencoder(nn.Module):
-    """An encoder and a decoder around a latent z of `latent_dim` numbers.
+    """An encoder and a decoder around a latent vector z.
 
     Args:
-        encoder: (x [B, C, H, W], condition) -> [B, 2 · latent_dim]: the posterior's mean and log variance; or
-            [B, latent_dim] when `stochastic` is False: the code itself.
-        decoder: [N, latent_dim + classes] -> [N, likelihood's out_channels, H, W].
-        likelihood: makes a distribution over images of the decoder's output.
+        encoder: maps x [B, C, H, W] and the condition to the posterior's mean and log variance, [B, 2 · latent_dim]; or
+            to the code itself, [B, latent_dim], if `stochastic` is False.
+        decoder: maps [N, latent_dim + classes] to [N, out_channels of the likelihood, H, W].
+        likelihood: turns the decoder's output into a distribution over images.
         latent_dim: size of z.
-        classes: number of classes whose one-hot labels are joined to the encoder's input and to z; 0 for none.
-        stochastic: whether the encoder gives a distribution.
-        bf16: run encoder and decoder in bfloat16 in training mode.
+        classes: number of classes whose one-hot labels are concatenated to the encoder's input and to z; 0 for an
+            unconditional model.
+        stochastic: whether the encoder returns a distribution.
+        bf16: whether the encoder and the decoder run in bfloat16 in training mode.
     """
 
     def __init__(
@@ -77,11 +79,11 @@ class Autoencoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """The device of the parameters."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
-        """Images [B, C, H, W] in [0, 1], labels int64 [B] if conditional -> q(z|x)."""
+        """q(z|x) of images [B, C, H, W] in [0, 1], with labels int64 [B] if the model is conditional."""
         with self._precision(x.device):
             code = self.encoder(x, self._one_hot(labels)).float()
         if not self.stochastic:
@@ -90,9 +92,12 @@ class Autoencoder(nn.Module):
         return Posterior(mean, log_var)
 
     def decode(self, z: Tensor, labels: Tensor | None = None, x: Tensor | None = None) -> PixelDistribution:
-        """z [..., B, latent_dim], labels int64 [B] if conditional -> p(x|z) with batch shape [..., B].
+        """p(x|z) with batch shape [..., B].
 
-        `x` goes to the likelihood, for scales that are computed from the error.
+        Args:
+            z: [..., B, latent_dim].
+            labels: int64 [B], if the model is conditional.
+            x: the images, for a likelihood whose scale is computed from the error in training.
         """
         condition = self._one_hot(labels)
         if condition is not None:
@@ -104,12 +109,12 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The decoder's mean at the posterior's mean, [B, C, H, W]."""
+        """The mean of p(x|z) at the mean of q(z|x), [B, C, H, W]."""
         return self.decode(self.encode(x, labels).mean, labels, x).mean
 
     @torch.no_grad()
     def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
-        """The decoder's mean at `count` draws from the prior, [count, C, H, W]."""
+        """The mean of p(x|z) at `count` samples of z from the prior, [count, C, H, W]."""
         z = torch.randn(count, self.latent_dim, device=self.device)
         return self.decode(z, labels).mean
 
@@ -117,7 +122,7 @@ class Autoencoder(nn.Module):
         if not self.classes:
             return None
         if labels is None:
-            raise ValueError("this model is conditional: give labels, int64 [B]")
+            raise ValueError("this model is conditional: pass labels, int64 [B]")
         return F.one_hot(labels, self.classes).float()
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:

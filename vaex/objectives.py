@@ -1,4 +1,4 @@
-"""What is minimised. An objective takes a model and a batch and returns `Terms`. Nats per image."""
+"""Objectives: functions of a model and a batch that return the loss and its terms. Nats per image."""
 
 import math
 from dataclasses import dataclass
@@ -12,51 +12,87 @@ from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 
 @dataclass(frozen=True)
 class Batch:
-    x: Tensor  # [B, C, H, W] float32 in [0, 1]: what is scored
-    input: Tensor  # [B, C, H, W]: what the encoder sees; x itself unless corrupted
-    labels: Tensor  # [B] int64
-    first: int = 0  # of a part: place of these images in the whole batch
-    whole: int | None = None  # of a part: images in the whole batch
+    """Images on the device, or one process's part of them.
+
+    Attributes:
+        x: the images that are scored, [B, C, H, W] float32 in [0, 1].
+        input: what the encoder sees, [B, C, H, W]; x itself unless it is corrupted.
+        labels: [B] int64.
+        start: index of the first image within the whole batch.
+        whole_size: number of images in the whole batch; None if this is the whole batch.
+    """
+
+    x: Tensor
+    input: Tensor
+    labels: Tensor
+    start: int = 0
+    whole_size: int | None = None
 
     def part(self, number: int, parts: int) -> "Batch":
-        """One of as many equal parts, the images in order."""
+        """Part `number` of `parts` equal parts, with the images in order."""
         size = len(self.x) // parts
         rows = slice(number * size, (number + 1) * size)
         return Batch(self.x[rows], self.input[rows], self.labels[rows], rows.start, len(self.x))
 
     def noise(self, samples: int, latent_dim: int) -> Tensor:
-        """Draws from N(0, 1), [samples, B, latent_dim]. A part draws for the whole batch, and takes its own."""
-        drawn = torch.randn(samples, self.whole or len(self.x), latent_dim, device=self.x.device)
-        return drawn[:, self.first : self.first + len(self.x)]
+        """Samples from N(0, 1), [samples, B, latent_dim].
+
+        A part draws noise for the whole batch and keeps its own rows, so that the noise of an image does not depend on
+        the number of parts.
+        """
+        noise = torch.randn(samples, self.whole_size or len(self.x), latent_dim, device=self.x.device)
+        return noise[:, self.start : self.start + len(self.x)]
 
 
 @dataclass(frozen=True)
 class Terms:
-    loss: Tensor  # []: minimised
-    distortion: Tensor  # [B]: -E_q log p(x|z)
-    rate: Tensor | None  # [B, latent_dim]: KL(q(z|x) || p(z)) of each latent; None without a posterior
+    """What an objective returns for a batch of B images.
+
+    Attributes:
+        loss: the scalar that is minimized, [].
+        distortion: -E_q log p(x|z), [B].
+        rate: KL(q(z|x) || p(z)) of each latent, [B, latent_dim]; None without a posterior distribution.
+        posterior: q(z|x).
+        distribution: p(x|z), with batch shape [samples, B], or [B] without a posterior distribution.
+    """
+
+    loss: Tensor
+    distortion: Tensor
+    rate: Tensor | None
     posterior: Posterior
-    distribution: PixelDistribution  # p(x|z), batch shape [samples, B]
+    distribution: PixelDistribution
 
 
 class Objective(nn.Module):
-    """Base of all objectives.
+    """Base class of objectives.
 
     Attributes:
-        stochastic: whether the encoder must give a distribution.
-        samples: draws of z for each image.
+        stochastic: whether the encoder must return a distribution.
+        samples: number of samples of z for each image.
+        weighs_samples: whether samples of z are weighted by p(x|z), which then may not be computed from x itself.
+        linear_in_batch: whether the loss of a batch is the mean of the losses of its equal parts.
+        beta: weight of the rate, []; None for an objective without such a weight.
     """
 
     stochastic: bool
     samples: int = 1
+    weighs_samples: bool = False
+    linear_in_batch: bool = True
+    beta: Tensor | None = None
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
-        """`step`: taken so far, []. None: with everything warmed up, as in evaluation."""
+        """The terms of a batch.
+
+        Args:
+            model: on the batch's device.
+            batch: B images.
+            step: number of optimizer steps taken so far, []; None to evaluate with every warm-up completed.
+        """
         raise NotImplementedError
 
 
 class AE(Objective):
-    """Deterministic autoencoder under any likelihood: the distortion of the code."""
+    """Deterministic autoencoder: the loss is the distortion of the code, under any likelihood."""
 
     stochastic = False
 
@@ -72,12 +108,13 @@ class VAE(Objective):
 
     Args:
         beta: weight of the rate.
-        samples: Monte Carlo draws of z for each image.
-        warmup: steps over which beta grows linearly from 0; 0 for none.
-        free_bits: nats below which a latent's mean rate costs nothing more. Kingma et al. 2016, eq. 15.
+        samples: number of Monte Carlo samples of z for each image.
+        warmup: number of steps over which beta grows linearly from 0; 0 for no warm-up.
+        free_bits: rate of each latent in nats, averaged over the batch, up to which it is not penalized. Kingma et al.
+            2016, eq. 15.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: if a value is out of range.
     """
 
     stochastic = True
@@ -92,9 +129,10 @@ class VAE(Objective):
             raise ValueError(f"objective.free_bits={free_bits}: must be a finite number >= 0, in nats for each latent")
         self.register_buffer("beta", torch.tensor(beta), persistent=False)
         self.warmup, self.free_bits = warmup, free_bits
+        self.linear_in_batch = free_bits == 0  # free bits clamp the mean rate of the whole batch
 
     def loss(self, distortion: Tensor, rate: Tensor, step: Tensor | None = None) -> Tensor:
-        """Mean distortion [] and mean rate of each latent [latent_dim] -> []."""
+        """The loss [] of a mean distortion [] and the mean rate of each latent [latent_dim]."""
         beta = self.beta
         if self.warmup and step is not None:
             beta = beta * (step / self.warmup).clamp(max=1)
@@ -114,21 +152,23 @@ class VAE(Objective):
 class IWAE(Objective):
     """-log (1/K) Σ_k w_k with w_k = p(x|z_k) p(z_k) / q(z_k|x). Burda et al. 2016, eq. 8.
 
-    The gradient is that of the bound through the reparametrised z; or, for the encoder, the doubly reparametrised one,
-    Tucker et al. 2019, eq. 8: Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ with w̃ the normalised weights, q's density held fixed. The
-    two have one expectation; the second costs another pass through the decoder.
+    The gradient is that of the bound, through the reparametrized z. With `doubly_reparametrized` the encoder's gradient
+    is Tucker et al. 2019, eq. 8: Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ, where w̃ are the normalized weights and the density of
+    q is held fixed. Both have the same expectation; the second costs another pass through the decoder.
 
-    The terms' distortion is the mean over the draws, so that their ELBO is the model's, as an objective=vae reports it.
+    The distortion in the terms is the mean over samples, so that the ELBO of the terms is the model's ELBO, as
+    objective=vae reports it.
 
     Args:
-        samples: K, draws of z for each image.
-        doubly_reparametrized: which gradient.
+        samples: K, the number of samples of z for each image.
+        doubly_reparametrized: whether to use the doubly reparametrized gradient.
 
     Raises:
-        ValueError: samples < 1.
+        ValueError: if samples < 1.
     """
 
     stochastic = True
+    weighs_samples = True
 
     def __init__(self, *, samples: int, doubly_reparametrized: bool) -> None:
         super().__init__()
@@ -143,9 +183,11 @@ class IWAE(Objective):
             with torch.no_grad():
                 log_likelihood = model.decode(z, batch.labels, batch.x).log_prob(batch.x)
                 weights = torch.softmax(log_likelihood + log_prior_over_posterior(z, log_var, noise), dim=0)
-            z = z.detach() + weights[..., None] * (z - z.detach())  # z itself, its gradient times w̃
+            z = z.detach() + weights[..., None] * (z - z.detach())  # the value of z, with its gradient times w̃
             log_var = log_var.detach()
-            standardized = noise + (z - z.detach()) / posterior.std.detach()  # the noise, as a function of z alone
+            standardized = (
+                noise + (z - z.detach()) / posterior.std.detach()
+            )  # equal to the noise, as a function of z alone
         distribution = model.decode(z, batch.labels, batch.x)
         log_likelihood = distribution.log_prob(batch.x)
         log_weights = log_likelihood + log_prior_over_posterior(z, log_var, standardized)  # [K, B]
