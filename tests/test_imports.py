@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vaex"
 
 # Each layer may import those before it, and itself.
-FREE = ["errors", "config", "runs"]
+FREE = ["errors", "text_table", "config", "runs"]
 LAYERS = """data architectures likelihoods latents model objectives experiment
 evaluation figures report training build cost train sweeps commands cli""".split()
 ALONE = ("data", "architectures", "likelihoods")

@@ -1,0 +1,53 @@
+"""Tables in plain text, for the terminal."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+SHORTEST = 8  # characters that a shortened column has at least
+
+
+def text_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str | None]],
+    *,
+    left: Collection[int],
+    width: int = 120,
+    shorten: int | None = None,
+    indent: str = "  ",
+    gap: int = 1,
+    missing: str = "–",
+    drop_empty: bool = False,
+) -> list[str]:
+    """Align rows of cells in columns.
+
+    Args:
+        rows: one cell for each column. None, and a cell that equals `missing`, is shown as `missing`. A row without
+            any cells is drawn as a horizontal rule.
+        left: indices of the columns that are aligned to the left; numbers are aligned to the right.
+        width: characters that a line may take, with its indent.
+        shorten: index of the column whose cells lose their beginning (`…end`) where the table would be wider.
+        gap: spaces between columns.
+        drop_empty: leave out columns after the first in which every cell is missing.
+    Returns:
+        The lines, the header first, without spaces at their ends.
+    """
+    table = [[missing if cell is None else cell for cell in row] for row in (header, *rows)]
+    filled = [row for row in table[1:] if row]
+    columns = [n for n in range(len(header)) if not (drop_empty and n) or any(row[n] != missing for row in filled)]
+    widths = {n: max(len(row[n]) for row in table if row) for n in columns}
+    total = sum(widths.values()) + gap * (len(columns) - 1)
+    if shorten in widths:
+        room = max(SHORTEST, widths[shorten] - (len(indent) + total - width))
+        total -= max(0, widths[shorten] - room)
+        widths[shorten] = min(widths[shorten], room)
+
+    def aligned(row: list[str], n: int) -> str:
+        cell = end_of(row[n], widths[n])
+        return cell.ljust(widths[n]) if n in left else cell.rjust(widths[n])
+
+    lines = [(" " * gap).join(aligned(row, n) for n in columns) if row else "─" * total for row in table]
+    return [(indent + line).rstrip() for line in lines]
+
+
+def end_of(text: str, width: int) -> str:
+    """The text in at most `width` characters: a longer one loses its beginning, since paths differ at their ends."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
