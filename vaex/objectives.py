@@ -78,7 +78,11 @@ class Objective(nn.Module):
     samples: int = 1
     weighs_samples: bool = False
     linear_in_batch: bool = True
-    beta: Tensor | None = None
+    beta: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("beta", None, persistent=False)
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         """The terms of a batch.
@@ -185,9 +189,7 @@ class IWAE(Objective):
                 weights = torch.softmax(log_likelihood + log_prior_over_posterior(z, log_var, noise), dim=0)
             z = z.detach() + weights[..., None] * (z - z.detach())  # the value of z, with its gradient times w̃
             log_var = log_var.detach()
-            standardized = (
-                noise + (z - z.detach()) / posterior.std.detach()
-            )  # equal to the noise, as a function of z alone
+            standardized = noise + (z - z.detach()) / posterior.std.detach()  # the noise, from z alone
         distribution = model.decode(z, batch.labels, batch.x)
         log_likelihood = distribution.log_prob(batch.x)
         log_weights = log_likelihood + log_prior_over_posterior(z, log_var, standardized)  # [K, B]
