@@ -1,4 +1,4 @@
-"""A run's folder: claimed once, with its config, its status and its results. Imports no torch."""
+"""The folder of one run: its lock, config, status and results. Imports no torch."""
 
 import fcntl
 import json
@@ -16,79 +16,74 @@ from omegaconf import OmegaConf
 
 from vaex.config.schema import Config, config_dir
 from vaex.errors import UserError
-from vaex.runs.writing import TEMPORARY, Writing, replace_file
+from vaex.runs.writing import TEMPORARY, WritePolicy, replace_file
 
-CONFIG, STATUS, RESULTS, METRICS, WEIGHTS = (
-    "config.yaml",
-    "status.json",
-    "results.json",
-    "metrics.jsonl",
-    "model.safetensors",
-)
-LOG = "vaex.log"  # Hydra's name for it: hydra.job.name
+CONFIG, STATUS, RESULTS = "config.yaml", "status.json", "results.json"
+METRICS, WEIGHTS = "metrics.jsonl", "model.safetensors"
+LOG = "vaex.log"  # named by Hydra, after hydra.job.name
 
 log = logging.getLogger("vaex")
 
 
 class RunFolder:
-    """The folder of one run. Create with `claim` or `reopen`.
+    """The folder of one run. `claim` makes a new one; `reopen` opens an existing run.
 
     Args:
-        path: of the folder.
-        written: else another process of the run writes it, and this one's writes are left out.
+        path: the folder.
+        written: whether this process writes its files; False in every process of a distributed run but the first.
     """
 
     def __init__(self, path: Path, *, written: bool = True) -> None:
         self.path, self.written = path, written
-        self._lock: int | None = None  # a descriptor of the folder, while other processes are kept off
+        self._lock: int | None = None  # a descriptor of the folder, while this process holds the lock
 
     @classmethod
     def claim(cls, path: Path) -> "RunFolder":
-        """Make `path` this run's own, and keep other processes off it until `alone` ends.
+        """Make `path` the folder of a new run, and keep other processes out of it until `lock` is left.
 
         Raises:
-            UserError: another run has it, or it can't be written.
+            UserError: the folder belongs to another run, or can't be written.
         """
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            free = folder._locked()
-            try:
-                if free:
-                    with open(path / STATUS, "x") as file:  # without locks, two runs can't both succeed in this
-                        file.write('{"status": "running"}\n')
-            except FileExistsError:
-                free = folder._came_to_nothing()
+            claimed = folder._try_lock() and (folder._create_status() or folder._holds_no_work())
         except OSError as error:
-            raise UserError(
-                f"hydra.run.dir={path}: can't be written ({error.strerror}); give another folder"
-            ) from error
-        if not free:
+            raise UserError(f"hydra.run.dir={path}: can't be written ({error.strerror}); use another folder") from error
+        if not claimed:
             folder._unlock()
             raise UserError(
-                f"hydra.run.dir={path}: taken by another run; give a new folder, or go on with that run: resume={path}"
+                f"hydra.run.dir={path}: taken by another run; use a new folder, or continue that run with resume={path}"
             )
         return folder
 
-    def _came_to_nothing(self) -> bool:
-        """Whether a run ended here before it had anything to lose, as for a path that was mistyped."""
+    @classmethod
+    def reopen(cls, path: Path) -> "RunFolder":
+        """Raises UserError if `path` holds no run."""
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{path}: contains no {CONFIG}; give a run folder, as printed by `vaex train`")
+        return cls(path)
+
+    def _create_status(self) -> bool:
+        """Create status.json. Returns False if it exists: on a file system without locks only one run can create it."""
+        try:
+            with open(self.path / STATUS, "x") as file:
+                file.write('{"status": "running"}\n')
+        except FileExistsError:
+            return False
+        return True
+
+    def _holds_no_work(self) -> bool:
+        """Whether the run in this folder ended before it produced anything, for example because of a mistyped path."""
         try:
             status = self.read_status()["status"]
         except (UserError, KeyError):
             return False
-        made = ("checkpoints", "figures", RESULTS, WEIGHTS)
         ended = status in ("failed", "interrupted") or (status == "running" and not (self.path / CONFIG).exists())
-        return ended and not any((self.path / name).exists() for name in made)
+        return ended and not any((self.path / name).exists() for name in ("checkpoints", "figures", RESULTS, WEIGHTS))
 
-    @classmethod
-    def reopen(cls, path: Path) -> "RunFolder":
-        """Raises UserError when there is no run at `path`."""
-        if not (path / CONFIG).is_file():
-            raise UserError(f"{path}: no {CONFIG} there; give the folder of a run, as `vaex train` printed it")
-        return cls(path)
-
-    def _locked(self) -> bool:
-        """Take the lock, which the system takes back from a process that ends. Whether nobody else has it."""
+    def _try_lock(self) -> bool:
+        """Returns False if another process holds the lock. The system releases a lock when its process ends."""
         if self._lock is not None:
             return True
         descriptor = os.open(self.path, os.O_RDONLY)
@@ -98,7 +93,7 @@ class RunFolder:
             os.close(descriptor)
             return False
         except OSError:
-            log.debug(f"{self.path}: is on a file system without locks")
+            log.debug(f"{self.path}: the file system has no locks")
         self._lock = descriptor
         return True
 
@@ -108,35 +103,35 @@ class RunFolder:
             self._lock = None
 
     @contextmanager
-    def alone(self, wait: float = 0) -> Iterator[None]:
-        """Keep other processes off this run, and remove what one that was killed left half-written.
+    def lock(self, wait: float = 0) -> Iterator[None]:
+        """Keep other processes out of this run, and remove the half-written files of a process that was killed.
 
         Args:
-            wait: seconds within which another process may still end its work on the run.
+            wait: seconds to wait for another process to finish its work on the run.
 
         Raises:
-            UserError: another process is at work on the run.
+            UserError: another process is still at work on the run.
         """
         if not self.written:
             yield
             return
-        until = time.monotonic() + wait
-        while not self._locked():
-            if time.monotonic() > until:
+        deadline = time.monotonic() + wait
+        while not self._try_lock():
+            if time.monotonic() > deadline:
                 raise UserError(
-                    f"resume={self.path}: another process is at work on this run; wait for it, or end it first"
+                    f"resume={self.path}: another process is at work on this run; wait until it ends, or stop it"
                 )
             time.sleep(0.2)
         try:
-            for left in self.path.rglob(f"*{TEMPORARY}"):
-                with Writing(self.path).of("temporary file", left):
-                    left.unlink()
+            for path in self.path.rglob(f"*{TEMPORARY}"):
+                with WritePolicy(self.path).guard("temporary file", path):
+                    path.unlink()
             yield
         finally:
             self._unlock()
 
     def clear(self) -> None:
-        """Remove what a run left here, but for its log."""
+        """Remove everything that a run wrote here except its log."""
         for path in self.path.iterdir():
             if path.name in ("checkpoints", "figures"):
                 shutil.rmtree(path)
@@ -144,7 +139,7 @@ class RunFolder:
                 path.unlink()
 
     def discard(self) -> None:
-        """Of a run that was refused before it began: leave nothing behind, but for what others put there."""
+        """Remove the folder of a run that was refused before it started, unless it holds files of others."""
         if (self.path / CONFIG).exists():
             return
         with suppress(OSError):
@@ -154,62 +149,54 @@ class RunFolder:
             self.path.rmdir()
 
     def write_config(self, config: Config, recorded: dict[str, Any]) -> None:
-        """The resolved config, and under `recorded` what it ran with."""
+        """Write the resolved config, with the facts in `recorded` (versions, choices, overrides) under that key."""
         content = asdict(config) | {"recorded": recorded}
-        for of_the_command in ("resume", "sweep"):
-            content.pop(of_the_command)
+        for argument in ("resume", "sweep"):  # belong to one command, not to the run
+            content.pop(argument)
         self.write(CONFIG, OmegaConf.to_yaml(OmegaConf.create(content)).encode())
 
     def read_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The config as plain containers, and what was recorded with it.
+        """The config as plain containers, and the facts recorded with it.
 
-        A value that the vaex of the run didn't have yet is today's default.
+        A value that the run's version of vaex did not have yet takes today's default.
 
         Raises:
             UserError: the file is damaged or can't be read.
         """
-        defaults = OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml"))
-        assert isinstance(defaults, dict)
-        for not_a_value in ("defaults", "hydra"):
-            defaults.pop(not_a_value)
+        defaults = _mapping(OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml")))
+        for entry in ("defaults", "hydra"):  # instructions for Hydra, not values
+            defaults.pop(entry)
         path = self.path / CONFIG
         try:
-            saved = OmegaConf.to_container(OmegaConf.load(path))
-            assert isinstance(saved, dict)
-            recorded = saved.pop("recorded")
-            assert isinstance(recorded, dict)
-            if "${" in str(saved):  # which to merge would resolve, as ${oc.env:SECRET} into a file
+            saved = _mapping(OmegaConf.to_container(OmegaConf.load(path)))
+            recorded = _mapping(saved.pop("recorded"))
+            if "${" in str(saved):  # merging would resolve it, and ${oc.env:SECRET} would end up in a file
                 raise ValueError("it holds an interpolation, ${…}, and a run writes values")
-            content = OmegaConf.to_container(OmegaConf.merge(defaults, saved))
-            assert isinstance(content, dict)
+            content = _mapping(OmegaConf.to_container(OmegaConf.merge(defaults, saved)))
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror})") from error
-        except Exception as error:  # of YAML, of OmegaConf or ours, by what the damage is
-            reason = (str(error) or "no mapping").splitlines()[0]
+        except Exception as error:  # raised by YAML, by OmegaConf or here, depending on the damage
+            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{path}: damaged ({reason}); put a copy back: each checkpoint holds the values, under config"
+                f"{path}: damaged ({reason}); restore it from a copy: each checkpoint holds the values under config"
             ) from error
-        return {str(key): value for key, value in content.items()} | {"resume": None}, recorded
+        return content | {"resume": None}, recorded
 
     def read_results(self) -> dict[str, Any]:
-        """The numbers in results.json, none where there is no such file. Raises UserError when it is damaged."""
+        """The numbers in results.json; empty if the file does not exist. Raises UserError if it is damaged."""
         if not (self.path / RESULTS).exists():
             return {}
-        return self._read_json(RESULTS, "remove it, and vaex eval measures the test numbers anew")
+        return self._read_json(RESULTS, "remove it, and vaex eval measures the test metrics again")
 
     def read_status(self) -> dict[str, Any]:
-        """What status.json says. Raises UserError when there is none, or it is damaged."""
-        return self._read_json(STATUS, f"resume={self.path} goes on with the run, and writes it anew")
+        """The content of status.json. Raises UserError if the file does not exist or is damaged."""
+        return self._read_json(STATUS, f"resume={self.path} continues the run and writes the file again")
 
     def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
         try:
-            content = json.loads((self.path / name).read_text())
-            if isinstance(content, dict):
-                return content
-            reason = "no object"
+            return _mapping(json.loads((self.path / name).read_text()))
         except (OSError, ValueError) as error:
-            reason = str(error)
-        raise UserError(f"{self.path / name}: damaged ({reason}); {remedy}")
+            raise UserError(f"{self.path / name}: damaged ({error}); {remedy}") from error
 
     def set_status(self, status: str, **details: object) -> None:
         """status: running | completed | failed | interrupted."""
@@ -219,9 +206,15 @@ class RunFolder:
         self.write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def write(self, name: str, content: bytes) -> None:
-        """Whole or not at all. Raises WriteFailed."""
+        """Replace the file's content, whole or not at all. Raises WriteFailed."""
         if not self.written:
             return
         path = self.path / name
-        with Writing(self.path).of("file", path):
+        with WritePolicy(self.path).guard("file", path):
             replace_file(path, content)
+
+
+def _mapping(content: object) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError("no mapping")
+    return {str(key): value for key, value in content.items()}

@@ -1,4 +1,4 @@
-"""What a run records of where it comes from: versions, the git revision and the command."""
+"""What a run records about its origin: package versions, git revision and command line."""
 
 import platform
 import subprocess
@@ -11,13 +11,13 @@ from vaex.config.schema import config_dir
 
 
 def versions() -> dict[str, str]:
-    """Of vaex, Python and the packages that make the numbers."""
+    """Versions of vaex, Python and the packages that can change numbers."""
     packages = {name: version(name) for name in ("torch", "torchvision", "hydra-core", "omegaconf", "numpy")}
     return {"vaex": __version__, "python": platform.python_version(), **packages}
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, and the git revision when vaex runs from a checkout."""
+    """`versions`, the command, and the git revision if vaex runs from a checkout."""
     return versions() | {"git_revision": _git_revision(), "command": ["vaex", "train", *sys.argv[1:]]}
 
 
@@ -25,13 +25,9 @@ def _git_revision() -> str | None:
     checkout = config_dir().parent
     if not (checkout / ".git").exists():
         return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        described = subprocess.run(
-            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
+        revision = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return described.stdout.strip() or None
+    return revision.strip() or None

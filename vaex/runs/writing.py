@@ -1,4 +1,4 @@
-"""Writing the files of a run: whole or not at all, with one policy for files that can't be written."""
+"""Writing the files of a run: each whole or not at all, with one policy for files that can't be written."""
 
 import errno
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vaex.errors import UserError
 
-TEMPORARY = ".vaex-tmp"  # at the end of the name of a file that is being written
+TEMPORARY = ".vaex-tmp"  # suffix of a file that is being written
 
 log = logging.getLogger("vaex")
 
@@ -18,12 +18,13 @@ class WriteFailed(UserError):
     """A file of the run can't be written."""
 
 
-class Writing:
-    """What happens when a file of the run can't be written: the run ends with one line, or goes on with a warning.
+class WritePolicy:
+    """What happens when a file of the run can't be written: the run stops with one line, or continues with a warning.
 
     Args:
-        folder: of the run.
-        stop: else the run goes on, and each kind of file is warned of once, until it can be written again.
+        folder: the run folder.
+        stop: whether a failed write stops the run. If not, each kind of file is warned about once, until it can be
+            written again.
     """
 
     REMEDIES: dict[int | None, str] = {
@@ -37,35 +38,41 @@ class Writing:
 
     def __init__(self, folder: Path, *, stop: bool = True) -> None:
         self.folder, self.stop = folder, stop
-        self._failing: dict[str, int | None] = {}
+        self._failures: dict[str, int | None] = {}  # kind of file -> errno of its last failed write
 
     @contextmanager
-    def of(self, what: str, path: Path, *, must: bool = False) -> Iterator[None]:
-        """Around writing a kind of file. Raises WriteFailed if the run is to stop then, or this one `must` be."""
+    def guard(self, kind: str, path: Path, *, required: bool = False) -> Iterator[None]:
+        """Apply the policy to the code in the `with` block, which writes `path`, a file of this kind.
+
+        Raises:
+            WriteFailed: the write failed, and the policy is to stop or this file is `required`.
+        """
         try:
             yield
         except OSError as error:
             if os.path.isdir(self.folder):
                 reason = os.strerror(error.errno) if error.errno else str(error)
-                problem = f"{what} {path}: can't be written ({reason}); {self.REMEDIES.get(error.errno, 'mend that')}"
-                then = f", then go on: vaex train resume={self.folder}"
+                remedy = self.REMEDIES.get(error.errno, "fix the cause")
+                problem = f"{kind} {path}: can't be written ({reason}); {remedy}"
+                next_step = f", then continue with vaex train resume={self.folder}"
             else:
-                problem = f"{self.folder}: is gone"
-                then = ", and what the run had saved with it; start the run anew"
-            if self.stop or must:
-                raise WriteFailed(problem + then) from error
-            if self._failing.get(what, 0) != error.errno:
-                log.warning(f"{problem}. Going on; the next save tries again")
-            self._failing[what] = error.errno
+                problem = f"{self.folder}: no longer exists"
+                next_step = ", so everything that the run saved is lost; start the run again"
+            if self.stop or required:
+                raise WriteFailed(problem + next_step) from error
+            if self._failures.get(kind, 0) != error.errno:
+                log.warning(f"{problem}. The run continues, and the next save tries again")
+            self._failures[kind] = error.errno
         else:
-            if self._failing.pop(what, 0):
-                log.info(f"{what} {path}: written again")
+            if self._failures.pop(kind, 0):
+                log.info(f"{kind} {path}: can be written again")
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Write so that at any moment, also of a crash, `path` holds either the old content or the new, whole.
+    """Replace the content of a file atomically: even after a crash, `path` holds either the old content or the new.
 
-    Raises OSError, and leaves the old content.
+    Raises:
+        OSError: the file can't be written; the old content is still there.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
@@ -78,7 +85,7 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name is on the disk once the folder is, too
     try:
         os.fsync(folder)
     finally:
