@@ -19,7 +19,7 @@ import vaex as package
 from vaex import cli
 from vaex.config.create import create
 from vaex.config.errors import check_arguments
-from vaex.config.targets import find, trusting
+from vaex.config.targets import find, trust
 from vaex.data import cifar10
 from vaex.data.image_folder import image_folder
 from vaex.data.published import PublishedFile
@@ -139,7 +139,7 @@ class TestWhereCodeMayBe:
 
     def test_a_file_in_the_current_folder_is_not_imported_for_that(self) -> None:
         Path("stray1.py").write_text(self.PART)
-        with pytest.raises(UserError, match="stray1 is there only by being in the current folder.*PYTHONPATH="):
+        with pytest.raises(UserError, match="stray1 was found only in the current folder.*PYTHONPATH="):
             find("likelihood._target_", "stray1.Part")
         assert not Path("imported").exists()
 
@@ -179,7 +179,7 @@ class TestWhereCodeMayBe:
         (tmp_path / "given" / "dataset").mkdir(parents=True)
         yaml = "a: {_target_: own3.function}\nb: [{'_target_': 'own3.os.system'}]\n# _target_: own3.torch.load\n"
         (tmp_path / "given" / "dataset" / "own.yaml").write_text(yaml)
-        with trusting([tmp_path / "given"]):
+        with trust([tmp_path / "given"]):
             assert find("dataset.source._target_", "own3.function").__name__ == "function"
             for name, part in (("own3.os.system", "Python's own library"), ("own3.torch.load", "VAEX_TRUST=own3")):
                 with pytest.raises(UserError, match=part):
@@ -225,7 +225,7 @@ def test_a_foreign_run_calls_nothing(run: Path, refusals: Callable[[Path], Itera
     hostile = f"_target_: shutil.copyfile\n    src: {run}/a\n    dst: {run}/b"
     edit(run, "_target_: vaex.architectures.mlp.Encoder", hostile)
     for error in refusals(run):
-        assert "architecture.encoder._target_=shutil.copyfile: is of Python's own library" in error
+        assert "architecture.encoder._target_=shutil.copyfile: is part of Python's own library" in error
     assert not (run / "b").exists()
 
 

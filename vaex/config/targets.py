@@ -1,12 +1,13 @@
-"""What a `_target_` may name: a config that comes from somebody else must run no code but a model's own.
+"""Which classes and functions a `_target_` may name, so that a config from somebody else runs no code but a model's.
 
-1. It may name what a `_target_` in vaex's own conf names, or in a folder that this command was given by --config-dir or
+1. Allowed: every `_target_` in vaex's own conf, or in a folder given to this command by --config-dir or
    hydra.searchpath.
-2. It may name a class derived from torch.nn.Module, torch.optim.Optimizer or a class of vaex's that is found in vaex,
+2. Allowed: classes derived from torch.nn.Module, torch.optim.Optimizer or a class of vaex, if they are in vaex, in
    torch.nn or torch.optim, in an installed package that requires vaex, or in a folder on PYTHONPATH.
-3. Anything else is refused, before it is imported where its place tells, unless VAEX_TRUST=package,… names its package.
+3. Everything else is refused, before its module is imported if the module's location already rules it out, unless
+   VAEX_TRUST=package,… names its package.
 
-Nothing of Python's own library is ever a target.
+Python's own library is always refused.
 """
 
 import importlib
@@ -30,21 +31,21 @@ from hydra.conf import ConfigSourceInfo
 from vaex.config.schema import config_dir
 from vaex.errors import UserError
 
-_given: ContextVar[tuple[Path, ...]] = ContextVar("_given", default=())  # folders of YAML files
+_trusted_folders: ContextVar[tuple[Path, ...]] = ContextVar("_trusted_folders", default=())  # of YAML files
 
 
 @contextmanager
-def trusting(folders: Iterable[Path]) -> Iterator[None]:
-    """While this lasts, a `_target_` may name what those in the YAML files of these folders do."""
-    before = _given.set(tuple(folders))
+def trust(folders: Iterable[Path]) -> Iterator[None]:
+    """Within this context a `_target_` may also name what the YAML files in these folders name."""
+    before = _trusted_folders.set(tuple(folders))
     try:
         yield
     finally:
-        _given.reset(before)
+        _trusted_folders.reset(before)
 
 
 def config_folders(sources: Iterable[ConfigSourceInfo]) -> Iterator[Path]:
-    """The folders that a command's config came from, by Hydra's own account of them."""
+    """The folders from which Hydra composed this command's config."""
     for source in sources:
         if source.schema == "file":
             yield Path(source.path)
@@ -53,50 +54,54 @@ def config_folders(sources: Iterable[ConfigSourceInfo]) -> Iterator[Path]:
 
 
 def find(key: str, name: object) -> Callable[..., Any]:
-    """What the `_target_` at `key` names, imported.
+    """Import the class or function that the `_target_` at `key` names.
 
     Raises:
-        UserError: it may not be named, or there is no such thing. An error in the module itself stays what it is.
+        UserError: the target is not allowed, or does not exist. An error inside the imported module propagates.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
         raise UserError(f"{key}={name}: must be the dotted name of a class or function: package.module.Class")
-    package = name.partition(".")[0]
-    pythons_own = f"{key}={name}: is of Python's own library, which makes no part of a run; name a package's class"
-    if package in sys.stdlib_module_names or "__" in name:
-        raise UserError(pythons_own)
-    named = name in _vaex_names() or any(name in _names_in(folder) for folder in _given.get())
+    standard_library = f"{key}={name}: is part of Python's own library; name a class of a package"
+    if _package(name) in sys.stdlib_module_names or "__" in name:
+        raise UserError(standard_library)
+    in_config = name in _names_in_vaex() or any(name in _names_in(folder) for folder in _trusted_folders.get())
     trusted = _is_trusted(name)
-    if not (named or trusted):
-        _check_place(key, name)
-    target = _imported(key, name)
+    if not (in_config or trusted):
+        _check_location(key, name)
+    target = _import(key, name)
     if not callable(target):
         raise UserError(f"{key}={name}: is a {type(target).__name__}, not a class or function")
+    # The module that defines the target: mypackage.os.system is defined in os.
     home = str(target.__module__) if inspect.isclass(target) or inspect.isroutine(target) else ""
-    if home.partition(".")[0] in sys.stdlib_module_names:  # mypackage.os.system
-        raise UserError(pythons_own)
-    if not (named or trusted and _is_trusted(f"{home}.") or _is_a_part(target)):
+    if _package(home) in sys.stdlib_module_names:
+        raise UserError(standard_library)
+    if not (in_config or trusted and _is_trusted(f"{home}.") or _is_component(target)):
         raise UserError(_refusal(key, name))
     return target
 
 
+def _package(name: str) -> str:
+    return name.partition(".")[0]
+
+
 def _refusal(key: str, name: str) -> str:
-    package = name.partition(".")[0]
+    package = _package(name)
     remedy = "" if package in ("vaex", "torch") else f"; if you trust it, set VAEX_TRUST={package}"
     return (
-        f"{key}={name}: not run, because it is neither named by vaex's configs or a --config-dir of this command, nor "
-        f"a class for vaex derived from torch.nn.Module, torch.optim.Optimizer or vaex's own{remedy}"
+        f"{key}={name}: not run, because neither vaex's configs nor a --config-dir of this command name it, and it is "
+        f"not a class for vaex derived from torch.nn.Module, torch.optim.Optimizer or a class of vaex{remedy}"
     )
 
 
 @cache
-def _vaex_names() -> frozenset[str]:
+def _names_in_vaex() -> frozenset[str]:
     return frozenset(_names_in(config_dir()))
 
 
 def _names_in(folder: Path) -> set[str]:
-    """Every `_target_` in a folder's YAML files but those of plugins, which Hydra makes and no run is made of."""
-    files = (path for path in folder.rglob("*.yaml") if path.relative_to(folder).parts[0] != "hydra")
-    lines = (line.partition("#")[0] for path in files for line in path.read_text().splitlines())
+    """Every `_target_` in a folder's YAML files, except those of Hydra's plugins, which are no part of a run."""
+    paths = (path for path in folder.rglob("*.yaml") if path.relative_to(folder).parts[0] != "hydra")
+    lines = (line.partition("#")[0] for path in paths for line in path.read_text().splitlines())
     return {name for line in lines for name in re.findall(r"\b_target_['\"]?\s*:\s*['\"]?([\w.]+)", line)}
 
 
@@ -105,59 +110,61 @@ def _is_trusted(name: str) -> bool:
     return any(name.startswith(f"{package}.") for package in packages if package)
 
 
-def _is_a_part(target: object) -> bool:
-    """Whether it is a class of a kind that runs are made of."""
+def _is_component(target: object) -> bool:
+    """Whether the target is a class derived from torch.nn.Module, torch.optim.Optimizer or a class of vaex."""
     return inspect.isclass(target) and any(
         base in (torch.nn.Module, torch.optim.Optimizer) or base.__module__.startswith("vaex.")
         for base in target.__mro__[1:]
     )
 
 
-def _check_place(key: str, name: str) -> None:
-    """Raises UserError where code for vaex can't be, since to import a module is to run it."""
-    package = name.partition(".")[0]
+def _check_location(key: str, name: str) -> None:
+    """Raises UserError if the package lies where no code for vaex belongs, because importing a module runs it."""
+    package = _package(name)
     if package == "vaex" or name.startswith(("torch.nn.", "torch.optim.")):
         return
     spec = find_spec(package)
     if spec is None:
         raise UserError(_no_module(key, name, package))
-    place = Path(next(iter(spec.submodule_search_locations or ()), spec.origin or "")).parent.resolve()
-    if {"site-packages", "dist-packages"} & set(place.parts):
-        needs = [need for found in packages_distributions().get(package, []) for need in requires(found) or []]
-        if not any(re.match(r"vaex[-_.]autoencoders(?![-\w.])", need, re.IGNORECASE) for need in needs):
+    folder = Path(next(iter(spec.submodule_search_locations or ()), spec.origin or "")).parent.resolve()
+    if {"site-packages", "dist-packages"} & set(folder.parts):
+        distributions = packages_distributions().get(package, [])
+        requirements = [line for distribution in distributions for line in requires(distribution) or []]
+        if not any(re.match(r"vaex[-_.]autoencoders(?![-\w.])", line, re.IGNORECASE) for line in requirements):
             raise UserError(_refusal(key, name))
-    elif place == Path.cwd() and package not in sys.modules and place not in (Path(p).resolve() for p in sys.path[1:]):
+    elif folder == Path.cwd() and package not in sys.modules and folder not in map(_resolve, sys.path[1:]):
         raise UserError(
-            f"{key}={name}: not run, because {package} is there only by being in the current folder; if you trust it, "
-            f"set PYTHONPATH={place}"
+            f"{key}={name}: not run, because {package} was found only in the current folder; if you trust it, "
+            f"set PYTHONPATH={folder}"
         )
 
 
-def _imported(key: str, name: str) -> object:
-    """An attribute, or a module where there is none, part by part."""
+def _resolve(path: str) -> Path:
+    return Path(path).resolve()
+
+
+def _import(key: str, name: str) -> object:
+    """Import part by part: each is an attribute of the object before it, or else a module inside that package."""
     path, *parts = name.split(".")
-    found = _module(key, name, path)
+    target = _module(key, name, path)
     for part in parts:
-        path = f"{path}.{part}"
-        if hasattr(found, part):
-            found = getattr(found, part)
-        elif hasattr(found, "__path__"):
-            found = _module(key, name, path)
+        parent, path = path, f"{path}.{part}"
+        if hasattr(target, part):
+            target = getattr(target, part)
+        elif hasattr(target, "__path__"):
+            target = _module(key, name, path)
         else:
-            raise UserError(f"{key}={name}: {path.rpartition('.')[0]} has no {part}")
-    return found
+            raise UserError(f"{key}={name}: {parent} has no {part}")
+    return target
 
 
 def _module(key: str, name: str, path: str) -> Any:
     try:
         return importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name == path:
-            raise UserError(_no_module(key, name, path)) from error
-        error.add_note(f"vaex: {key}={name} led there")  # a module that it needs itself
-        raise
     except Exception as error:
-        error.add_note(f"vaex: {key}={name} led there")
+        if isinstance(error, ModuleNotFoundError) and error.name == path:
+            raise UserError(_no_module(key, name, path)) from error
+        error.add_note(f"vaex: raised while importing {key}={name}")  # for instance a module that it needs itself
         raise
 
 

@@ -176,7 +176,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror})") from error
         except Exception as error:  # raised by YAML, by OmegaConf or here, depending on the damage
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{path}: damaged ({reason}); restore it from a copy: each checkpoint holds the values under config"
             ) from error
