@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from vaex.data.dataset import Dataset, Images, Source
-from vaex.evaluation.bits import Scoring, dequantized, scoring
+from vaex.data.dataset import Dataset, Images, Source, dequantize
+from vaex.evaluation.bits import Scoring, scoring
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.scale import Fixed
 
@@ -65,7 +65,7 @@ def test_a_density_bounds_the_mass_that_it_gives_to_the_levels() -> None:
     """Of one pixel: E_u -log2 p((k+u)/256) + 8 >= -log2 ∫ over the bin, with equality as sigma grows."""
     pixels = torch.full((200_000, 1, 1, 1), 140, dtype=torch.uint8)
     torch.manual_seed(0)
-    x = dequantized(pixels)
+    x = dequantize(pixels)
     for sigma, slack in ((0.01, 0.01), (1.0, 1e-4)):
         bits = -norm(0.545, sigma).logpdf(x.double().numpy()).mean() / math.log(2) + 8
         bin_mass = norm(0.545, sigma).cdf(141 / 256) - norm(0.545, sigma).cdf(140 / 256)
@@ -82,7 +82,7 @@ def test_what_is_scored_does_not_depend_on_how_the_run_was_trained() -> None:
 
 def test_dequantized_pixels_stay_inside_their_bins() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).repeat(20_000)
-    x = dequantized(pixels)
+    x = dequantize(pixels)
     assert x.min() > 0 and x.max() < 1
     bins = (x.double() * 256).floor()
     assert (bins - pixels).abs().max() <= 1  # float32 may round up to the edge of the next

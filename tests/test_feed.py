@@ -9,7 +9,7 @@ import torch
 from conftest import results
 
 from vaex.data.dataset import Dataset, Images, Source
-from vaex.data.feed import StreamedFeed, WholeFeed, feed_of, placed
+from vaex.data.feed import ResidentFeed, StreamedFeed, images_on_device, make_feed
 
 CPU = torch.device("cpu")
 
@@ -21,8 +21,8 @@ def numbered(count: int) -> Images:
 
 def test_a_streamed_feed_gives_the_same_batches() -> None:
     images = numbered(23)
-    whole, streamed = feed_of(images, 5, 1, CPU), feed_of(images, 5, 1, CPU, resident=False)
-    assert isinstance(whole, WholeFeed) and isinstance(streamed, StreamedFeed)
+    whole, streamed = make_feed(images, 5, 1, CPU), make_feed(images, 5, 1, CPU, resident=False)
+    assert isinstance(whole, ResidentFeed) and isinstance(streamed, StreamedFeed)
     for step in [*range(12), 40, 41, 3]:  # in order, and as a resumed run begins
         a, b = whole.index(step), streamed.index(step)
         assert (whole.images.pixels[a] == streamed.images.pixels[b]).all()
@@ -34,7 +34,7 @@ def test_images_mapped_from_a_file_are_read_where_they_lie(tmp_path: Path) -> No
     np.save(tmp_path / "pixels.npy", numbered(30).pixels.numpy())
     mapped = torch.from_numpy(np.load(tmp_path / "pixels.npy", mmap_mode="c"))
     images = Images(mapped, torch.zeros(30, dtype=torch.int64))
-    assert placed(images, CPU, "auto").pixels.data_ptr() == mapped.data_ptr()
+    assert images_on_device(images, CPU, "auto").pixels.data_ptr() == mapped.data_ptr()
     source = Source(images, images, 1)
     dataset = Dataset(source=source, validation=0.1, binarize="none", dequantize="none", resident=False)
     assert dataset.train.pixels.data_ptr() == mapped.data_ptr()
@@ -60,7 +60,7 @@ def test_a_split_that_is_none_is_refused(validation: float) -> None:
 def test_streaming_to_a_gpu_gives_the_same_batches() -> None:
     device = torch.device("cuda")
     images = numbered(203)
-    whole, streamed = feed_of(images, 32, 1, device), feed_of(images, 32, 1, device, resident=False)
+    whole, streamed = make_feed(images, 32, 1, device), make_feed(images, 32, 1, device, resident=False)
     for step in range(200):
         a, b = whole.index(step), streamed.index(step)
         assert (whole.images.pixels[a] == streamed.images.pixels[b]).all()

@@ -27,7 +27,7 @@ from PIL import Image
 from torchvision import datasets
 
 from vaex.build import load_dataset
-from vaex.data.arrays import kept
+from vaex.data.arrays import cached_arrays
 from vaex.data.celeba import celeba
 from vaex.data.cifar10 import CLASSES, PlainUnpickler, cifar10, read_batch
 from vaex.data.dataset import Images, Source
@@ -316,7 +316,7 @@ def test_nothing_is_kept_of_what_cannot_be_decoded(folder: Path, tmp_path: Path)
 
     for _ in range(2):
         with pytest.raises(ValueError, match="damaged"):
-            kept("key", [folder / "file"], fail)
+            cached_arrays("key", [folder / "file"], fail)
     assert not (tmp_path / "cache").exists()
 
 

@@ -15,7 +15,7 @@ from vaex.data.published import digest
 PARTS = ("train-pixels", "train-labels", "test-pixels", "test-labels")
 
 
-def kept(key: str, files: Sequence[Path], decode: Callable[[], tuple[Images, Images]]) -> tuple[Images, Images]:
+def cached_arrays(key: str, files: Sequence[Path], decode: Callable[[], tuple[Images, Images]]) -> tuple[Images, Images]:
     """What `decode` makes of the files, training and test images, without decoding the same files again.
 
     A folder that can't be written or an array cut short in it costs only the time.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaex.data.arrays import kept
+from vaex.data.arrays import cached_arrays
 from vaex.data.dataset import Images, Source
 from vaex.data.published import PublishedFile, dataset_folder, obtain, verify
 
@@ -46,7 +46,7 @@ def cifar10(*, root: str | None, download: bool) -> Source:
         train, test = (_join([read_batch(contents[name], name) for name in names]) for names in (TRAIN, TEST))
         return train, test
 
-    train, test = kept("cifar10", files, decode)
+    train, test = cached_arrays("cifar10", files, decode)
     return Source(train=train, test=test, classes=len(CLASSES), class_names=CLASSES)
 
 

@@ -139,13 +139,18 @@ class Dataset:
     def to_float(self, pixels: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32 in [0, 1], on the same device; draws noise where the options ask."""
         if self.dequantize == "uniform":
-            x = pixels.to(torch.float32)
-            # Rounding must not reach 0 or 1, where some densities are infinite.
-            return ((x + torch.rand_like(x)) / 256).clamp(2**-33, 1 - 2**-24)
+            return dequantize(pixels)
         x = pixels.to(torch.float32) / 255
         if self.binarize == "dynamic":
             return (torch.rand_like(x) < x).to(torch.float32)
         return x
+
+
+def dequantize(pixels: Tensor) -> Tensor:
+    """Uniform dequantization: uint8 k -> (k+u)/256 in (0, 1), float32, u ~ U[0, 1), on the same device."""
+    x = pixels.to(torch.float32)
+    # Rounding gives an exact 0 or 1 about once in a test split, and a density may be infinite there.
+    return ((x + torch.rand_like(x)) / 256).clamp(2**-33, 1 - 2**-24)
 
 
 def draw_binary(pixels: Tensor, seed: int, chunk: int = 4096) -> Tensor:

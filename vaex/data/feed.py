@@ -23,7 +23,7 @@ class Feed(Protocol):
         """Nothing is asked for any more."""
 
 
-def placed(images: Images, device: torch.device, resident: Resident) -> Images:
+def images_on_device(images: Images, device: torch.device, resident: Resident) -> Images:
     """The images on the device where they are to be kept there, else as they are.
 
     On a CPU there is nothing to be moved: images mapped from a file are read where they lie.
@@ -33,17 +33,17 @@ def placed(images: Images, device: torch.device, resident: Resident) -> Images:
     return images.to(device) if resident else images
 
 
-def feed_of(
+def make_feed(
     images: Images, batch_size: int, seed: int, device: torch.device, resident: Resident = "auto"
-) -> "WholeFeed | StreamedFeed":
+) -> "ResidentFeed | StreamedFeed":
     """The same batches either way."""
-    there = placed(images, device, resident)
+    there = images_on_device(images, device, resident)
     if resident is False or there.pixels.device.type != device.type:
         return StreamedFeed(images, batch_size, seed, device)
-    return WholeFeed(there, batch_size, seed)
+    return ResidentFeed(there, batch_size, seed)
 
 
-class WholeFeed:
+class ResidentFeed:
     """All images lie on the device."""
 
     def __init__(self, images: Images, batch_size: int, seed: int) -> None:

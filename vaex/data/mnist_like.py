@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 
-from vaex.data.arrays import kept
+from vaex.data.arrays import cached_arrays
 from vaex.data.dataset import Images, Source
 from vaex.data.idx import parse_idx
 from vaex.data.published import Listing, PublishedFile, dataset_folder, obtain, verify
@@ -102,7 +102,7 @@ def emnist(*, root: str | None, download: bool, split: EmnistSplit) -> Source:
 
     folder = dataset_folder("emnist", root, "EMNIST/raw")
     [path] = obtain(folder, [EMNIST_ARCHIVE], listing, download=download)
-    train, test = kept(f"emnist {split}", [path], decode)
+    train, test = cached_arrays(f"emnist {split}", [path], decode)
     return Source(train=train, test=test, classes=len(CHARACTERS[split]), class_names=tuple(CHARACTERS[split]))
 
 
@@ -124,5 +124,5 @@ def _four_files(name: str, folder: Path, listing: Listing, download: bool, class
             Images(test.unsqueeze(1), test_labels.to(torch.int64)),
         )
 
-    train, test = kept(name, paths, decode)
+    train, test = cached_arrays(name, paths, decode)
     return Source(train=train, test=test, classes=len(class_names), class_names=class_names)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vaex.data.arrays import kept
+from vaex.data.arrays import cached_arrays
 from vaex.data.dataset import Images, Source
 from vaex.data.published import PublishedFile, dataset_folder, obtain, verify
 
@@ -43,7 +43,7 @@ def omniglot(*, root: str | None, download: bool, size: int) -> Source:
         verify(paths, _listing)
         return _read(paths[0], size), _read(paths[1], size)
 
-    train, test = kept(f"omniglot {size}", paths, decode)
+    train, test = cached_arrays(f"omniglot {size}", paths, decode)
     return Source(train=train, test=test, classes=0)
 
 

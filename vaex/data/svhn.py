@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vaex.data.arrays import kept
+from vaex.data.arrays import cached_arrays
 from vaex.data.dataset import Images, Source
 from vaex.data.published import PublishedFile, dataset_folder, obtain, verify
 
@@ -32,7 +32,7 @@ def svhn(*, root: str | None, download: bool) -> Source:
         verify(paths, _listing)
         return _read(paths[0].parent, "train"), _read(paths[0].parent, "test")
 
-    train, test = kept("svhn", paths, decode)
+    train, test = cached_arrays("svhn", paths, decode)
     return Source(train=train, test=test, classes=10, class_names=tuple("0123456789"))
 
 

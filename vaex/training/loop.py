@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vaex.config.schema import Config
 from vaex.data.dataset import Images
-from vaex.data.feed import Feed, feed_of, placed
+from vaex.data.feed import Feed, images_on_device, make_feed
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers, evaluate
 from vaex.experiment import Experiment
@@ -92,8 +92,8 @@ class Loop:
             raise UserError(f"figures.kinds={unknown[0]}: is none that a run can draw; there are {', '.join(kinds)}")
         self.progress = Progress()
         dataset, device = experiment.dataset, experiment.device
-        self.feed: Feed = feed_of(dataset.train, config.batch_size, config.seed, device, dataset.resident)
-        self.validation = placed(dataset.validation, device, dataset.resident)
+        self.feed: Feed = make_feed(dataset.train, config.batch_size, config.seed, device, dataset.resident)
+        self.validation = images_on_device(dataset.validation, device, dataset.resident)
         self.training_step = TrainingStep(
             model=experiment.model,
             objective=experiment.objective,
