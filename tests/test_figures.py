@@ -14,7 +14,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from vaex.data.dataset import Dataset, Images, Source
-from vaex.evaluation.bound import fixed_noise
+from vaex.evaluation.split import fixed_noise
 from vaex.figures import plot, scale
 from vaex.figures.curves import curves, read
 from vaex.figures.denoising import denoising
@@ -28,7 +28,7 @@ from vaex.figures.sheet import encode_png, enlarged, text, tile, writable
 from vaex.figures.traversal import animation, plan, traversals
 from vaex.likelihoods.bernoulli import CrossEntropy
 from vaex.likelihoods.gaussian import Gaussian
-from vaex.likelihoods.scale import Fixed, PerDimension, PerImage, PerPixel, Scale
+from vaex.likelihoods.scale import Fixed, LikelihoodScale, PerDimension, PerImage, PerPixel
 from vaex.model import Autoencoder
 
 SIDE = 12  # pixels; shown as 60
@@ -65,7 +65,7 @@ def build(
     channels: int = 1,
     classes: int = 0,
     stochastic: bool = True,
-    rule: Callable[..., Scale] = PerPixel,
+    rule: Callable[..., LikelihoodScale] = PerPixel,
     encoder: nn.Module | None = None,
 ) -> Autoencoder:
     torch.manual_seed(3)

@@ -11,9 +11,8 @@ from vaex.data.dataset import Dataset
 from vaex.errors import UserError
 from vaex.experiment import Experiment
 from vaex.likelihoods.base import Likelihood
-from vaex.likelihoods.scale import Scale
 from vaex.model import Autoencoder
-from vaex.objectives import IWAE, Objective
+from vaex.objectives import Objective
 from vaex.runs.folder import CONFIG, WEIGHTS, RunFolder
 
 
@@ -96,8 +95,7 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
 
 def check_draws(objective: Objective, likelihood: Likelihood) -> None:
     """Raises UserError when draws of z are to be weighed by densities that depend on how well each draw does."""
-    scale = getattr(likelihood, "scale", None)
-    if isinstance(objective, IWAE) and isinstance(scale, Scale) and scale.depends_on_x:
+    if objective.weighs_samples and likelihood.depends_on_x:
         raise UserError(
             "objective=iwae: weighs draws of z by p(x|z), which an optimal scale computes from x itself; take "
             "likelihood/scale=shared, or objective=vae"

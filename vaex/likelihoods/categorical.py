@@ -6,9 +6,7 @@ It assumes nothing about neighbouring levels: what the other likelihoods' shapes
 import torch
 from torch import Tensor, nn
 
-from vaex.likelihoods.base import LEVELS, Likelihood, PixelDistribution
-
-TOP = LEVELS - 1
+from vaex.likelihoods.base import LEVELS, MAX_LEVEL, Likelihood, PixelDistribution
 
 
 class CategoricalDistribution(PixelDistribution):
@@ -20,14 +18,14 @@ class CategoricalDistribution(PixelDistribution):
 
     @property
     def _levels(self) -> Tensor:
-        return torch.arange(LEVELS, device=self.logits.device) / TOP
+        return torch.arange(LEVELS, device=self.logits.device) / MAX_LEVEL
 
     @property
     def _probabilities(self) -> Tensor:
         return torch.softmax(self.logits, dim=-1)
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
-        level = (value * TOP).round().long().expand(self.logits.shape[:-1]).unsqueeze(-1)
+        level = (value * MAX_LEVEL).round().long().expand(self.logits.shape[:-1]).unsqueeze(-1)
         return self.logits.gather(-1, level).squeeze(-1) - torch.logsumexp(self.logits, dim=-1)
 
     @property
@@ -41,13 +39,13 @@ class CategoricalDistribution(PixelDistribution):
 
     @property
     def mode(self) -> Tensor:
-        return self.logits.argmax(-1) / TOP
+        return self.logits.argmax(-1) / MAX_LEVEL
 
     def cdf(self, value: Tensor) -> Tensor:
-        return self._sum_where(self._levels < value.unsqueeze(-1) + 0.5 / TOP)
+        return self._sum_where(self._levels < value.unsqueeze(-1) + 0.5 / MAX_LEVEL)
 
     def cdf_below(self, value: Tensor) -> Tensor:
-        return self._sum_where(self._levels < value.unsqueeze(-1) - 0.5 / TOP)
+        return self._sum_where(self._levels < value.unsqueeze(-1) - 0.5 / MAX_LEVEL)
 
     def _sum_where(self, chosen: Tensor) -> Tensor:
         return (self._probabilities * chosen).sum(-1)
@@ -56,7 +54,7 @@ class CategoricalDistribution(PixelDistribution):
         with torch.no_grad():
             count = torch.Size(sample_shape).numel()
             drawn = torch.multinomial(self._probabilities.flatten(0, -2), count, replacement=True)
-            return drawn.t().reshape(*sample_shape, *self.logits.shape[:-1]) / TOP
+            return drawn.t().reshape(*sample_shape, *self.logits.shape[:-1]) / MAX_LEVEL
 
 
 class Categorical(Likelihood):

@@ -16,8 +16,8 @@ class StandardGaussian(Standard):
     def log_kernel(self, e: Tensor) -> Tensor:
         return -0.5 * e.square()
 
-    def sample(self, like: Tensor) -> Tensor:
-        return torch.randn_like(like)
+    def sample(self, reference: Tensor) -> Tensor:
+        return torch.randn_like(reference)
 
     def cdf(self, e: Tensor) -> Tensor:
         cdf: Tensor = torch.special.ndtr(e)
@@ -52,5 +52,5 @@ class Gaussian(LocationScale):
 
     def mean_error_weight(self, distribution: PixelDistribution) -> Tensor | None:
         """Sum over pixels of 1/(2 sigma²): the sum of squares is D times the mean one."""
-        total = self._sum_of_inverse(distribution, power=2)
+        total = self.sum_of_inverse_scale(distribution, power=2)
         return None if total is None else 0.5 * total

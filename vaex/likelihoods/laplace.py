@@ -16,9 +16,9 @@ class StandardLaplace(Standard):
     def log_kernel(self, e: Tensor) -> Tensor:
         return -e.abs()
 
-    def sample(self, like: Tensor) -> Tensor:
+    def sample(self, reference: Tensor) -> Tensor:
         # The difference of two exponentials; no logarithm of a rounded zero.
-        return torch.empty_like(like).exponential_() - torch.empty_like(like).exponential_()
+        return torch.empty_like(reference).exponential_() - torch.empty_like(reference).exponential_()
 
     def cdf(self, e: Tensor) -> Tensor:
         tail = 0.5 * torch.exp(-e.abs())
@@ -48,4 +48,4 @@ class Laplace(LocationScale):
 
     def mean_error_weight(self, distribution: PixelDistribution) -> Tensor | None:
         """Sum over pixels of 1/b."""
-        return self._sum_of_inverse(distribution, power=1)
+        return self.sum_of_inverse_scale(distribution, power=1)

@@ -1,7 +1,7 @@
-"""Location-scale likelihoods: x = loc + scale · e, with e from the family's standard distribution.
+"""Location-scale likelihoods: x = loc + scale · e, where e follows the family's standard distribution.
 
-With `discretize` the pixel is one of 256 levels k/255, and its probability is the mass of the bin ((k - ½)/255,
-(k + ½)/255); the first and the last bin take the tails (Salimans et al. 2017, PixelCNN++, eq. 2).
+With `discretize` a pixel is one of the 256 levels k/255, and its probability is the mass of the bin from (k - ½)/255 to
+(k + ½)/255; the first and the last bin include the tails (Salimans et al. 2017, PixelCNN++, eq. 2).
 """
 
 import math
@@ -10,56 +10,76 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaex.likelihoods.base import LEVELS, Likelihood, PixelDistribution, sum_event
-from vaex.likelihoods.scale import OptimalScale, Scale
-
-TOP = LEVELS - 1
+from vaex.likelihoods.base import MAX_LEVEL, Likelihood, PixelDistribution, sum_event
+from vaex.likelihoods.scale import LikelihoodScale
 
 
 class Standard:
-    """A symmetric distribution with location 0 and scale 1.
+    """Base class of symmetric distributions with location 0 and scale 1.
+
+    A family implements `log_kernel`. What else it implements decides what it can be used for: `sample` for drawing
+    images with noise, `cdf` for calibration, `log_cdf` and `log_interval` (with `cdf`) for likelihood.discretize=true,
+    and `optimal_log_scale` for likelihood/scale=optimal.
 
     Attributes:
-        log_normalizer: log density is log_kernel(e) - log_normalizer.
-        variance: of e.
+        log_normalizer: the log density is log_kernel(e) - log_normalizer.
+        variance: variance of e.
     """
 
     log_normalizer: float
     variance: float
 
+    @property
+    def has_sample(self) -> bool:
+        return type(self).sample is not Standard.sample
+
+    @property
+    def has_cdf(self) -> bool:
+        return type(self).cdf is not Standard.cdf
+
+    @property
+    def has_log_interval(self) -> bool:
+        return type(self).log_interval is not Standard.log_interval
+
+    @property
+    def has_optimal_log_scale(self) -> bool:
+        return type(self).optimal_log_scale is not Standard.optimal_log_scale
+
     def log_kernel(self, e: Tensor) -> Tensor:
+        """Log density up to a constant, elementwise."""
         raise NotImplementedError
 
-    def sample(self, like: Tensor) -> Tensor:
-        """A draw for each entry."""
+    def sample(self, reference: Tensor) -> Tensor:
+        """Independent samples of e, of the shape, dtype and device of `reference`."""
         raise NotImplementedError
 
     def cdf(self, e: Tensor) -> Tensor:
         raise NotImplementedError
 
     def log_interval(self, center: Tensor, width: Tensor) -> Tensor:
-        """log P(center - width/2 < e < center + width/2), also where it is far in a tail."""
+        """log P(center - width/2 < e < center + width/2), accurate far in the tails, too."""
         raise NotImplementedError
 
     def log_cdf(self, e: Tensor) -> Tensor:
         raise NotImplementedError
 
     def optimal_log_scale(self, error: Tensor, dimensions: tuple[int, ...]) -> Tensor:
-        """Log scale of highest likelihood for errors that share it over `dimensions`, which are kept with size 1."""
+        """The log scale of highest likelihood that is shared over `dimensions`, which are kept with size 1."""
         raise NotImplementedError
 
 
 def mean_over(values: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+    """Mean over `dimensions`, which are kept with size 1; the values themselves if there are none."""
     return values.mean(dimensions, keepdim=True) if dimensions else values
 
 
-class LocationScaleDistribution(PixelDistribution):
-    """Independent pixels with a density.
+class LocationScalePixels(PixelDistribution):
+    """Base class of distributions with a location and a scale.
 
     Args:
         loc: [..., C, H, W].
         log_scale: broadcastable to `loc`, with its last three dimensions present (1 or full).
-        standard: the family.
+        standard: the standard distribution of the family.
     """
 
     def __init__(self, loc: Tensor, log_scale: Tensor, standard: Standard) -> None:
@@ -67,8 +87,26 @@ class LocationScaleDistribution(PixelDistribution):
         self.loc, self.log_scale, self.standard = loc, log_scale, standard
 
     @property
+    def has_cdf(self) -> bool:
+        return self.standard.has_cdf
+
+    @property
+    def has_sample(self) -> bool:
+        return self.standard.has_sample
+
+    @property
     def scale(self) -> Tensor:
         return self.log_scale.exp()
+
+    def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
+        """Samples of the density, which a discretized distribution rounds."""
+        with torch.no_grad():
+            loc = self.loc.expand(*sample_shape, *self.loc.shape)
+            return loc + self.scale * self.standard.sample(loc)
+
+
+class LocationScaleDistribution(LocationScalePixels):
+    """Independent pixels with a density."""
 
     @property
     def mean(self) -> Tensor:
@@ -98,22 +136,9 @@ class LocationScaleDistribution(PixelDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         return self.standard.cdf(self.standardized(value))
 
-    def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
-        with torch.no_grad():
-            loc = self.loc.expand(*sample_shape, *self.loc.shape)
-            return loc + self.scale * self.standard.sample(loc)
 
-
-class DiscretizedDistribution(PixelDistribution):
-    """Independent pixels with a mass on 256 levels k/255. Arguments as above."""
-
-    def __init__(self, loc: Tensor, log_scale: Tensor, standard: Standard) -> None:
-        super().__init__(loc.shape)
-        self.loc, self.log_scale, self.standard = loc, log_scale, standard
-
-    @property
-    def scale(self) -> Tensor:
-        return self.log_scale.exp()
+class DiscretizedDistribution(LocationScalePixels):
+    """Independent pixels with a mass on the 256 levels k/255."""
 
     @property
     def parameter(self) -> Tensor:
@@ -123,70 +148,84 @@ class DiscretizedDistribution(PixelDistribution):
         return log_bin_mass(value, self.loc, self.log_scale, self.standard)
 
     def cdf(self, value: Tensor) -> Tensor:
-        upper = self.standard.cdf((value + 0.5 / TOP - self.loc) * torch.exp(-self.log_scale))
-        return torch.where(value > 1 - 0.5 / TOP, 1.0, upper)
+        upper = self.standard.cdf((value + 0.5 / MAX_LEVEL - self.loc) * torch.exp(-self.log_scale))
+        return torch.where(value > 1 - 0.5 / MAX_LEVEL, 1.0, upper)
 
     def cdf_below(self, value: Tensor) -> Tensor:
-        lower = self.standard.cdf((value - 0.5 / TOP - self.loc) * torch.exp(-self.log_scale))
-        return torch.where(value < 0.5 / TOP, 0.0, lower)
+        lower = self.standard.cdf((value - 0.5 / MAX_LEVEL - self.loc) * torch.exp(-self.log_scale))
+        return torch.where(value < 0.5 / MAX_LEVEL, 0.0, lower)
 
     @property
     def mean(self) -> Tensor:
-        """Σ_k P(X > k/255) / 255, exactly: the tails count for 0 and 1."""
+        """Σ_k P(X > k/255) / 255. This is exact: the mass of the tails counts as 0 and 1."""
         return self._tail_sum(lambda k: 1.0)
 
     @property
     def variance(self) -> Tensor:
         """E[X²] - E[X]², with 255² · E[X²] = Σ_k (2k + 1) P(X > k/255)."""
-        return (self._tail_sum(lambda k: (2 * k + 1) / TOP) - self.mean.square()).clamp(min=0)
+        return (self._tail_sum(lambda k: (2 * k + 1) / MAX_LEVEL) - self.mean.square()).clamp(min=0)
 
     def _tail_sum(self, weight: Callable[[int], float]) -> Tensor:
+        """Σ_k weight(k) P(X > k/255) / 255."""
         inverse = torch.exp(-self.log_scale)
         total = torch.zeros_like(self.loc)
-        for k in range(TOP):  # a loop, since 256 copies of a batch of images need not fit in memory
-            total = total + weight(k) * self.standard.cdf((self.loc - (k + 0.5) / TOP) * inverse)  # symmetric
-        return total / TOP
+        for k in range(MAX_LEVEL):  # a loop, because 256 copies of a batch of images may not fit in memory
+            tail = self.standard.cdf((self.loc - (k + 0.5) / MAX_LEVEL) * inverse)  # P(e > a) = P(e < -a) by symmetry
+            total = total + weight(k) * tail
+        return total / MAX_LEVEL
 
     @property
     def mode(self) -> Tensor:
-        """The level nearest to loc, or an end where the tail weighs more."""
-        nearest = (self.loc * TOP).round().clamp(0, TOP) / TOP
+        """The level nearest to loc, or an end if the tail has more mass."""
+        nearest = (self.loc * MAX_LEVEL).round().clamp(0, MAX_LEVEL) / MAX_LEVEL
         levels = torch.stack([nearest, torch.zeros_like(nearest), torch.ones_like(nearest)])
         best = self.log_prob_of_pixels(levels).argmax(0, keepdim=True)
         return levels.gather(0, best)[0]
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
-        with torch.no_grad():
-            loc = self.loc.expand(*sample_shape, *self.loc.shape)
-            return ((loc + self.scale * self.standard.sample(loc)) * TOP).round().clamp(0, TOP) / TOP
+        return (super().sample(sample_shape) * MAX_LEVEL).round().clamp(0, MAX_LEVEL) / MAX_LEVEL
 
 
 def log_bin_mass(value: Tensor, loc: Tensor, log_scale: Tensor, standard: Standard) -> Tensor:
-    """log probability of the level k/255 nearest to `value`, all broadcast against each other."""
+    """Log probability of the level k/255 nearest to `value`; the arguments are broadcast against each other."""
     inverse = torch.exp(-log_scale)
-    center, width = (value - loc) * inverse, inverse / TOP
+    center, width = (value - loc) * inverse, inverse / MAX_LEVEL
     first = standard.log_cdf(center + width / 2)
     last = standard.log_cdf(width / 2 - center)
     middle = standard.log_interval(center, width)
-    return torch.where(value < 0.5 / TOP, first, torch.where(value > 1 - 0.5 / TOP, last, middle))
+    return torch.where(value < 0.5 / MAX_LEVEL, first, torch.where(value > 1 - 0.5 / MAX_LEVEL, last, middle))
 
 
 class LocationScale(Likelihood):
-    """Base of the location-scale families, which name their `standard` distribution.
+    """Base class of location-scale likelihoods, which set `standard`.
 
     Args:
+        image_shape: (channels, height, width).
         scale: the scale rule.
-        bounded_mean: squash the decoder's location into [0, 1] with a sigmoid; otherwise it is taken as it is. None:
-            squash for a density; not for bins, where only a location beyond 0 or 1 gives the end bin all the mass.
-        discretize: a mass on 256 levels, rather than a density.
+        bounded_mean: squash the decoder's location into [0, 1] with a sigmoid; if false, use it as it is. None squashes
+            it for a density but not for bins, since only a location beyond 0 or 1 gives an end bin all the mass.
+        discretize: use a mass on 256 levels instead of a density.
     """
 
     standard: Standard
+    scale: LikelihoodScale
 
     def __init__(
-        self, *, image_shape: tuple[int, int, int], scale: Scale, bounded_mean: bool | None, discretize: bool = False
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        scale: LikelihoodScale,
+        bounded_mean: bool | None,
+        discretize: bool = False,
     ) -> None:
         super().__init__(image_shape=image_shape)
+        name = type(self.standard).__name__
+        if discretize and not self.standard.has_log_interval:
+            raise ValueError(f"likelihood.discretize=true: {name} does not implement log_interval(); set it to false")
+        if scale.depends_on_x and not self.standard.has_optimal_log_scale:
+            raise ValueError(
+                f"likelihood/scale: {name} does not implement optimal_log_scale(); use likelihood/scale=shared"
+            )
         self.scale = scale
         self.bounded_mean = not discretize if bounded_mean is None else bounded_mean
         self.discretize = discretize
@@ -195,13 +234,7 @@ class LocationScale(Likelihood):
         if discretize:
             self.formula = "−log(F(x + 1/510) − F(x − 1/510)), F the family's distribution function"
 
-    def out_channels(self, image_channels: int) -> int:
-        return image_channels + self.scale.out_channels(image_channels)
-
-    def bounds(self) -> dict[str, float]:
-        return {} if self.scale.floor is None else {"scale_floor": self.scale.floor}
-
-    def forward(self, h: Tensor, x: Tensor | None = None) -> PixelDistribution:
+    def forward(self, h: Tensor, x: Tensor | None = None) -> LocationScalePixels:
         channels = self.image_shape[0]
         loc = h[..., :channels, :, :]
         if self.bounded_mean:
@@ -212,12 +245,10 @@ class LocationScale(Likelihood):
         return distribution(loc, log_scale, self.standard)
 
     def freeze(self, error: Tensor) -> None:
-        """Set the evaluation scale, where it is computed from errors, from x - loc of training images [N, C, H, W]."""
-        if isinstance(self.scale, OptimalScale):
-            self.scale.freeze(error, self.standard.optimal_log_scale)
+        self.scale.freeze(error, self.standard.optimal_log_scale)
 
-    def _sum_of_inverse(self, distribution: PixelDistribution, power: int) -> Tensor | None:
-        """Sum over pixels of scale^-power, averaged over the batch. A bin's mass is no multiple of an error."""
+    def sum_of_inverse_scale(self, distribution: PixelDistribution, power: int) -> Tensor | None:
+        """Sum over pixels of scale^-power, averaged over the batch; None for a discretized distribution."""
         if not isinstance(distribution, LocationScaleDistribution):
             return None
         log_scale = distribution.log_scale

@@ -17,9 +17,9 @@ class StandardLogistic(Standard):
     def log_kernel(self, e: Tensor) -> Tensor:
         return e - 2 * softplus(e)
 
-    def sample(self, like: Tensor) -> Tensor:
+    def sample(self, reference: Tensor) -> Tensor:
         # log of a ratio of exponentials is logistic; each is above 0, as a uniform need not be.
-        return torch.empty_like(like).exponential_().log() - torch.empty_like(like).exponential_().log()
+        return torch.empty_like(reference).exponential_().log() - torch.empty_like(reference).exponential_().log()
 
     def cdf(self, e: Tensor) -> Tensor:
         return torch.sigmoid(e)

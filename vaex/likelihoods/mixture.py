@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaex.likelihoods.base import LEVELS, Likelihood, PixelDistribution
+from vaex.likelihoods.base import MAX_LEVEL, Likelihood, PixelDistribution
 from vaex.likelihoods.location_scale import DiscretizedDistribution, log_bin_mass
 from vaex.likelihoods.logistic import StandardLogistic
 from vaex.likelihoods.scale import SoftFloor
 
-TOP = LEVELS - 1
 LOGISTIC = StandardLogistic()
 
 
@@ -55,18 +54,24 @@ class LogisticMixtureDistribution(PixelDistribution):
             means = torch.stack([*channels, *[torch.zeros_like(part)] * (means.shape[-3] - len(channels))], dim=-3)
         return (weights * means).sum(-4)
 
+    @property
+    def has_cdf(self) -> bool:
+        return self.coefficients is None
+
+    @property
+    def _components(self) -> DiscretizedDistribution:
+        if self.coefficients is not None:
+            raise NotImplementedError("with conditional channels a channel's own distribution has no closed form")
+        return DiscretizedDistribution(self.loc, self.log_scale, LOGISTIC)
+
     def cdf(self, value: Tensor) -> Tensor:
-        return self._mix(value, "cdf")
+        return self._mixed(self._components.cdf(value.unsqueeze(-4)))
 
     def cdf_below(self, value: Tensor) -> Tensor:
-        return self._mix(value, "cdf_below")
+        return self._mixed(self._components.cdf_below(value.unsqueeze(-4)))
 
-    def _mix(self, value: Tensor, which: str) -> Tensor:
-        if self.coefficients is not None:
-            raise NotImplementedError("the channels' own distributions have no closed form when they are conditional")
-        component = DiscretizedDistribution(self.loc, self.log_scale, LOGISTIC)
-        mixed: Tensor = (self.log_weights.exp() * getattr(component, which)(value.unsqueeze(-4))).sum(-4)
-        return mixed
+    def _mixed(self, components: Tensor) -> Tensor:
+        return (self.log_weights.exp() * components).sum(-4)
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
         with torch.no_grad():
@@ -77,7 +82,7 @@ class LogisticMixtureDistribution(PixelDistribution):
             noise = self.log_scale.exp() * LOGISTIC.sample(self.loc.expand(shape))
             x = torch.zeros(shape, device=self.loc.device)
             for channel in range(shape[-3]):  # each in turn, since the next may depend on it
-                drawn = ((self._loc_given(x) + noise) * TOP).round().clamp(0, TOP) / TOP
+                drawn = ((self._loc_given(x) + noise) * MAX_LEVEL).round().clamp(0, MAX_LEVEL) / MAX_LEVEL
                 x[..., channel, :, :] = drawn[..., channel, :, :]
             return (chosen * x).sum(-4)
 

@@ -1,13 +1,13 @@
-"""Scale rules: where the scale of a location-scale likelihood comes from. Any family takes any rule.
+"""Scale rules: how the scale of a likelihood is determined. Every location-scale family accepts every rule.
 
-All work in log scale. Learned and predicted scales have a soft floor, floor + softplus(raw - floor), after sigma-VAE
-(Rybkin et al. 2021): the likelihood of a pixel that is predicted exactly has no bound otherwise. An image of 256 grey
-levels carries no information below one level, 1/255.
+All rules return a log scale. Learned and predicted scales have a soft floor, log floor + softplus(raw - log floor), as
+in sigma-VAE (Rybkin et al. 2021); without a floor the likelihood of an exactly predicted pixel is unbounded. An image
+with 256 grey levels carries no information below one level, 1/255.
 
-An optimal scale is the one of highest likelihood given the error: sigma* = √MSE for a Gaussian, b* = MAE for a
-Laplace. It is a function of x, so that its log-probability is no bound on log p(x); that is how a sigma-VAE trains. In
-evaluation mode a scale never looks at x: it is then the one that was last set by `freeze`, or the running mean of the
-training batches until then.
+An optimal scale maximizes the likelihood of the error: sigma* = √MSE for a Gaussian, b* = MAE for a Laplace. It is a
+function of x, so the log-probability under it is not a bound on log p(x); sigma-VAE trains this way. In evaluation mode
+no scale depends on x: an optimal scale is then the value that `freeze` set last, or before the first call of `freeze`
+the running mean over the training batches.
 """
 
 import math
@@ -18,35 +18,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# (error x - loc [..., C, H, W], dimensions) -> log scale of highest likelihood, over those dimensions, which are kept.
-Optimum = Callable[[Tensor, tuple[int, ...]], Tensor]
+# (error x - loc [..., C, H, W], dimensions) -> the log scale of highest likelihood that is shared over `dimensions`,
+# which the result keeps with size 1.
+OptimalLogScale = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
-class Scale(nn.Module):
-    """Base of all scale rules.
+class LikelihoodScale(nn.Module):
+    """Base class of scale rules.
 
-    Class attributes:
-        depends_on_x: whether it is computed from the error.
-        warning: what a user should know before trusting its numbers.
+    The constructor of a rule may ask for `image_shape`; all its other arguments come from the YAML file.
+
+    Attributes:
+        depends_on_x: whether the scale in training mode is computed from the error x - loc.
+        learned: whether the scale changes because the optimizer changes weights.
+        warning: what a user should know before trusting the numbers of a run with this rule.
+        floor: lowest scale; None if there is none.
     """
 
     depends_on_x: ClassVar[bool] = False
+    learned: ClassVar[bool] = True
     warning: ClassVar[str | None] = None
-    floor: float | None = None  # lowest scale, where there is one
+    floor: float | None = None
 
     def out_channels(self, image_channels: int) -> int:
-        """Number of channels asked of the decoder, beside the location's."""
+        """Number of decoder channels that the rule needs in addition to those of the location."""
         return 0
 
-    def forward(self, h: Tensor, error: Tensor | None, optimum: Optimum) -> Tensor:
-        """Log scale, broadcastable to [..., C, H, W]; its last three dimensions are there, 1 where it doesn't vary.
+    def forward(self, h: Tensor, error: Tensor | None, optimal_log_scale: OptimalLogScale) -> Tensor:
+        """Log scale, broadcastable to [..., C, H, W]. Its last three dimensions exist and are 1 where it is constant.
 
         Args:
             h: the decoder's channels for the scale, [..., out_channels, H, W].
-            error: x - loc [..., C, H, W], or None when there is no x.
-            optimum: the family's log scale of highest likelihood.
+            error: x - loc, [..., C, H, W]; None without x or if depends_on_x is false.
+            optimal_log_scale: the family's log scale of highest likelihood.
         """
         raise NotImplementedError
+
+    def freeze(self, error: Tensor, optimal_log_scale: OptimalLogScale) -> None:
+        """Set the scale of evaluation mode from errors of training images, [N, C, H, W]; by default do nothing."""
 
 
 def _positive(name: str, value: float) -> float:
@@ -56,7 +65,7 @@ def _positive(name: str, value: float) -> float:
 
 
 class SoftFloor(nn.Module):
-    """raw -> log scale > log floor; at raw = 0 it is exactly log init."""
+    """Maps a real number to a log scale above log(floor); 0 is mapped to log(init) exactly."""
 
     def __init__(self, *, floor: float, init: float) -> None:
         super().__init__()
@@ -71,125 +80,129 @@ class SoftFloor(nn.Module):
         return self.log_floor + F.softplus(raw + self.offset)
 
 
-class Fixed(Scale):
-    """One number, given. For a Gaussian, value² = 1/2 makes the distortion a plain sum of squares."""
+class Fixed(LikelihoodScale):
+    """A constant. For a Gaussian, value² = 1/2 makes the distortion a plain sum of squares."""
 
+    learned = False
     log_scale: Tensor
 
     def __init__(self, *, image_shape: tuple[int, int, int], value: float) -> None:
         super().__init__()
         self.register_buffer("log_scale", torch.full((1, 1, 1), math.log(_positive("value", value))), persistent=False)
 
-    def forward(self, h: Tensor, error: Tensor | None, optimum: Optimum) -> Tensor:
+    def forward(self, h: Tensor, error: Tensor | None, optimal_log_scale: OptimalLogScale) -> Tensor:
         return self.log_scale
 
 
-class LearnedScale(Scale):
-    """A learned parameter above a soft floor."""
+class SoftFloorScale(LikelihoodScale):
+    """Base class of learned and predicted scales, which have a soft floor.
+
+    Args:
+        image_shape: (channels, height, width).
+        floor: lowest scale.
+        init: the scale at the start of training, where `unbounded` is 0.
+    """
 
     def __init__(self, *, image_shape: tuple[int, int, int], floor: float, init: float) -> None:
         super().__init__()
-        self.raw = nn.Parameter(torch.zeros(self.shape(image_shape)))
         self.floor = floor
         self.soft_floor = SoftFloor(floor=floor, init=init)
 
-    def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    def unbounded(self, h: Tensor) -> Tensor:
+        """The real numbers to which the soft floor is applied."""
         raise NotImplementedError
 
-    def forward(self, h: Tensor, error: Tensor | None, optimum: Optimum) -> Tensor:
-        log_scale: Tensor = self.soft_floor(self.raw)
+    def forward(self, h: Tensor, error: Tensor | None, optimal_log_scale: OptimalLogScale) -> Tensor:
+        log_scale: Tensor = self.soft_floor(self.unbounded(h))
         return log_scale
 
 
-class Shared(LearnedScale):
+class Shared(SoftFloorScale):
     """One learned number for all images, channels and pixels."""
 
-    def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        return (1, 1, 1)
+    def __init__(self, *, image_shape: tuple[int, int, int], floor: float, init: float) -> None:
+        super().__init__(image_shape=image_shape, floor=floor, init=init)
+        self.raw = nn.Parameter(torch.zeros(1, 1, 1))
+
+    def unbounded(self, h: Tensor) -> Tensor:
+        return self.raw
 
 
-class PerDimension(LearnedScale):
-    """One learned number for each channel and pixel, the same for all images."""
-
-    def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        return image_shape
-
-
-class PerPixel(Scale):
-    """Predicted by the decoder for every channel and pixel of every image."""
+class PerDimension(SoftFloorScale):
+    """One learned number for each channel of each pixel, shared by all images."""
 
     def __init__(self, *, image_shape: tuple[int, int, int], floor: float, init: float) -> None:
-        super().__init__()
-        self.floor = floor
-        self.soft_floor = SoftFloor(floor=floor, init=init)
+        super().__init__(image_shape=image_shape, floor=floor, init=init)
+        self.raw = nn.Parameter(torch.zeros(image_shape))
+
+    def unbounded(self, h: Tensor) -> Tensor:
+        return self.raw
+
+
+class PerPixel(SoftFloorScale):
+    """Predicted by the decoder for each channel of each pixel of each image."""
 
     def out_channels(self, image_channels: int) -> int:
         return image_channels
 
-    def forward(self, h: Tensor, error: Tensor | None, optimum: Optimum) -> Tensor:
-        log_scale: Tensor = self.soft_floor(h)
-        return log_scale
+    def unbounded(self, h: Tensor) -> Tensor:
+        return h
 
 
-class PerImage(Scale):
-    """Predicted by the decoder for every image: the mean over pixels of one more channel."""
-
-    def __init__(self, *, image_shape: tuple[int, int, int], floor: float, init: float) -> None:
-        super().__init__()
-        self.floor = floor
-        self.soft_floor = SoftFloor(floor=floor, init=init)
+class PerImage(SoftFloorScale):
+    """Predicted by the decoder for each image: the mean over the pixels of one additional channel."""
 
     def out_channels(self, image_channels: int) -> int:
         return 1
 
-    def forward(self, h: Tensor, error: Tensor | None, optimum: Optimum) -> Tensor:
-        log_scale: Tensor = self.soft_floor(h.mean(dim=(-3, -2, -1), keepdim=True))
-        return log_scale
+    def unbounded(self, h: Tensor) -> Tensor:
+        return h.mean(dim=(-3, -2, -1), keepdim=True)
 
 
-class OptimalScale(Scale):
-    """Computed from the error in training mode, with a hard floor.
+class OptimalScale(LikelihoodScale):
+    """Base class of scales that are computed from the error in training mode, with a hard floor.
 
-    The gradient does not go through it: at the optimum the derivative with respect to the scale is zero, so that it
-    would add nothing.
+    No gradient flows through the scale: at the optimum the derivative with respect to the scale is zero, so it would
+    contribute nothing.
     """
 
     depends_on_x = True
+    learned = False
     frozen: Tensor
     batches: Tensor
 
     def __init__(self, *, image_shape: tuple[int, int, int], floor: float) -> None:
         super().__init__()
         self.floor = _positive("floor", floor)
-        self.register_buffer("frozen", torch.zeros(self.frozen_shape(image_shape)))  # log scale, for evaluation
-        self.register_buffer("batches", torch.zeros(()))  # that went into its running mean
+        self.register_buffer("frozen", torch.zeros(self.frozen_shape(image_shape)))  # log scale of evaluation mode
+        self.register_buffer("batches", torch.zeros(()))  # number of batches in the running mean `frozen`
 
     def frozen_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         return (1, 1, 1)
 
     def training_dimensions(self, error: Tensor) -> tuple[int, ...]:
-        """Over which the training scale is shared."""
+        """Dimensions that share a scale in training mode."""
         raise NotImplementedError
 
     def frozen_dimensions(self, error: Tensor) -> tuple[int, ...]:
-        """Over which the evaluation scale is shared: it may not tell one image from another."""
+        """Dimensions that share a scale in evaluation mode, which must include the batch."""
         return tuple(range(error.ndim))
 
-    def forward(self, h: Tensor, error: Tensor | None, optimum: Optimum) -> Tensor:
+    def forward(self, h: Tensor, error: Tensor | None, optimal_log_scale: OptimalLogScale) -> Tensor:
         if error is None or not self.training:
             return self.frozen
         with torch.no_grad():
             self.batches += 1
-            best = self._floored(optimum(error, self.frozen_dimensions(error))).view_as(self.frozen)
+            best = self._floored(optimal_log_scale(error, self.frozen_dimensions(error))).view_as(self.frozen)
             self.frozen.lerp_(best, torch.clamp(1 / self.batches, min=0.01))
             if self.training_dimensions(error) == self.frozen_dimensions(error):
                 return best
-            return self._floored(optimum(error, self.training_dimensions(error)))
+            return self._floored(optimal_log_scale(error, self.training_dimensions(error)))
 
     @torch.no_grad()
-    def freeze(self, error: Tensor, optimum: Optimum) -> None:
-        """Set the evaluation scale from errors of training images [N, C, H, W]."""
-        self.frozen.copy_(self._floored(optimum(error, self.frozen_dimensions(error))).view_as(self.frozen))
+    def freeze(self, error: Tensor, optimal_log_scale: OptimalLogScale) -> None:
+        best = optimal_log_scale(error, self.frozen_dimensions(error))
+        self.frozen.copy_(self._floored(best).view_as(self.frozen))
 
     def _floored(self, log_scale: Tensor) -> Tensor:
         assert self.floor is not None
@@ -197,25 +210,25 @@ class OptimalScale(Scale):
 
 
 class Optimal(OptimalScale):
-    """One value over batch, channels and pixels. Rybkin et al. 2021 (sigma-VAE), eq. 6."""
+    """One value for the whole batch. Rybkin et al. 2021 (sigma-VAE), eq. 6."""
 
     def training_dimensions(self, error: Tensor) -> tuple[int, ...]:
         return tuple(range(error.ndim))
 
 
 class OptimalPerImage(OptimalScale):
-    """One value for each image in training; in evaluation one for all."""
+    """One value for each image in training, and one for all images in evaluation."""
 
-    warning = "its training loss gives each image the scale of its own error, which no model of new images can do"
+    warning = "the training loss gives each image the scale of its own error, which no model can do for new images"
 
     def training_dimensions(self, error: Tensor) -> tuple[int, ...]:
         return (-3, -2, -1)
 
 
 class OptimalPerPixel(OptimalScale):
-    """One value for each channel and pixel of each image in training; in evaluation one for each channel and pixel."""
+    """One value for each channel and pixel: of each image in training, shared by all images in evaluation."""
 
-    warning = "its training loss is Σ log |x - mean|, which has no lower bound but the floor's: for study only"
+    warning = "the training loss is Σ log |x - mean|, which only the floor bounds from below: for study only"
 
     def frozen_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         return image_shape

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vaex.likelihoods.location_scale import LocationScale, Standard, mean_over
 from vaex.likelihoods.newton import solve_log_scale
-from vaex.likelihoods.scale import Scale
+from vaex.likelihoods.scale import LikelihoodScale
 
 
 class StandardStudentT(Standard):
@@ -21,10 +21,10 @@ class StandardStudentT(Standard):
         v = self.degrees_of_freedom
         return -0.5 * (v + 1) * torch.log1p(e.square() / v)
 
-    def sample(self, like: Tensor) -> Tensor:
+    def sample(self, reference: Tensor) -> Tensor:
         v = self.degrees_of_freedom
-        chi_squared = 2 * torch._standard_gamma(torch.full_like(like, v / 2))
-        return torch.randn_like(like) * torch.sqrt(v / chi_squared)
+        chi_squared = 2 * torch._standard_gamma(torch.full_like(reference, v / 2))
+        return torch.randn_like(reference) * torch.sqrt(v / chi_squared)
 
     def cdf(self, e: Tensor) -> Tensor:
         """From a table: with e = √ν tan θ the density in θ is proportional to cos(θ)^(ν-1), which is smooth."""
@@ -55,11 +55,16 @@ class StudentT(LocationScale):
     formula = "½(ν+1) log(1 + (x−μ)²/νs²) + log s + ½ log νπ + log Γ(ν/2) − log Γ((ν+1)/2)"
 
     def __init__(
-        self, *, image_shape: tuple[int, int, int], scale: Scale, bounded_mean: bool | None, degrees_of_freedom: float
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        scale: LikelihoodScale,
+        bounded_mean: bool | None,
+        degrees_of_freedom: float,
     ) -> None:
-        super().__init__(image_shape=image_shape, scale=scale, bounded_mean=bounded_mean)
         if not degrees_of_freedom > 2:
             raise ValueError(
                 f"likelihood.degrees_of_freedom={degrees_of_freedom}: must be > 2, or there is no variance"
             )
         self.standard = StandardStudentT(degrees_of_freedom)
+        super().__init__(image_shape=image_shape, scale=scale, bounded_mean=bounded_mean)

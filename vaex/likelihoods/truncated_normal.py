@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vaex.likelihoods.base import Likelihood, PixelDistribution
 from vaex.likelihoods.gaussian import StandardGaussian
-from vaex.likelihoods.scale import Scale
+from vaex.likelihoods.scale import LikelihoodScale
 
 NORMAL = StandardGaussian()
 
@@ -88,18 +88,13 @@ class TruncatedNormal(Likelihood):
     formula = "(x−μ)²/2σ² + log σ + ½ log 2π + log(Φ((1−μ)/σ) − Φ(−μ/σ))"
     support = "unit_interval"
     kind = "density"
+    scale: LikelihoodScale
 
-    def __init__(self, *, image_shape: tuple[int, int, int], scale: Scale) -> None:
+    def __init__(self, *, image_shape: tuple[int, int, int], scale: LikelihoodScale) -> None:
         super().__init__(image_shape=image_shape)
         if scale.depends_on_x:
             raise ValueError("likelihood/scale: a truncated normal has no optimal scale; take shared or another rule")
         self.scale = scale
-
-    def out_channels(self, image_channels: int) -> int:
-        return image_channels + self.scale.out_channels(image_channels)
-
-    def bounds(self) -> dict[str, float]:
-        return {} if self.scale.floor is None else {"scale_floor": self.scale.floor}
 
     def forward(self, h: Tensor, x: Tensor | None = None) -> TruncatedNormalDistribution:
         channels = self.image_shape[0]
