@@ -80,6 +80,17 @@ def find(key: str, name: object) -> Callable[..., Any]:
     return target
 
 
+def import_trusted(key: str, name: str) -> object:
+    """Import an object that the user names on the command line, and thereby trusts.
+
+    Raises:
+        UserError: the object does not exist. An error inside the imported module propagates.
+    """
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
+        raise UserError(f"{key}={name}: must be a dotted name: package.module.NAME")
+    return _import(key, name)
+
+
 def _package(name: str) -> str:
     return name.partition(".")[0]
 
