@@ -164,7 +164,7 @@ def rescored(mapped: bool) -> Read:
 
         import vaex
         from vaex.build import load_config, load_dataset
-        from vaex.evaluation.bound import evaluating, fixed_noise
+        from vaex.evaluation.split import evaluating, fixed_noise
         from vaex.likelihoods.continuous_bernoulli import ContinuousBernoulliDistribution
 
         run = folder / "cross_entropy"

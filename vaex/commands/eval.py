@@ -1,29 +1,30 @@
-"""`vaex eval`: all test numbers of trained runs, into their results.json and into one table.
+"""`vaex eval`: evaluate trained runs, write the numbers to their results.json, and print one table.
 
-Imports what a verb's help doesn't need only after the arguments are known to be good.
+Modules that help does not need are imported only after the arguments have been checked.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from zlib import crc32
+from typing import TYPE_CHECKING
 
 from vaex.commands.arguments import Parser
 from vaex.errors import UserError
 from vaex.runs.find import LatestDataset, find_runs, short_names
 
 if TYPE_CHECKING:
-    from vaex.evaluation.generation import Draws
-    from vaex.evaluation.ranking import Row
+    from vaex.evaluation.measure import Measurement
+    from vaex.evaluation.table import Row
+
+EXTRAS = {"sklearn": "disentanglement", "torchmetrics": "inception", "torch_fidelity": "inception"}
 
 
 def main(arguments: list[str]) -> None:
     """Evaluate, print and write.
 
     Raises:
-        UserError: an argument, or a run that can't be evaluated.
+        UserError: an argument is invalid, or a run cannot be evaluated.
     """
     options = _parse(arguments)
     for name in ("csv", "json"):
@@ -32,17 +33,19 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"--{name}={file}: must be a file in a folder that exists")
     runs, skipped = find_runs(options.runs)
 
+    from vaex.evaluation.metrics import METRICS
     from vaex.evaluation.table import as_csv, as_json, text
     from vaex.runs.writing import replace_file
 
+    own = {name: _measurement(name) for name in options.metric}
     datasets = LatestDataset()
     if options.disentanglement:
-        _need_factors(runs, datasets)
+        _check_factors(runs, datasets)
     names = short_names(runs)
-    rows = [_evaluate(run, name, options, datasets) for run, name in zip(runs, names, strict=True)]
-    print(text(rows))
+    rows = [_evaluate(run, name, options, own, datasets) for run, name in zip(runs, names, strict=True)]
+    print(text(rows, [*METRICS, *(metric for measurement in own.values() for metric in measurement.metrics)]))
     if skipped:
-        print(f"\nleft out, without weights: {', '.join(map(str, skipped))}")
+        print(f"\nskipped, without weights: {', '.join(map(str, skipped))}")
     if options.csv:
         replace_file(options.csv, as_csv(rows).encode())
     if options.json:
@@ -53,61 +56,80 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="vaex eval",
         description="Evaluate trained runs on their whole test split: ELBO, importance-weighted NLL, bits/dim, "
-        "reconstruction errors, active units, calibration and FID. Adds the numbers to each run's results.json and "
-        "prints one table, in which only what means the same is ranked together.",
+        "reconstruction errors, active units, calibration and FID. Writes the numbers to each run's results.json and "
+        "prints one table, in which only numbers that mean the same thing are ranked together.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of runs: a sweep"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, or of several runs: a sweep")
+    add(
         "--samples",
         type=int,
         metavar="K",
-        help="draws of z for each image in the importance-weighted NLL; 0 for the ELBO only; "
-        "default 5000 on binary images, 100 on others",
+        help="samples of z for each image in the importance-weighted NLL; 0 for the ELBO only; default 5000 on binary "
+        "images, 100 on others",
     )
-    parser.add_argument(
+    add(
         "--batch-size",
         type=int,
         metavar="N",
-        help="images, or images times draws, at once; default 1000 of 28 × 28, fewer of larger ones",
+        help="images, or images times samples, in a batch; default 1000 of 28 × 28, fewer of larger ones",
     )
     parser.add_device()
-    parser.add_argument(
+    add(
         "--fid",
         choices=("means", "noise", "none"),
         help="Fréchet distances, precision and recall, density and coverage of generated images: of the likelihood's "
         "means, or with its pixel noise; default means, or none for images without labels",
     )
-    parser.add_argument(
+    add(
         "--latent",
         choices=("prior", "mixture"),
         default="prior",
-        help="where the z of samples comes from: the prior, or a mixture of Gaussians fitted to the training codes, as "
-        "it always is for an autoencoder; default prior",
+        help="distribution of z for generated images: the prior, or a mixture of Gaussians fitted to the training "
+        "codes, which an autoencoder always uses; default prior",
     )
-    parser.add_argument(
-        "--inception", action="store_true", help="also the FID of samples in Inception-v3's features, as papers give it"
-    )
-    parser.add_argument(
+    add("--inception", action="store_true", help="also the FID in Inception-v3's features, as papers report it")
+    add(
         "--disentanglement",
         action="store_true",
         help="also MIG, DCI, SAP and the FactorVAE score, for images whose factors are known: sprites",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers, one line a run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, one object a run, lists included")
+    add(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also a Measurement of your own package, as package.module.NAME (see docs/adding.md); may be repeated",
+    )
+    add("--csv", type=Path, metavar="FILE", help="write the numbers, one line for each run")
+    add("--json", type=Path, metavar="FILE", help="write the numbers, one object for each run, lists included")
     options = parser.parse_args(arguments)
     if options.samples is not None and options.samples < 0:
-        parser.error(f"--samples={options.samples}: must be >= 1 draw, or 0 for none")
+        parser.error(f"--samples={options.samples}: must be >= 1 sample, or 0 for none")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size={options.batch_size}: must be >= 1 image")
     parser.check_device(options.device)
     return options
 
 
-def _need_factors(runs: list[Path], datasets: LatestDataset) -> None:
-    """Raises UserError, before anything is measured, when the images of a run have no known factors."""
+def _measurement(name: str) -> Measurement:
+    """The user's measurement. Raises UserError if there is none, or if it declares metrics of vaex."""
+    from vaex.config.targets import import_trusted
+    from vaex.evaluation.measure import Measurement
+    from vaex.evaluation.metrics import METRICS
+
+    measurement = import_trusted("--metric", name)
+    if not isinstance(measurement, Measurement):
+        kind = type(measurement).__name__
+        raise UserError(f"--metric={name}: must be a vaex.evaluation.measure.Measurement, and is a {kind}")
+    for key in {metric.key for metric in measurement.metrics} & {metric.key for metric in METRICS}:
+        raise UserError(f"--metric={name}: declares {key}, which is a metric of vaex; choose another key")
+    return measurement
+
+
+def _check_factors(runs: list[Path], datasets: LatestDataset) -> None:
+    """Raises UserError, before anything is measured, if the images of a run have no known factors."""
     for run in runs:
         _, recorded, dataset = datasets.of(run)
         if not dataset.source.factors:
@@ -117,73 +139,50 @@ def _need_factors(runs: list[Path], datasets: LatestDataset) -> None:
             )
 
 
-def _evaluate(run: Path, name: str, options: argparse.Namespace, datasets: LatestDataset) -> Row:
-    """Measure one run, merge the numbers into its results.json, and make its line of the table."""
+def _evaluate(
+    run: Path, name: str, options: argparse.Namespace, own: dict[str, Measurement], datasets: LatestDataset
+) -> Row:
+    """Evaluate one run and merge the numbers into its results.json."""
     from vaex.build import load_model
     from vaex.config.create import create
-    from vaex.evaluation.measure import collapsed, measure
-    from vaex.evaluation.ranking import Row, group_of
-    from vaex.evaluation.table import finite
+    from vaex.evaluation.bits import STDERR_KEYS
+    from vaex.evaluation.comparison import collapsed
+    from vaex.evaluation.measure import Evaluation, measure
+    from vaex.evaluation.metric import DECLARATIONS, declaration
+    from vaex.evaluation.metrics import MEASUREMENTS, described
+    from vaex.evaluation.table import Row, finite
     from vaex.runs.folder import RESULTS, RunFolder
 
     config, recorded, dataset = datasets.of(run)
     before = RunFolder(run).read_results()
     model = load_model(run, options.device)
-    objective = create("objective", config.objective).to(model.device)
-    unlabelled = dataset.source.classes < 2
-    wanted: Any = options.fid or ("none" if unlabelled else "means")
-    generated: Draws | None = None if wanted == "none" else wanted
+    evaluation = Evaluation(
+        model=model,
+        objective=create("objective", config.objective).to(model.device),
+        dataset=dataset,
+        corruption=create("corruption", config.corruption),
+        samples=options.samples,
+        images_per_batch=options.batch_size,
+        fid=options.fid,
+        latent=options.latent,
+        inception=options.inception,
+        disentanglement=options.disentanglement,
+        title=name,
+    )
     try:
-        results = measure(
-            model,
-            objective,
-            dataset,
-            samples=options.samples,
-            batch_size=options.batch_size,
-            generated=generated,
-            latent=options.latent,
-            inception=options.inception,
-            disentangled=options.disentanglement,
-            description=name,
-            corruption=create("corruption", config.corruption),
-        )
+        results, notes = measure(evaluation, [*MEASUREMENTS, *own.values()])
+    except UserError as error:
+        raise UserError(f"{run}: {error}") from error
     except ModuleNotFoundError as error:
-        extra = {"sklearn": "disentanglement", "torchmetrics": "inception", "torch_fidelity": "inception"}
-        if error.name not in extra:
+        if error.name not in EXTRAS:
             raise
-        option = extra[error.name]
-        raise UserError(f"--{option}: needs {error.name}; pip install 'vaex-autoencoders[{option}]'") from error
-    except NotImplementedError as error:
-        raise UserError(f"--fid=noise: {error}; take --fid=means") from error
-    except ValueError as error:
-        raise UserError(f"{run}: {error}; --fid=none leaves generated images out") from error
-
-    RunFolder(run).write_json(RESULTS, before | finite(results))
-
-    choices = recorded["choices"]
-    channels, height, width = dataset.image_shape
-    crc = crc32(dataset.test.pixels.contiguous().numpy().data)
-    group = group_of(
-        kind=model.likelihood.kind,
-        stochastic=model.stochastic,
-        scored_pixels=results.get("test/scored_pixels"),
-        conditional=config.conditional,
-        dataset=f"{choices['dataset']}, {len(dataset.test):,} test images of {channels} × {height} × {width} "
-        f"(crc {crc:08x})",
-        binarize=dataset.binarize,
-        crc=crc,
-    )
-    notes = [note for note in [collapsed(results)] if note]
-    if unlabelled and not options.fid:
-        notes.append("no FID: its images have no labels to train a classifier by")
-    return Row(
-        run=name,
-        likelihood=choices["likelihood"],
-        kind=model.likelihood.kind,
-        scale=choices.get("likelihood/scale"),
-        beta=config.beta if "beta" in config.objective else None,
-        dimensions=channels * height * width,
-        group=group,
-        results=results,
-        notes=notes,
-    )
+        extra = EXTRAS[error.name]
+        raise UserError(f"--{extra}: needs {error.name}; pip install 'vaex-autoencoders[{extra}]'") from error
+    beta = config.beta if "beta" in config.objective else None
+    results = described(results, model, dataset, choices=recorded["choices"], likelihood=config.likelihood, beta=beta)
+    if own:
+        metrics = [metric for measurement in own.values() for metric in measurement.metrics]
+        results[DECLARATIONS] = {**before.get(DECLARATIONS, {}), **declaration(metrics)}
+    kept = {key: value for key, value in before.items() if key not in STDERR_KEYS}
+    RunFolder(run).write_json(RESULTS, kept | finite(results))
+    return Row(name, results, [*filter(None, [collapsed(results)]), *notes])

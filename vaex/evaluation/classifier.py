@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vaex.data.dataset import Images, Source
 from vaex.data.stream import IndexStream
-from vaex.evaluation.bound import fixed_noise
+from vaex.evaluation.split import fixed_noise
 from vaex.runs.writing import replace_file
 
 log = logging.getLogger("vaex")

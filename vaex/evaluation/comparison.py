@@ -1,7 +1,7 @@
-"""Which runs' numbers mean the same thing, from what results.json says they describe. Imports no torch.
+"""Which runs' numbers mean the same thing, according to the description in results.json. Imports no torch.
 
-Nothing is derived from names or configs here: `vaex train` and `vaex eval` write a `Description`, which tables and
-reports read back.
+`vaex train` and `vaex eval` write a `Description`; tables and reports read it back and derive nothing from names or
+configs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from vaex.evaluation.metric import Comparison, Metric, Results
 
 PREFIX = "about/"  # of a description's keys in results.json
+COLLAPSED_RATE = 0.1  # nats
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Description:
 
     @property
     def images(self) -> str:
-        """The images, for people: `mnist, 10,000 test images of 1 × 28 × 28, binarized`."""
+        """The images, for people: `mnist, 10,000 test images of 1 × 28 × 28, binarize=static`."""
         size = " × ".join(map(str, self.image_shape))
         parts = [self.dataset, f"{self.test_images:,} test images of {size}"]
         parts += [f"binarize={self.binarize}"] * (self.binarize != "none")
@@ -83,10 +84,11 @@ class ComparisonGroup:
 
     Attributes:
         title: what the numbers describe.
-        reason: one sentence: why these may be compared, and why with no others.
+        reason: one or two sentences: why these may be compared, and why with no others.
         key: what tells this group from others.
         order: position of the group in tables and reports.
         across_likelihoods: whether runs of different likelihoods can be in it.
+        ranked_by: key in results.json of the score that ranks the runs, lower is better; None if they are not ranked.
     """
 
     title: str
@@ -94,6 +96,7 @@ class ComparisonGroup:
     key: tuple[object, ...]
     order: int
     across_likelihoods: bool
+    ranked_by: str | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ComparisonGroup) and self.key == other.key
@@ -122,8 +125,19 @@ def ranking_group(results: Results) -> ComparisonGroup:
     return _probability(about, results) or _own(about, results)
 
 
+def collapsed(results: Results) -> str | None:
+    """A note if the posterior contains almost no information about the image, so that every image is decoded alike."""
+    units, rate = results.get("test/active_units"), results.get("test/rate")
+    if units is None or rate is None or (units > 0 and rate >= COLLAPSED_RATE):
+        return None
+    return (
+        f"the posterior has collapsed ({units} active units, rate {rate:.3g} nats): z is not used; "
+        "lower beta, warm it up (objective.warmup), or give free bits (objective.free_bits)"
+    )
+
+
 def _same_images(about: Description) -> tuple[object, ...]:
-    # The hash alone doesn't tell a dynamic binarisation, which is drawn anew for every batch.
+    # The hash alone doesn't tell a dynamic binarization, which is drawn anew for every batch.
     return about.test_sha256, about.binarize, about.conditional
 
 
@@ -135,18 +149,19 @@ def _probability(about: Description, results: Results) -> ComparisonGroup | None
     samples = results.get("test/nll_samples") if results.get("test/bits_per_dim_from") == "importance" else None
     how = f"importance-weighted with {samples:,} samples of z" if samples else "from the ELBO, a looser bound"
     if pixels == "binary":
-        title, order = f"Binary images: {about.images}; {how}", 1
+        title, order, score = "Binary images", 1, "test/nll_bound"
         reason = (
-            "These runs give probabilities of one-bit images. Runs on another dataset, another binarization or grey "
-            "images describe other data."
+            "These are probabilities of one-bit images. Another dataset, another binarization and grey images are "
+            "other data."
         )
     else:
-        title, order = f"8-bit images: {about.images}; {how}", 0
+        title, order, score = "8-bit images", 0, "test/bits_per_dim"
         reason = (
             "Densities of (k+u)/256, whatever pixels a run was trained on, and masses of the 256 levels all bound the "
             "probability of the same 8-bit images. Other images and one-bit images are other data."
         )
-    return ComparisonGroup(title, reason, ("probability", order, *_same_images(about), samples), order, True)
+    key = ("probability", order, *_same_images(about), samples)
+    return ComparisonGroup(f"{title}: {about.images}; {how}", reason, key, order, True, score)
 
 
 def _bits(about: Description, results: Results) -> ComparisonGroup | None:
@@ -170,32 +185,32 @@ def _elbo(about: Description, results: Results) -> ComparisonGroup | None:
 
 
 def _own(about: Description, results: Results) -> ComparisonGroup:
-    """Runs that are not ranked: compared within one likelihood, on the same pixels, or by reconstructions alone."""
+    """Runs that are not ranked: compared within one likelihood on the same pixels, or by reconstructions alone."""
     if not about.stochastic:
         reason = (
-            "A code without a distribution gives no bound on the probability of an image. Only reconstruction errors "
-            "can be compared, and they don't tell how well a model would generate."
+            "Not ranked: a code without a distribution gives no bound on the probability of an image. Only "
+            "reconstruction errors can be compared, and they don't tell how well a model would generate."
         )
-        title, key = f"Autoencoders: {about.images}", ("autoencoder", *_same_images(about))
-        return ComparisonGroup(title, reason, key, 3, True)
+        key: tuple[object, ...] = ("autoencoder", *_same_images(about))
+        return ComparisonGroup(f"Autoencoders: {about.images}", reason, key, 3, True)
     name = about.likelihood_name
     if about.kind == "pseudo":
-        title, order = f"{name}, a pseudo-likelihood: {about.images}", 2
+        title, order = "a pseudo-likelihood", 2
         reason = (
-            "A pseudo-likelihood is the probability of no image: its ELBO bounds nothing, and compares only with the "
-            "same likelihood on the same pixels."
+            "Not ranked: a pseudo-likelihood is the probability of no image. Its ELBO bounds nothing, and compares "
+            "only with the same likelihood on the same pixels."
         )
     elif about.binarize != "none" or about.support == "binary":
-        title, order = f"{name}, a density of binary images: {about.images}", 4
-        reason = "The density of values that are only 0 or 1 grows without bound as its scale shrinks."
+        title, order = "a density of binary images", 4
+        reason = "Not ranked: the density of values that are only 0 or 1 grows without bound as its scale shrinks."
     else:
-        title, order = f"{name}, a density of the levels k/255: {about.images}", 5
+        title, order = "a density of the levels k/255", 5
         reason = (
-            "A density of the levels k/255 bounds the probability of no image and grows without bound as its scale "
-            "shrinks. It compares only within one likelihood, as a held-out log-density."
+            "Not ranked: a density of the levels k/255 bounds the probability of no image and grows without bound as "
+            "its scale shrinks. It compares only within one likelihood, as a held-out log-density."
         )
     key = ("own", *_same_images(about), about.dequantize, name, about.likelihood_settings)
-    return ComparisonGroup(title, reason, key, order, False)
+    return ComparisonGroup(f"{name}, {title}: {about.images}", reason, key, order, False)
 
 
 def _images(about: Description, results: Results) -> ComparisonGroup:

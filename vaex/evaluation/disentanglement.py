@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from vaex.data.dataset import Factor
+from vaex.evaluation.codes import codes
+from vaex.evaluation.measure import Evaluation, Measurement
+from vaex.evaluation.metric import Metric
 
 # MIG and FactorVAE settings of Locatello et al. 2019 (disentanglement_lib, unsupervised_study_v1).
 BINS = 20
@@ -240,3 +243,22 @@ def _entropy(values: Tensor) -> Tensor:
     """Nats, of int64 [N]."""
     entropy: Tensor = torch.special.entr(values.bincount().double() / len(values)).sum()
     return entropy
+
+
+def _disentanglement(evaluation: Evaluation) -> dict[str, Any]:
+    images, to_float = evaluation.images, evaluation.dataset.to_float
+    posterior = codes(evaluation.model, images, to_float, batch_size=evaluation.batch_size, poll=evaluation.poll)
+    scores = disentanglement(posterior.mean, images.factors, evaluation.dataset.source.factors)
+    return {f"test/{name}": value for name, value in scores.items()}
+
+
+DISENTANGLEMENT = Measurement(
+    _disentanglement,
+    (
+        Metric("test/mig", "MIG", better="higher"),
+        Metric("test/dci_disentanglement", "DCI", better="higher"),
+        Metric("test/sap", "SAP", better="higher"),
+        Metric("test/factor_vae", "FactorVAE", better="higher", column="FVAE"),
+    ),
+    lambda evaluation: None if evaluation.disentanglement else "",
+)

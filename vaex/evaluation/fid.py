@@ -1,8 +1,8 @@
-"""How near generated images are to real ones, from the features of a classifier (see vaex.evaluation.classifier).
+"""How similar generated and real images are in the features of a classifier (see vaex.evaluation.classifier).
 
 Fréchet distance: Heusel et al. 2017, eq. 6. Precision and recall: Kynkäänniemi et al. 2019, eqs. 1 and 2. Density and
-coverage: Naeem et al. 2020. All in float64. The numbers belong to one classifier and one count of images:
-give both, and the floor, with them.
+coverage: Naeem et al. 2020. All in float64. The numbers depend on the classifier and on the number of images: report
+both, and the floor, with them.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DISTANCES_AT_ONCE = 10_000_000  # 80 MB of them in float64
+DISTANCES_AT_ONCE = 10_000_000  # 80 MB in float64
 
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Of `count` images: mean [F] and unbiased covariance [F, F] of their features, float64."""
+    """Number of images, mean [F] and unbiased covariance [F, F] of their features, float64."""
 
     count: int
     mean: Tensor
@@ -24,11 +24,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":
-        """Features [N, F].
-
-        Raises:
-            ValueError: fewer than two images.
-        """
+        """Statistics of features [N, F]. Raises ValueError for fewer than two images."""
         count = len(features)
         if count < 2:
             raise ValueError(f"a covariance needs the features of 2 images or more, got {count}")
@@ -39,13 +35,13 @@ class FeatureStatistics:
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """|mean_a - mean_b|² + tr(S_a + S_b - 2 (S_a S_b)^½), the squared distance of two Gaussians; 0 when they are equal.
+    """|mean_a - mean_b|² + tr(S_a + S_b - 2 (S_a S_b)^½), the squared distance of two Gaussians; 0 if they are equal.
 
-    The trace of the root is that of (S_a^½ S_b S_a^½)^½, the sum of the singular values of S_a^½ S_b^½. It is biased
-    upwards, by about c / N for N images: compare only distances of the same counts.
+    The trace of the root is the sum of the singular values of S_a^½ S_b^½. The estimate is biased upwards, by about
+    c / N for N images: compare only distances of equally many images.
 
     Raises:
-        ValueError: there are no more images than features, which leaves a covariance without full rank.
+        ValueError: if there are not more images than features, so that a covariance has no full rank.
     """
     dimension = len(a.mean)
     if len(b.mean) != dimension:
@@ -54,7 +50,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     if fewest <= dimension:
         raise ValueError(
             f"a Fréchet distance of {dimension} features needs more than {dimension} images on each side, "
-            f"got N={fewest}; take 10,000, or at least {10 * dimension}"
+            f"got N={fewest}; use 10,000, or at least {10 * dimension}"
         )
     # Roots before the product: the eigenvalues of S_a^½ S_b S_a^½ lose half the digits of the small ones.
     trace_of_root: Tensor = torch.linalg.svdvals(_root(a.covariance) @ _root(b.covariance)).sum()
@@ -65,16 +61,16 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def real_against_real_floor(features: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, int]:
     """Fréchet distance of two disjoint random halves of real images, and the number of images in each half.
 
-    What is left of a distance when both sides have one distribution is the bias, about c (1/N_a + 1/N_b): with N images
-    in a half, c is the floor × N / 2, and two sets of 2 N images each have half this floor.
+    If both sides have one distribution, the distance is the bias, about c (1/N_a + 1/N_b): two sets of 2 N images each
+    have half the floor of halves of N images.
 
     Args:
         features: of real images, [2 N, F].
-        splits: random cuts in halves, whose distances are averaged: of a single one the last digits are chance.
-        seed: of the cuts.
+        splits: random halvings whose distances are averaged; the last digits of a single one are chance.
+        seed: of the halvings.
 
     Raises:
-        ValueError: halves too small for a distance, or no splits.
+        ValueError: if the halves are too small for a distance, or splits < 1.
     """
     if splits < 1:
         raise ValueError(f"splits must be >= 1, got {splits}")
@@ -88,51 +84,39 @@ def real_against_real_floor(features: Tensor, *, splits: int = 10, seed: int = 0
     return sum(distances) / splits, half
 
 
-@dataclass(frozen=True)
-class Neighbourhoods:
-    """How samples lie among real images in feature space.
+def neighbourhoods(real: Tensor, fake: Tensor, *, k: int = 3, k_density: int = 5) -> dict[str, float]:
+    """How fake features [M, F] lie among real ones [N, F].
 
-    A ball reaches from its centre to the centre's k-th nearest neighbour of the same set.
+    A ball around an image reaches to the k-th nearest other image of the same set; k is `k_density` for density and
+    coverage.
 
-    Attributes:
-        precision: share of fakes inside some ball around a real image.
-        recall: share of real images inside some ball around a fake.
-        density: balls around real images that hold a fake, over k, mean over the fakes; it may be above 1.
-        coverage: share of balls around real images that hold any fake; for two sets of one distribution and of one
-            size it is about 1 - 2^-k, 0.97 for k = 5.
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def neighbourhoods(real: Tensor, fake: Tensor, *, k: int = 3, k_density: int = 5) -> Neighbourhoods:
-    """Real features [N, F] and fake ones [M, F]. `k` is for precision and recall, `k_density` for the other two.
+    Returns:
+        precision: fraction of fakes inside a ball around any real image.
+        recall: fraction of real images inside a ball around any fake.
+        density: number of balls around real images that hold a fake, over k, mean over fakes; it may exceed 1.
+        coverage: fraction of balls around real images that hold any fake; about 1 - 2^-k for two sets of one
+            distribution and one size, 0.97 for k = 5.
 
     Raises:
-        ValueError: a set has no k-th neighbour.
+        ValueError: if a set has too few images for a k-th neighbour.
     """
     real, fake = real.double(), fake.double()
     around_real, wide = _squared_radii(real, k, k_density)
     (around_fake,) = _squared_radii(fake, k)
-    held, balls, recalled = [], [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    precise, balls, recalled = [], [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
     nearest = torch.full((len(real),), torch.inf, dtype=real.dtype, device=real.device)
-    start = 0
-    for distances in _squared_distances(fake, real):  # some fakes against all real images
-        rows = slice(start, start + len(distances))
-        held.append((distances <= around_real).any(1))
+    radii = torch.split(around_fake, _rows_at_once(real))
+    for distances, radius in zip(_squared_distances(fake, real), radii, strict=True):  # some fakes, all real images
+        precise.append((distances <= around_real).any(1))
         balls.append((distances <= wide).sum(1))
-        recalled |= (distances <= around_fake[rows, None]).any(0)
+        recalled |= (distances <= radius[:, None]).any(0)
         nearest = torch.minimum(nearest, distances.amin(0))
-        start = rows.stop
-    return Neighbourhoods(
-        precision=torch.cat(held).double().mean().item(),
-        recall=recalled.double().mean().item(),
-        density=torch.cat(balls).double().mean().item() / k_density,
-        coverage=(nearest <= wide).double().mean().item(),
-    )
+    return {
+        "precision": torch.cat(precise).double().mean().item(),
+        "recall": recalled.double().mean().item(),
+        "density": torch.cat(balls).double().mean().item() / k_density,
+        "coverage": (nearest <= wide).double().mean().item(),
+    }
 
 
 def _squared_radii(points: Tensor, *ks: int) -> tuple[Tensor, ...]:
@@ -148,10 +132,14 @@ def _squared_radii(points: Tensor, *ks: int) -> tuple[Tensor, ...]:
     return tuple(ordered[:, k] for k in ks)
 
 
+def _rows_at_once(b: Tensor) -> int:
+    return max(1, DISTANCES_AT_ONCE // len(b))
+
+
 def _squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
     """|a - b|² of all pairs, some rows of a [N, F] at a time against all of b [M, F]: [rows, M] each."""
     b_norms = b.square().sum(1)
-    for rows in torch.split(a, max(1, DISTANCES_AT_ONCE // len(b))):
+    for rows in torch.split(a, _rows_at_once(b)):
         products = torch.addmm(b_norms, rows, b.T, alpha=-2)
         yield products.add_(rows.square().sum(1, keepdim=True)).clamp_(min=0)  # below zero only by rounding
 

@@ -1,31 +1,26 @@
-"""Scales that are computed from the error, frozen for evaluation: one that sees the test image gives no bound."""
+"""Freezing scales that are computed from the error: a scale that depends on the test image would give no bound."""
 
 import torch
 
 from vaex.data.dataset import Images
-from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
-from vaex.likelihoods.location_scale import DiscretizedDistribution, LocationScale, LocationScaleDistribution
+from vaex.evaluation.split import ToFloat, batches, evenly_spaced
+from vaex.likelihoods.location_scale import DiscretizedDistribution, LocationScaleDistribution
 from vaex.model import Autoencoder
 
-IMAGES = 10_000  # of the training set: the scale's relative error is then below 1e-3, and their errors fit in memory
+IMAGES = 10_000  # the relative error of the scale is then below 1e-3, and the images' errors fit in memory
 
 
 def freeze_scales(model: Autoencoder, train: Images, to_float: ToFloat, batch_size: int = 1000) -> None:
-    """Set an optimal scale's evaluation value from training images, evenly spaced, with one draw of z each.
+    """Set a scale that depends on x to its evaluation value, from training images with one sample of z each.
 
-    Other scales are left alone. `train` may be on any device.
+    Other scales stay as they are. `train` may be on any device.
     """
-    likelihood = model.likelihood
-    if not (isinstance(likelihood, LocationScale) and likelihood.scale.depends_on_x):
+    if not model.likelihood.depends_on_x:
         return
-    device = model.device
-    chosen = torch.arange(0, len(train), max(1, len(train) // IMAGES), device=train.pixels.device)
     errors = []
-    with evaluating(model), fixed_noise(device):
-        for rows in torch.split(chosen, batch_size):
-            batch = train[rows].to(device)
-            x, labels = to_float(batch.pixels), batch.labels
-            distribution = model.decode(model.encode(x, labels).rsample(1)[0], labels)
-            assert isinstance(distribution, LocationScaleDistribution | DiscretizedDistribution)
-            errors.append(x - distribution.loc)
-    likelihood.freeze(torch.cat(errors))
+    for batch in batches(model, train, to_float, batch_size=batch_size, subset=evenly_spaced(train, IMAGES)):
+        z = model.encode(batch.x, batch.labels).rsample(1)[0]
+        distribution = model.decode(z, batch.labels)
+        assert isinstance(distribution, LocationScaleDistribution | DiscretizedDistribution)
+        errors.append(batch.x - distribution.loc)
+    model.likelihood.freeze(torch.cat(errors))

@@ -1,125 +1,98 @@
-"""How good what a model generates is: samples and reconstructions against the grey test images.
+"""How good the images are that a model generates: samples and reconstructions against the grey test images.
 
-Samples come from z drawn from the prior, or from a mixture fitted to the codes of the training images, which is also
-how an autoencoder without a prior can generate. An image is the likelihood's mean, or a draw with its pixel noise: the
-two are scored differently, so that results say which it was.
+z of the samples comes from the prior, or from a mixture fitted to the codes of training images, which is also how an
+autoencoder without a prior can generate. An image is the likelihood's mean, or a sample with its pixel noise. The two
+score differently, so that the results say which it was.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaex.data.cache import cache_folder
-from vaex.data.dataset import Dataset, Images
-from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
+from vaex.data.dataset import Images
 from vaex.evaluation.classifier import accuracy, classifier_for, features_of, to_pixels
-from vaex.evaluation.fid import (
-    FeatureStatistics,
-    frechet_distance,
-    neighbourhoods,
-    real_against_real_floor,
-)
+from vaex.evaluation.fid import FeatureStatistics, frechet_distance, neighbourhoods, real_against_real_floor
 from vaex.evaluation.latent import LatentSampler, StandardNormal, fit_mixture
-from vaex.model import Autoencoder
-
-Draws = Literal["means", "noise"]
-Latent = Literal["prior", "mixture"]
-Results = dict[str, float | str]
+from vaex.evaluation.measure import Evaluation, Measurement
+from vaex.evaluation.metric import Metric
+from vaex.evaluation.split import batches, evenly_spaced, fixed_noise
 
 CODES = 15_000  # training images whose codes a mixture is fitted to
 
 
-def generation_quality(
-    model: Autoencoder,
-    dataset: Dataset,
-    *,
-    draws: Draws,
-    latent: Latent,
-    inception: bool = False,
-    batch_size: int = 1000,
-    poll: Callable[[], None] = lambda: None,
-) -> Results:
-    """Fréchet distances, precision and recall, density and coverage; as many images as the test split has.
+def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
+    """Fréchet distances, precision and recall, density and coverage, of as many images as the test split has.
 
     Returns:
         fid of samples and fid_reconstruction; fid_floor, what two sets of so many real images would give (half the
-        distance of halves of the test images, since the bias goes with 1/N); fid_images, the number on each side;
-        precision, recall, density, coverage of the samples; and what they depend on: fid_draws, fid_latent,
-        fid_classifier (SHA-256 of its weights). Of a conditional model also class_agreement, the share of its samples
-        that the classifier takes for the class asked for. With `inception` also fid_inception of the samples.
+        distance of halves of the test images, since the bias is proportional to 1/N); precision, recall, density and
+        coverage of the samples; fid_images (the number on each side), fid_draws (means or noise), fid_latent and
+        fid_classifier (SHA-256 of its weights), on which the numbers depend; class_agreement of a conditional model,
+        the fraction of samples that the classifier assigns to the requested class; and fid_inception if requested.
 
     Raises:
-        ValueError: too few images, or no labels to train a classifier by.
-        ModuleNotFoundError: `inception` without its extra.
+        ValueError: if there are too few images, no labels to train a classifier with, or no pixel noise to sample.
+        ModuleNotFoundError: if `inception` is requested and its extra is not installed.
     """
+    model, dataset, test = evaluation.model, evaluation.dataset, evaluation.dataset.test
     device = model.device
     with fixed_noise(device):
         classifier, weights_hash = classifier_for(dataset.source, cache_folder(), device=device)
     real = features_of(classifier, dataset.source.test.pixels)
-    sampler: LatentSampler = StandardNormal(latent_dim=model.latent_dim)
-    described = "prior"
-    if latent == "mixture":
-        heldout = dataset.validation if len(dataset.validation) else dataset.test
-        mixture, _ = fit_mixture(
-            _codes(model, dataset.train, dataset.to_float, batch_size),
-            _codes(model, heldout, dataset.to_float, batch_size),
-        )
-        sampler, described = mixture, f"mixture of {len(mixture)}"
-
-    test = dataset.test
+    sampler, latent = _sampler(evaluation)
     z = sampler.sample(len(test), torch.Generator().manual_seed(0)).to(device)
-    drawn: tuple[list[Tensor], list[Tensor]] = ([], [])  # uint8 samples and reconstructions
-    with evaluating(model), fixed_noise(device):
-        for start in range(0, len(test), batch_size):
-            poll()
-            rows = slice(start, start + batch_size)
-            batch = test[rows].to(device)
-            labels, x = batch.labels, dataset.to_float(batch.pixels)
-            for code, pixels in zip((z[rows], model.encode(x, labels).mean), drawn, strict=True):
-                distribution = model.decode(code, labels)
-                pixels.append(to_pixels(distribution.mean if draws == "means" else distribution.sample()))
-    samples, reconstructions = (torch.cat(pixels) for pixels in drawn)
+    noisy = evaluation.fid == "noise"
+    generated: tuple[list[Tensor], list[Tensor]] = ([], [])  # uint8 samples and reconstructions
+    for batch in batches(model, test, dataset.to_float, batch_size=evaluation.batch_size, poll=evaluation.poll):
+        for code, pixels in zip((z[batch.rows], model.encode(batch.x, batch.labels).mean), generated, strict=True):
+            distribution = model.decode(code, batch.labels)
+            if noisy and not distribution.has_sample:
+                raise ValueError(f"--fid=noise: {type(distribution).__name__} has no sample(); use --fid=means")
+            pixels.append(to_pixels(distribution.sample() if noisy else distribution.mean))
+    samples, reconstructions = (torch.cat(pixels) for pixels in generated)
     fake, again = (features_of(classifier, pixels) for pixels in (samples, reconstructions))
     statistics = FeatureStatistics.of(real)
-    floor, _ = real_against_real_floor(real)
-    among = neighbourhoods(real, fake)
-    results: Results = {
+    results = {
         "fid": frechet_distance(statistics, FeatureStatistics.of(fake)),
         "fid_reconstruction": frechet_distance(statistics, FeatureStatistics.of(again)),
-        "fid_floor": floor / 2,
+        "fid_floor": real_against_real_floor(real)[0] / 2,
         "fid_images": len(test),
-        "fid_draws": draws,
-        "fid_latent": described,
+        "fid_draws": "noise" if noisy else "means",
+        "fid_latent": latent,
         "fid_classifier": weights_hash,
-        **asdict(among),
+        **neighbourhoods(real, fake),
     }
     if model.classes:
         results["class_agreement"] = accuracy(classifier, Images(samples, test.labels.to(device)))
-    if inception:
+    if evaluation.inception:
         results["fid_inception"] = inception_fid(dataset.source.test.pixels, samples)
-    return results
+    return {f"test/{name}": value for name, value in results.items()}
 
 
-def _codes(model: Autoencoder, images: Images, to_float: ToFloat, batch_size: int) -> Tensor:
-    """Draws from q(z|x) of up to CODES images evenly spaced, [N, latent_dim]; the codes themselves without a q."""
-    device = model.device
-    chosen = torch.arange(0, len(images), max(1, len(images) // CODES))[:CODES]
-    codes = []
-    with evaluating(model), fixed_noise(device):
-        for rows in torch.split(chosen, batch_size):
-            posterior = model.encode(to_float(images.pixels[rows].to(device)), images.labels[rows].to(device))
-            codes.append(posterior.rsample(1)[0])
-    return torch.cat(codes)
+def _sampler(evaluation: Evaluation) -> tuple[LatentSampler, str]:
+    """Where z of samples comes from, and its description."""
+    model, dataset = evaluation.model, evaluation.dataset
+    if model.stochastic and evaluation.latent == "prior":
+        return StandardNormal(latent_dim=model.latent_dim), "prior"
+
+    def codes(images: Images) -> Tensor:
+        """One sample from q(z|x) for each of up to CODES images, [N, latent_dim]; the codes of an autoencoder."""
+        subset = evenly_spaced(images, CODES)[:CODES]
+        split = batches(model, images, dataset.to_float, batch_size=evaluation.batch_size, subset=subset)
+        return torch.cat([model.encode(batch.x, batch.labels).rsample(1)[0] for batch in split])
+
+    heldout = dataset.validation if len(dataset.validation) else dataset.test
+    mixture, _ = fit_mixture(codes(dataset.train), codes(heldout))
+    return mixture, f"mixture of {len(mixture)}"
 
 
 def inception_fid(real: Tensor, fake: Tensor, batch_size: int = 100) -> float:
     """The Fréchet distance in Inception-v3's features that papers report; uint8 [N, C, H, W] each.
 
     Raises:
-        ModuleNotFoundError: the extra `inception` isn't installed. It downloads its weights on first use.
+        ModuleNotFoundError: if the extra `inception` is not installed. It downloads its weights on first use.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -128,3 +101,20 @@ def inception_fid(real: Tensor, fake: Tensor, batch_size: int = 100) -> float:
         for part in torch.split(images, batch_size):
             metric.update(part.to(fake.device).expand(-1, 3, -1, -1), real=is_real)
     return float(metric.compute())
+
+
+def _why_not(evaluation: Evaluation) -> str | None:
+    if evaluation.fid is None and evaluation.dataset.source.classes < 2:
+        return "no FID: the images have no labels to train a classifier with"
+    return "" if evaluation.fid == "none" else None
+
+
+GENERATION = Measurement(
+    generation_quality,
+    (
+        Metric("test/fid", "FID", digits=1, better="lower", comparable="samples"),
+        Metric("test/class_agreement", "class agreement", better="higher", comparable="samples", column="agree"),
+    ),
+    _why_not,
+    remedy="--fid=none leaves generated images out",
+)

@@ -1,30 +1,34 @@
 """Importance-weighted estimate of -log p(x), Burda et al. 2016, eq. 8. Nats per image, mean over the split.
 
 For each image, log p̂(x) = logsumexp_k [log p(x|z_k) + log p(z_k) - log q(z_k|x)] - log K with z_k ~ q(z|x). Its
-expectation grows with K towards log p(x) and never passes it: but for noise, the NLL given here errs upwards only.
+expectation grows with K towards log p(x) and never exceeds it: with finitely many samples the NLL is biased upwards.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from vaex.data.dataset import Images
-from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
-from vaex.model import Autoencoder, log_prior_over_posterior
+from vaex.evaluation.split import NOISE_SEED, ToFloat, batches
+from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 
 
-@dataclass(frozen=True)
-class ImportanceEstimate:
-    nll: float  # mean over images of -log p̂(x)
-    stderr: (
-        float  # of that mean, over images; the bias of a finite K is not in it, and only raises `nll`. nan for 1 image
-    )
-    elbo: float  # mean log weight of the same draws: the bound of K = 1
-    samples: int  # K
+class ImportanceEstimate(NamedTuple):
+    """Means over images.
+
+    Attributes:
+        nll: -log p̂(x).
+        stderr: standard error of `nll` over images, which does not cover the bias of a finite K; nan for one image.
+        elbo: the mean log-weight, which is the bound of K = 1.
+    """
+
+    nll: float
+    stderr: float
+    elbo: float
 
 
 def importance_nll(
@@ -34,61 +38,58 @@ def importance_nll(
     *,
     samples: int,
     batch_size: int = 1000,
-    seed: int = 1,
-    description: str | None = None,
+    seed: int = NOISE_SEED,
+    title: str | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> ImportanceEstimate:
-    """Every image of the split once, with `samples` draws of z each. The noise is the same in every call.
+    """Estimate log p(x) of every image, with noise that is the same in every call.
 
-    Log-weights are float32, as the likelihood is; their running sum is float64, so that thousands of them lose nothing.
-    What `to_float` draws depends on the image and `batch_size`, not on `samples`: every K scores the same x.
+    The noise of `to_float` depends on the image and on `batch_size`, not on `samples`: every K scores the same x.
 
     Args:
-        samples: K; any number, above or below `batch_size`.
+        samples: K; it may be larger or smaller than `batch_size`.
         batch_size: images times samples decoded at once.
-        description: shown on the progress bar.
-        poll: called before each decoding, and may raise to stop.
+        title: text on the progress bar.
+        poll: called before each decoding; may raise to stop.
     """
     if samples < 1:
-        raise ValueError(f"samples={samples}: must be >= 1 draw of z for each image")
-    device = model.device
+        raise ValueError(f"samples={samples}: must be >= 1 sample of z for each image")
     nll, elbo = [], []
     bar = tqdm(
         total=len(images) * samples,
-        desc=description,
-        unit=" draws",
+        desc=title,
+        unit=" samples",
         unit_scale=True,
         disable=None,
         leave=False,
         dynamic_ncols=True,
     )
-    with bar, evaluating(model), fixed_noise(device):
-        for start in range(0, len(images), batch_size):
-            torch.manual_seed(seed + start)
-            batch = images[start : start + batch_size].to(device)
-            x, labels = to_float(batch.pixels), batch.labels
+    with bar:
+        # Each batch is seeded by its first image: the number of samples of other images doesn't change its noise.
+        for batch in batches(model, images, to_float, batch_size=batch_size, seed=seed, seed_stride=batch_size):
+            x, labels = batch.x, batch.labels
             posterior = model.encode(x, labels)
-            log_sum = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=device)
-            total = torch.zeros(len(x), dtype=torch.float64, device=device)
-            left = samples
-            while left:
+            # Log-weights are float32, as the likelihood is; thousands of them are summed in float64.
+            log_sum = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
+            total = torch.zeros_like(log_sum)
+            remaining = samples
+            while remaining:
                 poll()
-                chunk = min(left, max(1, batch_size // len(x)))
-                log_weights = _log_weights(model, posterior.mean, posterior.log_var, x, labels, chunk).double()
+                chunk = min(remaining, max(1, batch_size // len(x)))
+                log_weights = _log_weights(model, posterior, x, labels, chunk).double()
                 log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
                 total += log_weights.sum(0)
-                left -= chunk
+                remaining -= chunk
                 bar.update(chunk * len(x))
             nll.append(math.log(samples) - log_sum)
             elbo.append(total / samples)
     per_image = torch.cat(nll)
-    count = len(per_image)
-    stderr = per_image.std().item() / math.sqrt(count) if count > 1 else math.nan
-    return ImportanceEstimate(per_image.mean().item(), stderr, torch.cat(elbo).mean().item(), samples)
+    stderr = per_image.std().item() / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
+    return ImportanceEstimate(per_image.mean().item(), stderr, torch.cat(elbo).mean().item())
 
 
-def _log_weights(model: Autoencoder, mean: Tensor, log_var: Tensor, x: Tensor, labels: Tensor, samples: int) -> Tensor:
-    """log p(x|z) + log p(z) - log q(z|x) at new draws of z, [samples, B]."""
-    noise = torch.randn(samples, *mean.shape, device=mean.device)
-    z = mean + torch.exp(0.5 * log_var) * noise
-    return model.decode(z, labels, x).log_prob(x) + log_prior_over_posterior(z, log_var, noise)
+def _log_weights(model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, samples: int) -> Tensor:
+    """log p(x|z) + log p(z) - log q(z|x) at new samples of z, [samples, B]."""
+    noise = torch.randn(samples, *posterior.mean.shape, device=x.device)
+    z = posterior.at(noise)
+    return model.decode(z, labels, x).log_prob(x) + log_prior_over_posterior(z, posterior.log_var, noise)

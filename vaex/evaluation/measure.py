@@ -1,128 +1,122 @@
-"""All numbers of a trained model on the whole test split, under the names of results.json."""
+"""What a measurement is: a function of a trained model on its test split, with the declarations of its metrics.
 
-from collections.abc import Callable
-from typing import Any
+`vaex eval` runs those of vaex (vaex.evaluation.metrics) and those that the user names with `--metric`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 from torch import Tensor
 
-from vaex.data.dataset import Dataset
-from vaex.data.feed import placed
-from vaex.evaluation.bits import scoring
-from vaex.evaluation.bound import evaluate, images_at_once
-from vaex.evaluation.calibration import LEVELS, calibration
-from vaex.evaluation.codes import codes
-from vaex.evaluation.disentanglement import disentanglement
-from vaex.evaluation.generation import Draws, Latent, generation_quality
-from vaex.evaluation.importance import importance_nll
-from vaex.evaluation.reconstruction import reconstruction_errors
+from vaex.data.dataset import Dataset, Images
+from vaex.data.feed import images_on_device
+from vaex.errors import UserError
+from vaex.evaluation.metric import Metric
+from vaex.evaluation.split import SplitBatch, ToFloat, batches, images_at_once
 from vaex.model import Autoencoder
 from vaex.objectives import Objective
 
-# Draws of z for each image when no number is asked for. 5,000 is what papers on binary MNIST take.
-SAMPLES_BINARY, SAMPLES = 5000, 100
 
-COLLAPSED_RATE = 0.1  # nats
+@dataclass(frozen=True)
+class Evaluation:
+    """A trained model, its test split, and the options of `vaex eval`.
 
-Results = dict[str, Any]
-
-
-def measure(
-    model: Autoencoder,
-    objective: Objective,
-    dataset: Dataset,
-    *,
-    samples: int | None = None,
-    batch_size: int | None = None,
-    generated: Draws | None = "means",
-    latent: Latent = "prior",
-    inception: bool = False,
-    disentangled: bool = False,
-    description: str | None = None,
-    corruption: Callable[[Tensor], Tensor] = lambda x: x,
-    poll: Callable[[], None] = lambda: None,
-) -> Results:
-    """What has a meaning for this model: an autoencoder without a posterior has reconstruction errors only.
-
-    Args:
-        samples: K of the importance-weighted NLL; 0 for none; None for 5,000 on binary images and 100 on others.
-        batch_size: images, or images times draws of z, decoded at once; None for `images_at_once`.
-        generated: what generated images are made of, for their Fréchet distances; None for none.
-        latent: where their z comes from; an autoencoder without a prior always has a mixture fitted.
-        inception: also the distance in Inception's features, which needs the extra of that name.
-        disentangled: also how far each latent stands for one of the factors that the images were made from.
-        description: shown on the progress bar.
-        corruption: of the run.
-        poll: called before each batch, and may raise to stop.
+    Attributes:
+        model: the model, on its device.
+        objective, dataset, corruption: those of the run; the corruption is the identity if the run has none.
+        samples: samples of z for each image in the importance-weighted NLL; 0 to use the ELBO alone; None for the
+            default, 5,000 for binary images and 100 for others.
+        images_per_batch: images, or images times samples of z, that are decoded at once; None for `images_at_once`.
+        fid: how generated images are made, or none; None for the default, means where the images have labels.
+        latent: where z of generated images comes from.
+        inception: whether to compute the FID in Inception's features too.
+        disentanglement: whether to compare latents with the factors of the images.
+        title: text on the progress bar.
+        poll: called before each batch; may raise to stop.
+        results: results of the measurements so far.
     """
-    device = model.device
-    images = placed(dataset.test, device, dataset.resident)
-    batch_size = batch_size or images_at_once(images)
-    # Noise depends on the batch size: up to what training takes, the numbers of `vaex train` come out again.
-    numbers = evaluate(
-        model,
-        objective,
-        images,
-        dataset.to_float,
-        corruption=corruption,
-        poll=poll,
-        batch_size=min(batch_size, images_at_once(images)),
-    )
-    results: Results = {
-        "beta/" + name if name.startswith("effective_") else "test/" + name: value for name, value in numbers.items()
-    }
-    errors = reconstruction_errors(model, images, dataset.to_float, poll=poll, batch_size=batch_size)
-    results |= {"test/psnr": errors.psnr, "test/ssim": errors.ssim}
-    if generated:
-        source = latent if model.stochastic else "mixture"
-        quality = generation_quality(
-            model, dataset, draws=generated, latent=source, inception=inception, batch_size=batch_size, poll=poll
-        )
-        results |= {f"test/{name}": value for name, value in quality.items()}
-    if disentangled:
-        means = codes(model, images, dataset.to_float, batch_size=batch_size, poll=poll).mean
-        scores = disentanglement(means, images.factors, dataset.source.factors)
-        results |= {f"test/{name}": value for name, value in scores.items()}
-    if not model.stochastic:
-        return results
 
-    score = scoring(model.likelihood, dataset)
-    to_float = score.to_float if score else dataset.to_float
-    calibrated = calibration(model, images, to_float, poll=poll, batch_size=batch_size)
-    if calibrated:
-        results |= {f"test/coverage_{level * 100:.0f}": calibrated.at(level) for level in (0.5, 0.9, 0.99)}
-        results |= {"test/calibration": calibrated.coverage, "test/calibration_levels": list(LEVELS)}
-    if score is None:
-        return results
+    model: Autoencoder
+    objective: Objective
+    dataset: Dataset
+    corruption: Callable[[Tensor], Tensor] = lambda x: x
+    samples: int | None = None
+    images_per_batch: int | None = None
+    fid: Literal["means", "noise", "none"] | None = None
+    latent: Literal["prior", "mixture"] = "prior"
+    inception: bool = False
+    disentanglement: bool = False
+    title: str | None = None
+    poll: Callable[[], None] = lambda: None
+    results: dict[str, Any] = field(default_factory=dict)
 
-    results["test/scored_pixels"] = score.pixels
-    nll, nll_from = -results["test/elbo"], "elbo"
-    if model.likelihood.kind == "density":
-        scored = evaluate(
-            model, objective, images, to_float, poll=poll, batch_size=min(batch_size, images_at_once(images))
-        )
-        results |= {f"test/{name}_dequantized": scored[name] for name in ("elbo", "rate")}
-        nll = -results["test/elbo_dequantized"]
-    if samples is None:
-        samples = SAMPLES_BINARY if dataset.binary else SAMPLES
-    dimensions = images.pixels[0].numel()
-    if samples:
-        estimate = importance_nll(
-            model, images, to_float, samples=samples, batch_size=batch_size, description=description, poll=poll
-        )
-        nll, nll_from = estimate.nll, "importance"
-        results |= {"test/nll": nll, "test/nll_stderr": estimate.stderr, "test/nll_samples": samples}
-    return results | {
-        "test/bits_per_dim": score.bits_per_dim(nll, dimensions),
-        "test/bits_per_dim_from": nll_from,
-    }
+    @cached_property
+    def images(self) -> Images:
+        """The test split, on the model's device if it fits there."""
+        return images_on_device(self.dataset.test, self.model.device, self.dataset.resident)
+
+    @property
+    def batch_size(self) -> int:
+        return self.images_per_batch or images_at_once(self.images)
+
+    def batches(self, to_float: ToFloat | None = None) -> Iterator[SplitBatch]:
+        """The test split in batches, in evaluation mode and with the same noise in every call.
+
+        Args:
+            to_float: converts uint8 images to x; None for the run's own conversion.
+        """
+        to_float = to_float or self.dataset.to_float
+        return batches(self.model, self.images, to_float, batch_size=self.batch_size, poll=self.poll)
 
 
-def collapsed(results: Results) -> str | None:
-    """One line when the posterior says next to nothing about the image, so that every image is decoded alike."""
-    units, rate = results.get("test/active_units"), results.get("test/rate")
-    if units is None or rate is None or (units > 0 and rate >= COLLAPSED_RATE):
-        return None
-    return (
-        f"the posterior has collapsed ({units} active units, rate {rate:.3g} nats): z is not used; "
-        "lower beta, warm it up (objective.warmup), or give free bits (objective.free_bits)"
-    )
+@dataclass(frozen=True)
+class Measurement:
+    """Some metrics, and the function that computes them.
+
+    To add a metric to vaex, write the function with its declaration and add it to `MEASUREMENTS` in
+    vaex.evaluation.metrics. A user names one of another package: `vaex eval RUN --metric mypackage.SHARPNESS`.
+
+    Attributes:
+        function: returns values under keys of results.json. A ValueError becomes the command's one-line error.
+        metrics: the metrics that tables and reports show.
+        why_not: the reason why a run has no such numbers, which is shown below the table unless it is empty; None to
+            measure the run.
+        remedy: what the user can do about a ValueError of the function.
+    """
+
+    function: Callable[[Evaluation], dict[str, Any]]
+    metrics: tuple[Metric, ...]
+    why_not: Callable[[Evaluation], str | None] = lambda evaluation: None
+    remedy: str = ""
+
+
+def measure(evaluation: Evaluation, measurements: Iterable[Measurement]) -> tuple[dict[str, Any], list[str]]:
+    """Run the measurements that apply; return the results of all, and the reasons why some were left out.
+
+    Raises:
+        UserError: if a measurement raises a ValueError, or returns what results.json cannot hold.
+    """
+    reasons = []
+    for measurement in measurements:
+        reason = measurement.why_not(evaluation)
+        if reason is not None:
+            reasons += [reason] if reason else []
+            continue
+        try:
+            values = measurement.function(evaluation)
+        except ValueError as error:
+            raise UserError(f"{error}{measurement.remedy and '; ' + measurement.remedy}") from error
+        for key, value in values.items():
+            if key in evaluation.results:
+                raise UserError(f"{key}: two measurements return it; rename one")
+            if not isinstance(value, int | float | str | list):
+                raise UserError(f"{key}: is a {type(value).__name__}; a measurement returns numbers, texts and lists")
+        evaluation.results.update(values)
+    return evaluation.results, reasons
+
+
+def needs_posterior(evaluation: Evaluation) -> str | None:
+    """Leaves out autoencoders, without a note: they have no probability and no distribution of codes."""
+    return None if evaluation.model.stochastic else ""

@@ -28,6 +28,7 @@ class Metric:
         comparable: which runs it may be compared between; None to compare it with nothing.
         headline: whether the summary after training and the table of a sweep show it.
         stderr_key: key of its standard error; None where none is estimated.
+        column: its heading in the terminal table; None for the title, empty to leave it out.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Metric:
     comparable: Comparison | None = "images"
     headline: bool = False
     stderr_key: str | None = None
+    column: str | None = None
 
     @property
     def name(self) -> str:
@@ -46,14 +48,23 @@ class Metric:
 
     def value(self, results: Results) -> float | None:
         """The number of a run; None where it is missing or not finite."""
-        value = results.get(self.key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return None
-        return value
+        return _number(results.get(self.key))
+
+    def stderr(self, results: Results) -> float | None:
+        """The standard error of the number of a run; None where it is missing or not finite."""
+        return _number(results.get(self.stderr_key)) if self.stderr_key else None
 
     def text(self, value: float | None) -> str:
-        """The number with its digits; a dash where there is none."""
+        """The number as a page shows it, such as −1,234.5; a dash where there is none."""
         return "–" if value is None else f"{value:,.{self.digits}f}".replace("-", "−")
+
+    def plain_text(self, value: float | None) -> str:
+        """The number as a terminal shows it, such as -1234.5; a dash where there is none."""
+        return "–" if value is None else f"{value:.{self.digits}f}"
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
 def declaration(metrics: Iterable[Metric]) -> dict[str, dict[str, Any]]:
@@ -63,12 +74,12 @@ def declaration(metrics: Iterable[Metric]) -> dict[str, dict[str, Any]]:
 
 def declared(runs: Iterable[Results]) -> list[Metric]:
     """The metrics that results.json files declare themselves, each once."""
-    found: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     for results in runs:
         entries = results.get(DECLARATIONS)
         for key, entry in entries.items() if isinstance(entries, dict) else ():
             try:
-                found.setdefault(key, Metric(**entry))
+                metrics.setdefault(key, Metric(**entry))
             except TypeError:  # written by another version, or by hand
                 continue
-    return list(found.values())
+    return list(metrics.values())

@@ -1,58 +1,32 @@
-"""Errors of a reconstruction, the decoder's mean at the posterior's mean, for x in [0, 1]: MSE, PSNR, SSIM."""
+"""Errors of reconstructions, the decoder's mean at the posterior's mean, for x in [0, 1]: MSE, PSNR and SSIM."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaex.data.dataset import Images
-from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
-from vaex.model import Autoencoder
+from vaex.evaluation.measure import Evaluation, Measurement
+from vaex.evaluation.metric import Metric
 
-# Wang et al. 2004, section III.B
-WINDOW, WINDOW_STD, K1, K2 = 11, 1.5, 0.01, 0.03  # pixels, pixels, and fractions of the data range
-EXACT = 1e-10  # an MSE below this counts as this, 100 dB, so that one perfect image doesn't make the mean infinite
-
-
-@dataclass(frozen=True)
-class ReconstructionErrors:
-    """Means over the images of the split.
-
-    PSNR is taken of each image's own MSE and then averaged, in dB. The PSNR of the mean MSE would be lower.
-    """
-
-    mse: float
-    psnr: float
-    ssim: float
+# Wang et al. 2004, section III.B: in pixels, in pixels, and as fractions of the data range
+WINDOW, WINDOW_STD, K1, K2 = 11, 1.5, 0.01, 0.03
+EXACT = 1e-10  # smallest MSE, 100 dB: one perfect image must not make the mean PSNR infinite
 
 
-def reconstruction_errors(
-    model: Autoencoder,
-    images: Images,
-    to_float: ToFloat,
-    *,
-    batch_size: int = 1000,
-    poll: Callable[[], None] = lambda: None,
-) -> ReconstructionErrors:
-    """Every image of the split once. `poll` is called before each batch, and may raise to stop."""
-    device = model.device
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
-    with evaluating(model), fixed_noise(device):
-        for start in range(0, len(images), batch_size):
-            poll()
-            batch = images[start : start + batch_size].to(device)
-            x = to_float(batch.pixels)
-            mean = model.reconstruct(x, batch.labels)
-            mse = mean_squared_error(mean, x)
-            totals += torch.stack([mse.sum(), psnr(mse).sum(), ssim(mean, x).sum()])
-    return ReconstructionErrors(*(totals / len(images)).tolist())
+def reconstruction_errors(evaluation: Evaluation) -> dict[str, Any]:
+    """PSNR and SSIM, each the mean over images; the PSNR of the mean MSE would be lower."""
+    totals = torch.zeros(2, dtype=torch.float64, device=evaluation.model.device)
+    for batch in evaluation.batches():
+        mean = evaluation.model.reconstruct(batch.x, batch.labels)
+        mse = image_mse((mean - batch.x).double())
+        totals += torch.stack([psnr(mse).sum(), ssim(mean, batch.x).sum()])
+    return dict(zip(("test/psnr", "test/ssim"), (totals / len(evaluation.images)).tolist(), strict=True))
 
 
-def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """[B, C, H, W] twice -> [B], float64."""
-    return (a - b).double().square().mean(dim=(1, 2, 3))
+def image_mse(error: Tensor) -> Tensor:
+    """Mean squared error of each image, [B, C, H, W] -> [B], in the precision of the error."""
+    return error.square().mean(dim=(1, 2, 3))
 
 
 def psnr(mse: Tensor) -> Tensor:
@@ -63,8 +37,8 @@ def psnr(mse: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity, Wang et al. 2004, eq. 13, for a data range of 1: [B, C, H, W] twice -> [B], float64.
 
-    The mean over channels and over the places where the 11 × 11 window lies wholly inside the image; images smaller
-    than that get the largest odd window that fits. Local variances are E[a²] - E[a]² under the window.
+    The mean over channels and over the positions at which the 11 × 11 window lies inside the image. Smaller images get
+    the largest odd window that fits.
     """
     size = min(WINDOW, *a.shape[-2:])
     size -= 1 - size % 2
@@ -86,3 +60,10 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
     contrast_structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
     return (luminance * contrast_structure).mean(dim=(1, 2))
+
+
+MSE = Metric("test/mse", "MSE", digits=5, better="lower")
+RECONSTRUCTION = Measurement(
+    reconstruction_errors,
+    (MSE, Metric("test/psnr", "PSNR", "dB", 1, "higher"), Metric("test/ssim", "SSIM", digits=3, better="higher")),
+)

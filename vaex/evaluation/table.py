@@ -5,23 +5,62 @@ import io
 import json
 import math
 import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from vaex.evaluation.ranking import Group, Row, grouped
+from vaex.evaluation.comparison import ComparisonGroup, Description, comparison_group, ranking_group
+from vaex.evaluation.metric import Metric
+from vaex.text_table import end_of, text_table
 
 WIDTH = 120
-RUN_WIDTH, LIKELIHOOD_WIDTH = 40, 28  # at most; the run's path gets less where the other columns need the room
+RUN_WIDTH, LIKELIHOOD_WIDTH = 40, 28  # longest cells; a run's path is shortened further if other columns need the room
 
 
-def text(rows: list[Row]) -> str:
-    """Groups one under the other, each with the sentence that says what it may be compared with."""
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Attributes:
+        run: its name in the table.
+        results: what was measured, with its description.
+        notes: sentences to print below the table.
+    """
+
+    run: str
+    results: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def about(self) -> Description:
+        about = Description.read(self.results)
+        assert about is not None, "ranking_group has refused results without a description"
+        return about
+
+
+def ranked(rows: Iterable[Row]) -> list[tuple[ComparisonGroup, list[Row]]]:
+    """Rows by group, each with the best run first; in the given order where runs are not ranked."""
+    groups: dict[ComparisonGroup, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(ranking_group(row.results), []).append(row)
+
+    def score(row: Row, key: str) -> float:
+        value = row.results[key]
+        return math.inf if value is None or math.isnan(value) else value
+
+    for group, members in groups.items():
+        if key := group.ranked_by:
+            members.sort(key=lambda row, key=key: score(row, key))  # type: ignore[misc]
+    return sorted(groups.items(), key=lambda item: (item[0].order, item[0].title))
+
+
+def text(rows: Iterable[Row], metrics: Sequence[Metric]) -> str:
+    """One table for each group, with the reason why its runs may be compared and the notes on its runs."""
     parts = []
-    for group, members in grouped(rows):
-        lines = [group.title, *_lines(_cells(group, members))]
-        lines += textwrap.wrap(group.reason, WIDTH, initial_indent="  ", subsequent_indent="  ")
-        for sentence in _about_the_score(members):
+    for group, members in ranked(rows):
+        lines = [group.title, *_table(group, members, metrics)]
+        for sentence in (group.reason, *_about_the_scores(group, members), *_about_the_fid(members)):
             lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="  ")
-        lines += [f"  {sentence}" for sentence in _about_the_distance(members)]
         for row in members:
             for note in row.notes:
                 lines += textwrap.wrap(f"{row.run}: {note}", WIDTH, initial_indent="  ! ", subsequent_indent="    ")
@@ -29,147 +68,96 @@ def text(rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _about_the_score(members: list[Row]) -> list[str]:
-    if members[0].score is None:
-        return []
-    eight_bits = members[0].group.score == "bits/dim"
-    taken_off = " elbo, in nats, is of the 8-bit image: D · log 256 is taken off a density's." if eight_bits else ""
-    samples = members[0].results.get("test/nll_samples")  # one number a group, since it goes by the kind of pixels
-    if samples is None:
-        return ["From the ELBO: an upper bound, looser than --samples would give." + taken_off]
-    return [
-        f"Importance-weighted with {samples:,} draws of z for each image; ± is the standard error over images. "
-        f"With finitely many draws the number errs upwards only.{taken_off}"
-    ]
+def _table(group: ComparisonGroup, members: list[Row], metrics: Sequence[Metric]) -> list[str]:
+    """Columns without any number are left out."""
+    columns = [metric for metric in metrics if metric.column != ""]
+    header = ["#", "run", "likelihood", "kind", "beta"]
+    for metric in columns:
+        header += [metric.title if metric.column is None else metric.column] + ["±"] * bool(metric.stderr_key)
+    lines: list[list[str | None]] = []
+    for number, row in enumerate(members, 1):
+        about = row.about
+        line: list[str | None] = [
+            str(number) if group.ranked_by else None,
+            end_of(row.run, RUN_WIDTH),
+            _without_middle(about.likelihood_name, LIKELIHOOD_WIDTH),
+            about.kind if group.ranked_by == "test/bits_per_dim" else None,  # other groups have one kind
+            None if about.beta is None else f"{about.beta:g}",
+        ]
+        for metric in columns:
+            comparable = metric.comparable is None or comparison_group(metric, row.results)
+            line.append(metric.plain_text(metric.value(row.results)) if comparable else None)
+            if metric.stderr_key:
+                line.append(metric.plain_text(metric.stderr(row.results)) if comparable else None)
+        lines.append(line)
+    return text_table(header, lines, left=(1, 2, 3), width=WIDTH, shorten=1, drop_empty=True)
 
 
-def _about_the_distance(members: list[Row]) -> list[str]:
-    """What the column FID is of; runs may differ in nothing but where z came from."""
-    found = [row.results for row in members if "test/fid" in row.results]
-    if not found:
+def _about_the_scores(group: ComparisonGroup, members: list[Row]) -> list[str]:
+    if group.ranked_by is None:
         return []
-    latents = ", ".join(dict.fromkeys(results["test/fid_latent"] for results in found))
-    first = found[0]
+    results = members[0].results
+    sentence = "The score is computed from the ELBO, a looser bound than --samples would give."
+    if results["test/bits_per_dim_from"] == "importance":
+        sentence = (
+            f"The score is importance-weighted with {results['test/nll_samples']:,} samples of z for each image; ± is "
+            "the standard error over images. With finitely many samples it is biased upwards."
+        )
+    if group.ranked_by == "test/bits_per_dim":
+        sentence += " The ELBO, in nats, is that of the 8-bit image: D · log 256 is subtracted from a density's."
+    return [sentence]
+
+
+def _about_the_fid(members: list[Row]) -> list[str]:
+    """What the FID depends on. The runs of a group may differ only in where z comes from."""
+    measured = [row.results for row in members if "test/fid" in row.results]
+    if not measured:
+        return []
+    latents = ", ".join(dict.fromkeys(results["test/fid_latent"] for results in measured))
+    first = measured[0]
     return [
         f"FID of {first['test/fid_images']:,} {first['test/fid_draws']}, z from the {latents}; by vaex's classifier, "
         f"not Inception; real images give {first['test/fid_floor']:.1f}."
     ]
 
 
-def _cells(group: Group, members: list[Row]) -> list[list[str]]:
-    """A header, then a line for each run; columns that would be empty are left out."""
-    score = group.score or "score"
-    header = [
-        "#",
-        "run",
-        "likelihood",
-        "kind",
-        "beta",
-        score,
-        "±",
-        "elbo",
-        "rate",
-        "MSE",
-        "PSNR",
-        "SSIM",
-        "AU",
-        "cov90",
-        "FID",
-        "agree",
-        "MIG",
-        "DCI",
-        "SAP",
-        "FVAE",
-    ]
-    digits = 4 if group.score == "bits/dim" else 2
-    lines = []
-    for row in members:
-        results = row.results
-        lines.append(
-            [
-                "–" if row.rank is None else str(row.rank),
-                row.run,
-                _shortened(row.likelihood + (f"/{row.scale}" if row.scale else ""), LIKELIHOOD_WIDTH),
-                row.kind if group.score == "bits/dim" else "–",  # the only groups with both
-                "–" if row.beta is None else f"{row.beta:g}",
-                _number(row.score, digits),
-                _number(row.score_stderr, digits),
-                _number(row.elbo, 1),
-                _number(row.rate, 1),
-                _number(results.get("test/mse"), 5),
-                _number(results.get("test/psnr"), 1),
-                _number(results.get("test/ssim"), 3),
-                "–" if "test/active_units" not in results else str(results["test/active_units"]),
-                _number(results.get("test/coverage_90"), 3),
-                _number(results.get("test/fid"), 1),
-                _number(results.get("test/class_agreement"), 3),
-                _number(results.get("test/mig"), 3),
-                _number(results.get("test/dci_disentanglement"), 3),
-                _number(results.get("test/sap"), 3),
-                _number(results.get("test/factor_vae"), 3),
-            ]
-        )
-    kept = [n for n in range(len(header)) if n == 0 or any(line[n] != "–" for line in lines)]
-    return [[line[n] for n in kept] for line in (header, *lines)]
-
-
-def _lines(cells: list[list[str]]) -> list[str]:
-    """Text to the left, numbers to the right; long paths lose their beginning."""
-    widths = [max(len(line[n]) for line in cells) for n in range(len(cells[0]))]
-    others = sum(widths) - widths[1] + len(widths) + 1  # a space between columns, two before the first
-    widths[1] = min(widths[1], RUN_WIDTH, max(8, WIDTH - others))
-    left = {"run", "likelihood", "kind"}
-    lines = []
-    for line in cells:
-        shown = []
-        for header, cell, width in zip(cells[0], line, widths, strict=True):
-            cell = cell if len(cell) <= width else "…" + cell[len(cell) - width + 1 :]
-            shown.append(cell.ljust(width) if header in left else cell.rjust(width))
-        lines.append(("  " + " ".join(shown)).rstrip())
-    return lines
-
-
-def _shortened(name: str, width: int) -> str:
-    """Without its middle where it's too long: names of options differ at both ends."""
+def _without_middle(name: str, width: int) -> str:
+    """The name in at most `width` characters, without its middle: names of options differ at both ends."""
     if len(name) <= width:
         return name
     return name[: width // 2] + "…" + name[len(name) - (width - width // 2 - 1) :]
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def records(rows: list[Row]) -> list[dict[str, Any]]:
-    """One flat object a run, in the table's order; what is not a finite number is None."""
+def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """One flat object for each run, in the table's order; numbers that are not finite are None."""
     return [
         {
             "group": group.title,
-            "rank": row.rank,
+            "rank": number if group.ranked_by else None,
             "run": row.run,
-            "likelihood": row.likelihood,
-            "kind": row.kind,
-            "scale": row.scale,
-            "beta": row.beta,
+            "likelihood": row.about.likelihood,
+            "kind": row.about.kind,
+            "scale": row.about.scale,
+            "beta": row.about.beta,
             **finite(row.results),
         }
-        for group, members in grouped(rows)
-        for row in members
+        for group, members in ranked(rows)
+        for number, row in enumerate(members, 1)
     ]
 
 
 def finite(results: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no nan and no infinity: None in their place."""
+    """The results with None for NaN and infinity, which JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in results.items()}
 
 
-def as_json(rows: list[Row]) -> str:
+def as_json(rows: Iterable[Row]) -> str:
     return json.dumps(records(rows), indent=2) + "\n"
 
 
-def as_csv(rows: list[Row]) -> str:
-    """Lists, such as the rate of each latent, are in the JSON only."""
-    plain = [{k: v for k, v in record.items() if not isinstance(v, list)} for record in records(rows)]
+def as_csv(rows: Iterable[Row]) -> str:
+    """Without lists and objects, such as the rate of each latent, which only the JSON has."""
+    plain = [{k: v for k, v in record.items() if not isinstance(v, list | dict)} for record in records(rows)]
     columns = list(dict.fromkeys(name for record in plain for name in record))
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

@@ -1,57 +1,55 @@
-"""Grids of reconstructions and samples: the likelihood's mean, and [0, 1] is black to white."""
+"""Grids of reconstructions, samples and restored images. An image is the mean of p(x|z); 0 is black and 1 is white."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vaex.data.dataset import Images
-from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
-from vaex.figures.sheet import BACKGROUND, framed, grid, tile
-from vaex.model import Autoencoder
+from vaex.figures.figure import Files, FigureKind, Subject, needs_prior
+from vaex.figures.sheet import MARGIN, above, framed, grid, tile
 
-
-def reconstructions(
-    model: Autoencoder, images: Images, to_float: ToFloat, count: int, columns: int = 16, parameter: bool = False
-) -> Tensor:
-    """The first `count` images of the split above the decoder's means. uint8 [C, height, width].
-
-    `parameter`: below each mean, the raw parameter that is often drawn in its place.
-    """
-    count = min(count, len(images))
-    columns = min(columns, count)
-    shown = images[:count].to(model.device)
-    with evaluating(model), fixed_noise(model.device):
-        x = to_float(shown.pixels)
-        distribution = model.decode(model.encode(x, shown.labels).mean, shown.labels)
-        parts = [x, distribution.mean] + ([distribution.parameter] if parameter else [])
-    return columns_of(parts, columns)
+COLUMNS = 16
 
 
-def columns_of(parts: Sequence[Tensor], columns: int) -> Tensor:
-    """Images [N, C, H, W] of several kinds -> a sheet with those of one n below each other, so many n in a row."""
-    blank = torch.full((-len(parts[0]) % columns, *parts[0].shape[1:]), BACKGROUND / 255, device=parts[0].device)
-    rows = [torch.cat([part, blank]).view(-1, columns, *part.shape[1:]) for part in parts]
-    return tile(torch.stack(rows, dim=1).flatten(0, 2), columns, gaps_after_rows=len(parts))
+def reconstructions(subject: Subject) -> Files:
+    """Test images, their reconstructions below them, and below these the raw parameter if the subject asks for it."""
+    images = subject.encode(slice(subject.count or subject.grid))
+    distribution = subject.model.decode(images.z, images.labels)
+    parts = [images.x, distribution.mean] + ([distribution.parameter] if subject.parameter else [])
+    return {"reconstructions.png": _below_each_other(parts, COLUMNS, gap=6)}
 
 
-def samples(
-    model: Autoencoder, device: torch.device, count: int, columns: int = 16, class_names: Sequence[str] = ()
-) -> Tensor:
-    """The decoder's means at the same draws from the prior every time. uint8 [C, height, width].
+def samples(subject: Subject) -> Files:
+    """Decoded samples of z from the prior. A conditional model has a row for each class, with the same z in a column."""
+    model, count = subject.model, subject.count or subject.grid
+    columns = min(COLUMNS, count)
+    if not model.classes:
+        return {"samples.png": tile(model.sample(count), columns)}
+    z = torch.randn(columns, model.latent_dim, device=model.device).repeat(model.classes, 1)
+    labels = torch.arange(model.classes, device=model.device).repeat_interleave(columns)
+    means = model.decode(z, labels).mean.unflatten(0, (model.classes, columns))
+    return {"samples.png": framed(grid(means, rows=subject.class_names))}
 
-    A conditional model draws one row for each class, its name beside it, with the same z down every column.
-    """
-    columns = min(columns, count)
-    with evaluating(model), fixed_noise(device):
-        if not model.classes:
-            return tile(model.sample(count), columns)
-        z = torch.randn(columns, model.latent_dim, device=device).repeat(model.classes, 1)
-        labels = torch.arange(model.classes, device=device).repeat_interleave(columns)
-        means = model.decode(z, labels).mean
-    return framed(
-        grid(
-            means.view(model.classes, columns, *means.shape[1:]),
-            rows=class_names or list(map(str, range(model.classes))),
-        )
-    )
+
+def denoising(subject: Subject, columns: int = 12) -> Files:
+    """Test images, the corrupted images that the encoder sees, cut to [0, 1], and the reconstructions of these."""
+    images = subject.dataset.test[: subject.count or 24].to(subject.model.device)
+    x = subject.dataset.to_float(images.pixels)
+    corrupted = subject.corruption(x)
+    parts = [x, corrupted, subject.model.reconstruct(corrupted, images.labels)]
+    return {"denoising.png": framed(_below_each_other(parts, columns, rows=["clean", "corrupted", "restored"]))}
+
+
+def needs_corruption(subject: Subject) -> str | None:
+    clean = isinstance(subject.corruption, nn.Identity)
+    return "needs a corruption, and this run's encoder sees the images themselves" if clean else None
+
+
+def _below_each_other(parts: Sequence[Tensor], columns: int, rows: Sequence[str] = (), gap: int = MARGIN) -> Tensor:
+    """Several versions [N, C, H, W] of the same images, one below the other, with `columns` images in a row."""
+    return above(*(grid(chunk, rows=rows) for chunk in torch.stack(list(parts)).split(columns, dim=1)), gap=gap)
+
+
+RECONSTRUCTIONS = FigureKind("reconstructions", reconstructions)
+SAMPLES = FigureKind("samples", samples, needs_prior)
+DENOISING = FigureKind("denoising", denoising, needs_corruption)

@@ -1,18 +1,15 @@
-"""Codes of test images for TensorBoard's embedding projector, with their classes and small pictures of them."""
+"""Codes of test images for TensorBoard's embedding projector, with their classes and small copies of the images."""
 
 import math
-from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from vaex.data.dataset import Images
-from vaex.evaluation.bound import ToFloat
-from vaex.evaluation.codes import codes
-from vaex.figures.sheet import encode_png
-from vaex.model import Autoencoder
+from vaex.figures.figure import Files, FigureKind, Subject
+from vaex.figures.sheet import encode_png, mosaic
 
-SPRITE = 64  # pixels, of the largest picture: TensorBoard takes a sheet of 8192 × 8192 at most
+SPRITE = 64  # pixels of the longer side of an image at most: TensorBoard reads sheets of up to 8192 × 8192
 
 CONFIG = """\
 embeddings {{
@@ -27,34 +24,31 @@ embeddings {{
 """
 
 
-def projector(
-    model: Autoencoder, images: Images, to_float: ToFloat, count: int = 1000, class_names: Sequence[str] = ()
-) -> dict[str, bytes]:
-    """Files by name, to lie where TensorBoard finds a run's events."""
-    z = codes(model, images[:count], to_float).mean
-    files = {
-        "projector/codes.tsv": "".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in z.tolist()).encode()
-    }
+def projector(subject: Subject) -> Files:
+    """Tables of codes and classes, a sheet of the images, and the config file in which TensorBoard finds these."""
+    images = subject.dataset.test[: subject.count or 1000]
+    z = subject.posterior(len(images)).mean
+    rows = ("\t".join(f"{value:.6g}" for value in row) for row in z.tolist())
+    files: Files = {"projector/codes.tsv": "".join(f"{row}\n" for row in rows).encode()}
     metadata = ""
-    if class_names:
-        names = "".join(f"{class_names[label]}\n" for label in images.labels[:count].tolist())
-        files["projector/classes.tsv"] = names.encode()
+    if names := subject.dataset.source.class_names or subject.class_names:
+        files["projector/classes.tsv"] = "".join(f"{names[n]}\n" for n in images.labels.tolist()).encode()
         metadata = '  metadata_path: "projector/classes.tsv"\n'
-    sheet, height, width = _sprites(images[: len(z)].pixels.cpu())
-    files["projector/sprites.png"] = encode_png(sheet)
-    config = CONFIG.format(metadata=metadata, width=width, height=height)
-    return files | {"projector_config.pbtxt": config.encode()}
+    sprites = _shrunk(images.pixels.cpu())
+    height, width = sprites.shape[-2:]
+    side = math.ceil(math.sqrt(len(sprites)))  # TensorBoard expects a square sheet
+    files["projector/sprites.png"] = encode_png(mosaic(sprites, columns=side, rows=side))
+    files["projector_config.pbtxt"] = CONFIG.format(metadata=metadata, width=width, height=height).encode()
+    return files
 
 
-def _sprites(pixels: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """uint8 [N, C, H, W] -> a square of them without gaps, and the height and width of each."""
-    count, channels, height, width = pixels.shape
-    if max(height, width) > SPRITE:
-        factor = SPRITE / max(height, width)
-        size = (max(1, round(height * factor)), max(1, round(width * factor)))
-        pixels = F.interpolate(pixels.float(), size=size, mode="area").round().to(torch.uint8)
-        height, width = size
-    side = math.ceil(math.sqrt(count))
-    blank = torch.full((side * side - count, channels, height, width), 255, dtype=torch.uint8)
-    cells = torch.cat([pixels, blank]).view(side, side, channels, height, width)
-    return cells.permute(2, 0, 3, 1, 4).reshape(channels, side * height, side * width), height, width
+def _shrunk(pixels: Tensor) -> Tensor:
+    """uint8 [N, C, H, W], with sides of at most SPRITE pixels."""
+    factor = SPRITE / max(pixels.shape[-2:])
+    if factor >= 1:
+        return pixels
+    height, width = (max(1, round(side * factor)) for side in pixels.shape[-2:])
+    return F.interpolate(pixels.float(), size=(height, width), mode="area").round().to(torch.uint8)
+
+
+PROJECTOR = FigureKind("projector", projector, on_request=True, beside_events=True)

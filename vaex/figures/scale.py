@@ -1,79 +1,78 @@
-"""The scale that the decoder predicts for every pixel: where it expects to be wrong, and by how much."""
+"""The scale that the decoder predicts: how large it expects its error to be, for each pixel or image."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from vaex.data.dataset import Images
-from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
+from vaex.evaluation.split import evaluating
+from vaex.figures.figure import Files, FigureKind, Subject
 from vaex.figures.sheet import beside, blank, framed, grid, paste, text
-from vaex.model import Autoencoder
 
-# Of matplotlib's viridis, at even steps: light is large.
+# matplotlib's viridis at even steps; light stands for large.
 VIRIDIS = (
     *((68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140)),
     *((40, 174, 128), (94, 201, 98), (173, 220, 48), (253, 231, 37)),
 )
 
 
-def why_no_scale(model: Autoencoder) -> str | None:
+def needs_varying_scale(subject: Subject) -> str | None:
+    model = subject.model
     with evaluating(model):
         z = torch.zeros(1, model.latent_dim, device=model.device)
-        distribution = model.decode(z, torch.zeros(1, dtype=torch.int64, device=model.device))
-    scale = getattr(distribution, "scale", None)
-    name = type(model.likelihood).__name__
+        scale = model.decode(z, torch.zeros(1, dtype=torch.int64, device=model.device)).scale
     if scale is None:
-        return f"needs a likelihood with a scale, and {name} has none"
+        return f"needs a likelihood with a scale, and {type(model.likelihood).__name__} has none"
     if scale.numel() == 1 and scale.ndim < 4:
         value = f"{scale.item():.3g}"
         return f"needs a scale that varies, and this run's is {value} everywhere: take likelihood/scale=per_pixel"
     return None
 
 
-def scales(model: Autoencoder, images: Images, to_float: ToFloat, count: int = 12) -> Tensor:
-    """The first `count` images, their reconstructions, and below each the map of its scale with one legend for all.
+def scale(subject: Subject) -> Files:
+    """Test images, their reconstructions, and below these a map of the scale, in units of x in [0, 1].
 
-    The scale is in units of x in [0, 1]; of several channels the mean is shown. A scale for each image as a whole is
-    written as a number.
+    The map shows the mean over channels, on a logarithmic range that all maps share. A scale that is the same for a
+    whole image is written as a number.
     """
-    shown = images[:count].to(model.device)
-    with evaluating(model), fixed_noise(model.device):
-        x = to_float(shown.pixels)
-        distribution = model.decode(model.encode(x, shown.labels).mean, shown.labels)
-        scale = getattr(distribution, "scale").cpu()  # noqa: B009
-    pair = torch.stack([x, distribution.mean]).cpu()
-    if scale.shape[-2:] == (1, 1):
-        numbers = [f"{value:.3f}" for value in scale.flatten().tolist()]
+    images = subject.encode(slice(subject.count or 12))
+    distribution = subject.model.decode(images.z, images.labels)
+    assert distribution.scale is not None
+    values = distribution.scale.cpu()
+    pair = torch.stack([images.x, distribution.mean]).cpu()
+    if values.shape[-2:] == (1, 1):
+        numbers = [f"{value:.3f}" for value in values.flatten().tolist()]
         sheet = grid(pair, rows=["image", "mean"], columns=numbers, columns_below=True)
         name = text("scale")
         paste(sheet, name, sheet.shape[1] - name.shape[1], text("image").shape[2], align=1)
-        return framed(sheet)
-    maps = scale.expand(len(x), *scale.shape[-3:]).mean(1, keepdim=True)
+        return {"scale.png": framed(sheet)}
+    count, _, height, width = images.x.shape
+    maps = values.expand(count, *values.shape[-3:]).mean(1, keepdim=True)
     low, high = maps.min().item(), maps.max().item()
     colours = colour((maps.log() - math.log(low)) / max(math.log(high / low), 1e-6))
-    pair = pair.expand(2, len(x), 3, *x.shape[2:])
+    pair = pair.expand(2, count, 3, height, width)
     sheet = grid(torch.cat([pair, colours[None]]), rows=["image", "mean", "scale"])
-    return framed(beside(sheet, _legend(low, high, sheet.shape[1])))
+    return {"scale.png": framed(beside(sheet, _legend(low, high, sheet.shape[1])))}
 
 
 def colour(values: Tensor) -> Tensor:
     """[N, 1, H, W] in [0, 1] -> RGB [N, 3, H, W] in [0, 1]."""
     anchors = torch.tensor(VIRIDIS) / 255
-    place = values[:, 0].clamp(0, 1) * (len(anchors) - 1)
-    below = place.floor().long().clamp(max=len(anchors) - 2)
-    part = (place - below)[..., None]
-    return torch.lerp(anchors[below], anchors[below + 1], part).permute(0, 3, 1, 2)
+    position = values[:, 0].clamp(0, 1) * (len(anchors) - 1)
+    below = position.floor().long().clamp(max=len(anchors) - 2)
+    return torch.lerp(anchors[below], anchors[below + 1], (position - below)[..., None]).permute(0, 3, 1, 2)
 
 
 def _legend(low: float, high: float, height: int) -> Tensor:
-    """A bar, logarithmic, with the numbers at its ends and between them."""
+    """A logarithmic colour bar with five numbers."""
     bar_height = height - 20
-    ramp = colour(torch.linspace(1, 0, bar_height).view(1, 1, -1, 1).expand(1, 1, bar_height, 16))[0]
     bar = blank(height, 80).repeat(3, 1, 1)
-    bar[:, 10 : 10 + bar_height, :16] = (ramp * 255).round().to(torch.uint8)
-    for place in torch.linspace(0, 1, 5).tolist():
-        value = low ** (1 - place) * high**place
-        label = text(f"{value:.2g}")
-        paste(bar, label, round(10 + (1 - place) * bar_height - label.shape[1] / 2), 22)
+    ramp = colour(torch.linspace(1, 0, bar_height).view(1, 1, -1, 1).expand(-1, -1, -1, 16))[0]
+    paste(bar, (ramp * 255).round().to(torch.uint8), 10, 0)
+    for position in torch.linspace(0, 1, 5).tolist():
+        label = text(f"{low ** (1 - position) * high**position:.2g}")
+        paste(bar, label, round(10 + (1 - position) * bar_height - label.shape[1] / 2), 22)
     return bar
+
+
+SCALE = FigureKind("scale", scale, needs_varying_scale)

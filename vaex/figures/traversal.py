@@ -1,158 +1,138 @@
-"""What each latent does: it goes from -3 to 3 of the prior's standard deviations while the others stay.
+"""What each latent does: it moves from -3 to 3 standard deviations of the prior while the other latents stay.
 
-Latents come in the order of their rate, highest first. A code without a prior has no rate: its latents go over as many
-of their own standard deviations among test images, the most spread first.
+Latents are ordered by their rate, highest first. The latents of an autoencoder without a prior have no rate: they move
+by as many of their own standard deviations over test images, and the one with the largest standard deviation is first.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vaex.data.dataset import Images
-from vaex.evaluation.bound import ToFloat, evaluating, fixed_noise
-from vaex.evaluation.codes import codes
+from vaex.figures.figure import Files, FigureKind, Subject
 from vaex.figures.sheet import above, beside, blank, encode_gif, framed, grid, text, tile
-from vaex.model import Autoencoder
 
-MEASURED = 1000  # test images that give the rates
-NEGLIGIBLE = 0.1  # nats; a latent that carries less changes nothing that could be seen
+MEASURED = 1000  # test images over which the rates are averaged
+NEGLIGIBLE = 0.1  # nats; a latent with a lower rate changes nothing visible
 REACH = 3.0  # standard deviations to either side
-BATCH = 512  # codes decoded at once
 
 
 @dataclass(frozen=True)
 class Traversal:
-    """Which latents go where, from which codes. All on the CPU.
+    """Which latents move, and from which codes. All tensors are on the CPU.
 
     Attributes:
-        latents: R of them, highest rate first.
-        names: of each, with its rate.
-        rest: what is said of the latents that are left out; empty where there are none.
-        center, spread: [latent_dim], the latents go over center ± 3 · spread.
-        bases: [B, latent_dim], codes whose other latents stay: `center`, then those of test images.
-        labels: [B] int64, of the images; `center` takes the first's.
+        latents: indices of R latents in their order.
+        names: of these, with their rates.
+        remark: which latents are left out; empty if there are none.
+        center, spread: [latent_dim]; a latent moves over center ± 3 · spread.
+        bases: [B, latent_dim], the codes from which latents move: `center`, then those of test images.
+        labels: int64 [B], of the images; `center` has the label of the first image.
+        starts: float [B, C, H, W], the decoded bases.
         images: float [B - 1, C, H, W].
     """
 
     latents: list[int]
     names: list[str]
-    rest: str
+    remark: str
     center: Tensor
     spread: Tensor
     bases: Tensor
     labels: Tensor
+    starts: Tensor
     images: Tensor
 
-    def decode(self, model: Autoencoder, positions: Tensor) -> Tensor:
-        """Positions [S] in standard deviations -> the decoder's means, [B, R, S, C, H, W] on the CPU."""
+    def decode(self, subject: Subject, positions: Tensor) -> Tensor:
+        """Move each latent to positions [S], in standard deviations. Decoded means [B, R, S, C, H, W] on the CPU."""
         shape = (len(self.bases), len(self.latents), len(positions))
         z = self.bases[:, None, None].repeat(1, *shape[1:], 1)
         for row, latent in enumerate(self.latents):
             z[:, row, :, latent] = self.center[latent] + positions * self.spread[latent]
         labels = self.labels[:, None, None].expand(shape).flatten()
-        means = decoded(model, z.flatten(0, 2), labels)
-        return means.view(*shape, *means.shape[1:])
+        return subject.decode(z.flatten(0, 2), labels).unflatten(0, shape)
 
 
-def plan(model: Autoencoder, images: Images, to_float: ToFloat, *, count: int, most: int) -> Traversal:
-    """Of the prior's mean and the first `count` images, with at most so many latents."""
-    posterior = codes(model, images[:MEASURED], to_float)
-    if model.stochastic:
-        worth, least, written = posterior.rate().mean(0), NEGLIGIBLE, "{:.2f} nats"
-        center, spread = torch.zeros(model.latent_dim), torch.ones(model.latent_dim)
+def plan(subject: Subject, *, count: int, most: int) -> Traversal:
+    """Choose at most `most` latents, and start from the prior's mean and from the codes of the first `count` images."""
+    posterior = subject.posterior(MEASURED)
+    if subject.model.stochastic:
+        importance, least, unit = posterior.rate().mean(0), NEGLIGIBLE, "{:.2f} nats"
+        center, spread = torch.zeros_like(importance), torch.ones_like(importance)
     else:
         center, spread = posterior.mean.mean(0), posterior.mean.std(0, correction=0)
-        worth, least, written = spread, 0.0, "std {:.2f}"
-    order = worth.argsort(descending=True, stable=True).tolist()
-    used = [n for n in order if worth[n] > least] or order[:1]
-    drawn, kept_back, unused = used[:most], used[most:], order[len(used) :]
-    said = []
-    if kept_back:
-        said.append(f"{len(kept_back)} more of at most {written.format(worth[kept_back[0]])} each")
+        importance, least, unit = spread, 0.0, "std {:.2f}"
+    order = importance.argsort(descending=True, stable=True).tolist()
+    used = [n for n in order if importance[n] > least] or order[:1]
+    unused = len(order) - len(used)
+    remarks = []
+    if len(used) > most:
+        remarks.append(f"{len(used) - most} more of at most {unit.format(importance[used[most]])} each")
     if unused:
-        said.append(f"{len(unused)} of less than {least:g} nats each" if least else f"{len(unused)} that never change")
-    with evaluating(model), fixed_noise(model.device):
-        shown = images[:count].to(model.device)
-        x = to_float(shown.pixels)
-        bases = model.encode(x, shown.labels).mean.cpu()
-    labels = shown.labels.cpu()
+        remarks.append(f"{unused} of less than {least:g} nats each" if least else f"{unused} that never change")
+    images = subject.encode(slice(count))
+    bases, labels = torch.cat([center[None], images.z.cpu()]), images.labels.cpu()
+    labels = torch.cat([labels[:1], labels])
     return Traversal(
-        latents=drawn,
-        names=[f"z{n}   {written.format(worth[n])}" for n in drawn],
-        rest=f"not drawn: {', and '.join(said)}" if said else "",
+        latents=used[:most],
+        names=[f"z{n}   {unit.format(importance[n])}" for n in used[:most]],
+        remark=f"not drawn: {', and '.join(remarks)}" if remarks else "",
         center=center,
         spread=spread,
-        bases=torch.cat([center[None], bases]),
-        labels=torch.cat([labels[:1], labels]),
-        images=x.cpu(),
+        bases=bases,
+        labels=labels,
+        starts=subject.decode(bases, labels),
+        images=images.x.cpu(),
     )
 
 
-def traversals(
-    model: Autoencoder,
-    images: Images,
-    to_float: ToFloat,
-    *,
-    count: int = 2,
-    steps: int = 7,
-    most: int = 20,
-    class_names: Sequence[str] = (),
-) -> Tensor:
-    """One row for each latent; a block of columns for the prior's mean, and one for each of the first `count` images.
+def sheet(subject: Subject, *, count: int = 2, steps: int = 7, most: int = 20) -> Tensor:
+    """A row for each latent, and a block of columns for the prior's mean and for each of the first `count` images.
 
-    Every column stands for a value of the latent itself: an image's own value is not in general among them. What the
-    block starts from is decoded above it.
+    A column stands for a value of the latent itself, so an image's own value is usually not among them. Above each
+    block is the decoded code from which its latents move.
     """
-    traversal = plan(model, images, to_float, count=count, most=most)
+    traversal = plan(subject, count=count, most=most)
     positions = torch.linspace(-REACH, REACH, steps)
-    blocks = traversal.decode(model, positions)
-    starts = decoded(model, traversal.bases, traversal.labels)
     columns = [f"{position:+.2g}" if position else "0" for position in positions.tolist()]
-    sheets = []
-    for n, block in enumerate(blocks):
-        body = grid(block, columns=columns)
-        if n == 0:
-            name = "the prior's mean" if model.stochastic else "the mean code"
-            label = f", class {class_names[int(traversal.labels[0])]}" if model.classes else ""
-            head = _head(tile(starts[:1], 1), name + label)
-            labelled = grid(block, rows=traversal.names, columns=columns)
-            head = beside(blank(1, labelled.shape[2] - body.shape[2]), head, gap=0)
-            body = labelled
-        else:
-            pair = torch.stack([traversal.images[n - 1], starts[n]])
-            head = _head(tile(pair, 2), f"test image {n - 1}, and its reconstruction")
-        sheets.append(above(head, body, gap=6))
-    foot = [text(traversal.rest)] if traversal.rest else []
-    return framed(above(beside(*sheets), *foot))
+    first, *others = traversal.decode(subject, positions)
+    name = "the prior's mean" if subject.model.stochastic else "the mean code"
+    label = f", class {subject.class_names[int(traversal.labels[0])]}" if subject.model.classes else ""
+    head = _head(tile(traversal.starts[:1], 1), name + label)
+    body = grid(first, rows=traversal.names, columns=columns)
+    indent = body.shape[2] - grid(first, columns=columns).shape[2]  # the width of the names
+    blocks = [above(beside(blank(1, indent), head, gap=0), body, gap=6)]
+    for n, block in enumerate(others):
+        pair = torch.stack([traversal.images[n], traversal.starts[n + 1]])
+        head = _head(tile(pair, 2), f"test image {n}, and its reconstruction")
+        blocks.append(above(head, grid(block, columns=columns), gap=6))
+    remark = [text(traversal.remark)] if traversal.remark else []
+    return framed(above(beside(*blocks), *remark))
 
 
-def _head(sheet: Tensor, line: str) -> Tensor:
+def _head(images: Tensor, line: str) -> Tensor:
     words = text(line)
-    return beside(sheet, above(blank((sheet.shape[1] - words.shape[1]) // 2, 1), words, gap=0), gap=8)
+    return beside(images, above(blank((images.shape[1] - words.shape[1]) // 2, 1), words, gap=0), gap=8)
 
 
-def animation(
-    model: Autoencoder, images: Images, to_float: ToFloat, *, count: int = 7, stops: int = 16, most: int = 10
-) -> bytes:
-    """The same as a GIF that goes to and fro: a row for each latent, a column for each start, which is at the top."""
-    traversal = plan(model, images, to_float, count=count, most=most)
-    # Slow at the ends: a sine.
-    positions = REACH * torch.sin(torch.linspace(-math.pi / 2, math.pi / 2, stops))
-    columns = traversal.decode(model, positions)  # [B, R, S, C, H, W]
-    starts = decoded(model, traversal.bases, traversal.labels)
+def animation(subject: Subject, *, count: int = 7, stops: int = 16, most: int = 10) -> bytes:
+    """A GIF of latents that move to and fro: a row for each latent, a column for each start, which is at the top."""
+    traversal = plan(subject, count=count, most=most)
+    positions = REACH * torch.sin(torch.linspace(-math.pi / 2, math.pi / 2, stops))  # slower towards the ends
+    columns = traversal.decode(subject, positions)
     frames = []
     for stop, position in enumerate(positions.tolist()):
-        rows = torch.cat([starts[None], columns[:, :, stop].transpose(0, 1)])
-        heading = text(f"each latent at {position:+.1f} of the {'prior' if model.stochastic else 'code'}'s std")
+        rows = torch.cat([traversal.starts[None], columns[:, :, stop].transpose(0, 1)])
+        heading = text(f"each latent at {position:+.1f} of the {'prior' if subject.model.stochastic else 'code'}'s std")
         frames.append(framed(above(heading, grid(rows, rows=["start", *traversal.names]), gap=6)))
     return encode_gif(frames + frames[-2:0:-1], milliseconds=80)
 
 
-def decoded(model: Autoencoder, z: Tensor, labels: Tensor) -> Tensor:
-    """Means of codes [N, latent_dim] with labels [N], [N, C, H, W] on the CPU, a batch at a time."""
-    with evaluating(model), fixed_noise(model.device):
-        parts = zip(torch.split(z, BATCH), torch.split(labels, BATCH), strict=True)
-        return torch.cat([model.decode(a.to(model.device), b.to(model.device)).mean.cpu() for a, b in parts])
+def traversals(subject: Subject) -> Files:
+    return {
+        "traversals.png": sheet(subject, count=subject.count or 2),
+        "traversals.gif": animation(subject, count=subject.count or 7),
+    }
+
+
+TRAVERSALS = FigureKind("traversals", traversals)

@@ -133,7 +133,7 @@ def missing(found: Sequence[Configuration], folders: Sequence[Path]) -> list[Tex
 
 def _collapsed(found: Sequence[Configuration]) -> list[Text]:
     """A warning where a model doesn't use its z, since its numbers then say little of its beta."""
-    from vaex.evaluation.measure import collapsed  # and torch
+    from vaex.evaluation.comparison import collapsed  # and torch
 
     counts = {c.label: sum(collapsed(item.row.results) is not None for item in c.items) for c in found}
     named = [f"{label or 'here'} ({count})" for label, count in counts.items() if count]

@@ -12,7 +12,7 @@ from torch import Tensor
 from vaex.build import load_model
 from vaex.data.dataset import Dataset
 from vaex.errors import UserError
-from vaex.evaluation.bound import evaluating, fixed_noise
+from vaex.evaluation.split import evaluating, fixed_noise
 from vaex.figures.sheet import encode_png, enlarged, framed, grid, writable
 from vaex.model import Autoencoder
 from vaex.report.scores import Scored

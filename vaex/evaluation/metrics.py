@@ -1,0 +1,76 @@
+"""The measurements and metrics of vaex, and what results.json says besides them: scores and a description of the run.
+
+To add a metric, write a function of an `Evaluation` with its `Measurement`, and add it to MEASUREMENTS.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vaex.data.dataset import Dataset
+from vaex.evaluation.bits import PROBABILITY, image_scores
+from vaex.evaluation.bound import BOUND
+from vaex.evaluation.calibration import CALIBRATION
+from vaex.evaluation.comparison import Description
+from vaex.evaluation.disentanglement import DISENTANGLEMENT
+from vaex.evaluation.generation import GENERATION
+from vaex.evaluation.metric import Metric
+from vaex.evaluation.reconstruction import RECONSTRUCTION
+from vaex.model import Autoencoder
+
+# In the order in which `vaex eval` runs them.
+MEASUREMENTS = (BOUND, RECONSTRUCTION, GENERATION, DISENTANGLEMENT, CALIBRATION, PROBABILITY)
+
+# Those of `vaex train`, in the order of the summary after training.
+HEADLINES: tuple[Metric, ...] = BOUND.metrics
+
+# All, in the order of tables: scores first.
+METRICS: tuple[Metric, ...] = tuple(
+    dict.fromkeys(
+        metric
+        for measurement in (PROBABILITY, RECONSTRUCTION, BOUND, CALIBRATION, *MEASUREMENTS)
+        for metric in measurement.metrics
+    )
+)
+
+
+def described(
+    results: Mapping[str, Any],
+    model: Autoencoder,
+    dataset: Dataset,
+    *,
+    choices: Mapping[str, str],
+    likelihood: Mapping[str, Any],
+    beta: float | None,
+) -> dict[str, Any]:
+    """The results, with the scores of the image that follow from them and a description of what they describe.
+
+    Args:
+        results: what `vaex train` or `vaex eval` has measured.
+        choices: the option chosen in each config group.
+        likelihood: the config group of the likelihood.
+        beta: the config's value; None if the objective has none.
+    """
+    settings = dict(likelihood)
+    if isinstance(scale := settings.get("scale"), Mapping):
+        # Where a learned scale starts changes no probability.
+        settings["scale"] = {name: value for name, value in scale.items() if name != "init"}
+    pixels = dataset.test.pixels.contiguous().numpy()
+    description = Description(
+        dataset=choices["dataset"],
+        image_shape=dataset.image_shape,
+        test_images=len(dataset.test),
+        test_sha256=hashlib.sha256(pixels.data).hexdigest(),
+        binarize=dataset.binarize,
+        dequantize=dataset.dequantize,
+        conditional=model.classes > 0,
+        stochastic=model.stochastic,
+        likelihood=choices["likelihood"],
+        scale=choices.get("likelihood/scale"),
+        likelihood_settings=json.dumps(settings, sort_keys=True),
+        kind=model.likelihood.kind,
+        support=model.likelihood.support,
+        beta=beta,
+    )
+    return {**results, **image_scores(results, model.likelihood, dataset), **description.to_results()}
