@@ -1,12 +1,12 @@
-"""Run a recipe of conf/experiment, evaluate it, and compare what it gives with what its source leads to expect.
+"""Run a recipe from conf/experiment, evaluate it, and compare its numbers with those expected from its source.
 
-    python scripts/reproduce.py aevb_bernoulli        # as its source has it
-    python scripts/reproduce.py iwae_burda --small    # cut down to what two CPU cores do in minutes
-    python scripts/reproduce.py --all-small           # all of them, 17 minutes on two CPU cores
-    python scripts/reproduce.py sigma_vae dataset.source.root=/data/svhn    # with overrides of vaex train
+    python scripts/reproduce.py aevb_bernoulli        # as in its source
+    python scripts/reproduce.py iwae_burda --small    # shortened to a few minutes on two CPU cores
+    python scripts/reproduce.py --all-small           # every recipe, 17 minutes on two CPU cores
+    python scripts/reproduce.py sigma_vae dataset.source.root=/data/svhn    # with overrides for vaex train
 
-Each run adds its lines to docs/results.md. The exit code is 1 if a figure is out of its range. A cut-down recipe has a
-range of its own, which docs/results.md explains.
+Each run adds its lines to docs/results.md. The exit code is 1 if a number is outside its expected range. A shortened
+recipe has ranges of its own, which docs/results.md explains.
 """
 
 import argparse
@@ -19,29 +19,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results.md"
-HEAD = """# What the recipes gave
+HEAD = """# Results of the recipes
 
-Each line was written by the command in it. `--small` is a recipe cut down to minutes on two CPU cores. Its range, and
-that of a recipe whose source gives no figure, is what follows from a formula, or what this code gave before, give or
-take what seeds differ by. Nats per image, or as said. A recipe without a line wasn't run in its present form.
+Each line was written by the command in its first column, and compares one number with its expected range, in nats per
+image unless stated otherwise. Where the source of a recipe publishes a number, the range surrounds it. For other
+recipes, and for those shortened by `--small` to a few minutes on two CPU cores, the range follows from a formula, or
+from an earlier run of this code and the differences between seeds. A recipe without a line has not been run in its
+present form.
 
-| command | figure | expected | got | within | minutes | on |
+| command | quantity | expected | result | within | minutes | machine |
 |---|---|---|---|---|---|---|
 """
 PIXELS = 784
-CONSTANT = PIXELS / 2 * math.log(2 * math.pi)  # which the AEVB notebook drops
+CONSTANT = PIXELS / 2 * math.log(2 * math.pi)  # of a unit Gaussian; the AEVB notebook drops it
 
-Read = Callable[[Path], float]  # of a run's folder, or of a sweep's
+Read = Callable[[Path], float]  # reads a number from the folder of a run or a sweep
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number to compare with a range."""
+class Check:
+    """A number and the range in which it is expected."""
 
     title: str
     read: Read
@@ -59,28 +61,43 @@ class Figure:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`runs`: a folder's name -> overrides, of each `vaex train experiment=…`; a sweep where `sweep` is true.
+    """How a recipe is run and checked.
 
-    `evaluation`: arguments of `vaex eval`, None for none. `small` and `small_figures` cut it down; None where the whole
-    takes a minute or two. `small_evaluation`: None for the same, empty for none.
+    Args:
+        checks: the numbers to compare after the run.
+        runs: for each run, the name of its folder and its overrides of `vaex train experiment=NAME`.
+        sweep: whether the recipe is a sweep.
+        evaluation: arguments of `vaex eval`; empty if the metrics of training suffice.
+        small: overrides that shorten the recipe; None if it takes a minute or two anyway.
+        small_checks: the numbers to compare after a shortened run; None if they are the same.
+        small_evaluation: arguments of `vaex eval` after a shortened run; None if they are the same.
     """
 
-    figures: Sequence[Figure]
+    checks: Sequence[Check]
     runs: Sequence[tuple[str, Sequence[str]]] = (("", ()),)
     sweep: bool = False
-    evaluation: Sequence[str] | None = None
+    evaluation: Sequence[str] = ()
     small: Sequence[str] | None = None
-    small_figures: Sequence[Figure] | None = None
+    small_checks: Sequence[Check] | None = None
     small_evaluation: Sequence[str] | None = None
+
+    def shortened(self) -> "Recipe":
+        """This recipe with --small: itself if it is short anyway."""
+        if self.small is None:
+            return self
+        checks = self.checks if self.small_checks is None else self.small_checks
+        evaluation = self.evaluation if self.small_evaluation is None else self.small_evaluation
+        runs = [(name, (*overrides, *self.small)) for name, overrides in self.runs]
+        return replace(self, checks=checks, evaluation=evaluation, runs=runs)
 
 
 def result(key: str, run: str = "") -> Read:
-    """Of results.json; of the run with this name, where there are several."""
+    """Reads a key of results.json; `run` names the run's folder if the recipe has several."""
     return lambda folder: float(json.loads((folder / run / "results.json").read_text())[key])
 
 
 def epoch(number: int, key: str = "train_epoch/loss") -> Read:
-    """Of metrics.jsonl, of the epoch with this number from 1; -1 is the last."""
+    """Reads a key of metrics.jsonl at an epoch, counted from 1; -1 is the last."""
 
     def read(folder: Path) -> float:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -90,7 +107,7 @@ def epoch(number: int, key: str = "train_epoch/loss") -> Read:
     return read
 
 
-def less(one: Read, other: Read) -> Read:
+def difference(one: Read, other: Read) -> Read:
     return lambda folder: one(folder) - other(folder)
 
 
@@ -98,27 +115,27 @@ def ratio(one: Read, other: Read) -> Read:
     return lambda folder: one(folder) / other(folder)
 
 
-def about(title: str, read: Read, value: float, within: float) -> Figure:
-    return Figure(title, read, value - within, value + within)
+def about(title: str, read: Read, value: float, within: float) -> Check:
+    return Check(title, read, value - within, value + within)
 
 
-def above(title: str, read: Read, low: float) -> Figure:
-    return Figure(title, read, low, math.inf)
+def above(title: str, read: Read, low: float) -> Check:
+    return Check(title, read, low, math.inf)
 
 
-def below(title: str, read: Read, high: float) -> Figure:
-    return Figure(title, read, -math.inf, high)
+def below(title: str, read: Read, high: float) -> Check:
+    return Check(title, read, -math.inf, high)
 
 
-def epochs(values: Sequence[float], within: Sequence[float], add: float = 0.0) -> list[Figure]:
+def epochs(values: Sequence[float], within: Sequence[float], add: float = 0.0) -> list[Check]:
     return [
         about(f"training loss of epoch {n}", epoch(n), value + add, tolerance)
         for n, (value, tolerance) in enumerate(zip(values, within, strict=True), 1)
     ]
 
 
-def optimum(likelihood: str, scale: str) -> Read:
-    """The distortion that follows from the scale alone if that is the best: D · (½ log 2π·s² + ½), D · (log 2s + 1)."""
+def distortion_at_optimum(likelihood: str, scale: str) -> Read:
+    """The distortion if the scale s is optimal: D(½ log 2πs² + ½) for a Gaussian, D(log 2s + 1) for a Laplace."""
 
     def read(folder: Path) -> float:
         s = result("test/likelihood_scale", cell(likelihood, scale))(folder)
@@ -133,30 +150,31 @@ def cell(likelihood: str, scale: str) -> str:
     return f"scale={scale},likelihood={likelihood}"
 
 
-def beckham(*scales: str) -> list[Figure]:
-    figures = []
+def beckham(*scales: str) -> list[Check]:
+    checks = []
     for likelihood in ("gaussian", "laplace"):
         for scale in scales:
-            gap = less(result("test/distortion", cell(likelihood, scale)), optimum(likelihood, scale))
-            # A scale is learned, or computed, on other images than it is tested on.
-            figures.append(about(f"{likelihood}, {scale}: distortion less its closed form at that scale", gap, 0, 30))
-    return figures
+            distortion = result("test/distortion", cell(likelihood, scale))
+            gap = difference(distortion, distortion_at_optimum(likelihood, scale))
+            # Not 0, because the scale was learned or computed on training images.
+            checks.append(about(f"{likelihood}, {scale}: distortion minus its closed form at that scale", gap, 0, 30))
+    return checks
 
 
-def mean_error() -> Figure:
-    """Of an autoencoder: where z isn't drawn, the distortion follows from the MSE of results.json."""
+def mean_error() -> Check:
+    """The distortion of an autoencoder follows from the MSE in results.json, because its z is not sampled."""
 
     def closed_form(folder: Path) -> float:
         return CONSTANT + PIXELS / 2 * result("test/mse", cell("gaussian", "fixed"))(folder)
 
-    gap = less(result("test/distortion", cell("gaussian", "fixed")), closed_form)
-    return about("gaussian, fixed: distortion less D(½ log 2π + ½ MSE)", gap, 0, 0.02)
+    gap = difference(result("test/distortion", cell("gaussian", "fixed")), closed_form)
+    return about("gaussian, fixed: distortion minus D(½ log 2π + ½ MSE)", gap, 0, 0.02)
 
 
 def rescored(mapped: bool) -> Read:
-    """ELBO under the continuous Bernoulli, its parameter in [1e-4, 1 - 1e-4], of the run trained by cross-entropy.
+    """ELBO of the run trained with cross-entropy, scored with the continuous Bernoulli, parameter in [1e-4, 1 - 1e-4].
 
-    Its decoder's output is taken for the parameter; or, if `mapped`, for the mean, of which the parameter is sought.
+    The decoder's output is used as the parameter, or, if `mapped`, as the mean, from which the parameter follows.
     """
 
     def read(folder: Path) -> float:
@@ -187,17 +205,19 @@ def rescored(mapped: bool) -> Read:
     return read
 
 
-def three_ways(within: float, with_constant: float, without: float, mapped: float) -> list[Figure]:
+def three_ways(within: float, with_constant: float, without: float, mapped: float) -> list[Check]:
     return [
         about(
             "test ELBO, trained with the constant", result("test/elbo", "continuous_bernoulli"), with_constant, within
         ),
-        about("test ELBO, trained without it", rescored(mapped=False), without, within),
-        about("test ELBO, trained without it, output taken for the mean", rescored(mapped=True), mapped, within),
+        about("test ELBO, trained without the constant", rescored(mapped=False), without, within),
+        about(
+            "test ELBO, trained without the constant, output used as the mean", rescored(mapped=True), mapped, within
+        ),
     ]
 
 
-def bits_per_dim(likelihood: str, value: float, within: float) -> Figure:
+def bits_per_dim(likelihood: str, value: float, within: float) -> Check:
     return about(f"{likelihood}: bits/dim", result("test/bits_per_dim", f"likelihood={likelihood}"), value, within)
 
 
@@ -206,7 +226,7 @@ def elbo(scale: str) -> Read:
 
 
 def sigma_over_error(folder: Path) -> float:
-    """Above 1, since sigma is that of drawn z and the error that of its mean."""
+    """Above 1, because sigma covers the errors of sampled z, and the MSE is the error at the mean of z."""
     return result("test/likelihood_scale")(folder) / math.sqrt(result("test/mse")(folder))
 
 
@@ -219,8 +239,8 @@ FEW_SPRITES = [
     "dataset.validation=500",
 ]
 SIGMA_RULES = [
-    above("ELBO, per image less shared", less(elbo("per_image"), elbo("shared")), 0),
-    above("ELBO, per pixel less per image", less(elbo("per_pixel"), elbo("per_image")), 0),
+    above("ELBO, per image minus shared", difference(elbo("per_image"), elbo("shared")), 0),
+    above("ELBO, per pixel minus per image", difference(elbo("per_pixel"), elbo("per_image")), 0),
     below("active units, optimal per pixel", result("test/active_units", "scale=optimal_per_pixel"), 5),
 ]
 
@@ -231,11 +251,11 @@ RECIPES = {
     "beckham_ae": Recipe(
         [mean_error(), *beckham("shared", "optimal")],
         sweep=True,
-        small=["epochs=2"],  # in which a learned scale hasn't arrived
-        small_figures=[mean_error(), *beckham("optimal")],
+        small=["epochs=2"],  # too few for a learned scale to converge
+        small_checks=[mean_error(), *beckham("optimal")],
     ),
     "beckham_vae": Recipe(
-        beckham("shared", "optimal"), sweep=True, small=["epochs=2"], small_figures=beckham("optimal")
+        beckham("shared", "optimal"), sweep=True, small=["epochs=2"], small_checks=beckham("optimal")
     ),
     "bounded_likelihoods": Recipe(
         [
@@ -246,39 +266,39 @@ RECIPES = {
         sweep=True,
         evaluation=["--samples", "10", *NO_FID],
         small=["epochs=2"],
-        small_figures=[
+        small_checks=[
             about("cross-entropy: test ELBO", result("test/elbo", "likelihood=cross_entropy"), -125.9, 4),
             bits_per_dim("continuous_bernoulli", 3.5, 0.15),
             bits_per_dim("beta", 2.12, 0.15),
         ],
     ),
     "burgess_mnist": Recipe(
-        # The source's distortion is of 32 × 32 pixels.
+        # The source sums the distortion over 32 × 32 pixels.
         [about("training loss of the last epoch", epoch(-1), 118.79 * 784 / 1024 + 19.69, 8)],
         small=["epochs=4", *QUICK],
-        small_figures=[about("training loss of the last epoch, the fourth", epoch(-1), 110.2, 3)],
+        small_checks=[about("training loss of the last epoch, the fourth", epoch(-1), 110.2, 3)],
     ),
     "celeba_vit": Recipe(
         [below("test MSE", result("test/mse"), 0.026)],
         small=["dataset=sprites_rgb", *FEW_SPRITES, "steps=30", *QUICK],
-        small_figures=[below("test MSE, sprites, 30 steps", result("test/mse"), 0.05)],
+        small_checks=[below("test MSE, sprites, 30 steps", result("test/mse"), 0.05)],
     ),
     "continuous_bernoulli_paper": Recipe(
         three_ways(60, 1470, 1139, 1416),
         runs=[("continuous_bernoulli", ()), ("cross_entropy", ("likelihood=cross_entropy", "~likelihood.bound"))],
         small=["epochs=3", *QUICK],
-        small_figures=three_ways(40, 1440, 1148, 1430),
+        small_checks=three_ways(40, 1440, 1148, 1430),
     ),
     "discretized_logistic_cifar10": Recipe(
-        [Figure("bits/dim", result("test/bits_per_dim"), 2.8, 5.5)],
+        [Check("bits/dim", result("test/bits_per_dim"), 2.8, 5.5)],
         evaluation=["--samples", "10", *NO_FID],
         small=["dataset=mnist", "architecture.widths=[8,16]", "architecture.groups=4", "steps=300", *QUICK],
-        small_figures=[about("test ELBO, MNIST, 300 steps", result("test/elbo"), -820, 40)],
+        small_checks=[about("test ELBO, MNIST, 300 steps", result("test/elbo"), -820, 40)],
         small_evaluation=[],
     ),
     "family_ae": Recipe([about("test MSE", result("test/mse"), 0.058, 0.006)]),
     "family_cvae": Recipe(
-        [above("share of samples that are of the class asked for", result("test/class_agreement"), 0.9)],
+        [above("share of samples of the requested class", result("test/class_agreement"), 0.9)],
         evaluation=["--samples", "1", "--fid", "means"],
     ),
     "family_dae": Recipe(
@@ -286,59 +306,54 @@ RECIPES = {
     ),
     "family_vae": Recipe([about("test ELBO", result("test/elbo"), -150.6, 4)]),
     "iwae_burda": Recipe(
-        [about("test NLL, 5,000 draws", result("test/nll"), 84.78, 0.5)],
+        [about("test NLL, 5,000 samples", result("test/nll"), 84.78, 0.5)],
         evaluation=["--samples", "5000", *NO_FID],
         small=["objective.samples=5", "epochs=4", "schedule=constant", *QUICK],
-        small_figures=[about("test NLL, 50 draws, 4 epochs", result("test/nll"), 104.5, 2)],
+        small_checks=[about("test NLL, 50 samples, 4 epochs", result("test/nll"), 104.5, 2)],
         small_evaluation=["--samples", "50", *NO_FID],
     ),
     "pythae_binary_mnist": Recipe(
-        [about("test NLL, 200 draws", result("test/nll"), 89.78, 0.5)],
+        [about("test NLL, 200 samples", result("test/nll"), 89.78, 0.5)],
         evaluation=["--samples", "200", *NO_FID],
         small=["epochs=5", *QUICK],
-        small_figures=[about("test NLL, 200 draws, 5 epochs", result("test/nll"), 105, 2)],
+        small_checks=[about("test NLL, 200 samples, 5 epochs", result("test/nll"), 105, 2)],
     ),
     "pytorch_example": Recipe([about("test ELBO", result("test/elbo"), -105.4, 0.7)]),
     "sigma_rules": Recipe(
-        [about("ELBO, optimal less shared", less(elbo("optimal"), elbo("shared")), 0, 30), *SIGMA_RULES],
+        [about("ELBO, optimal minus shared", difference(elbo("optimal"), elbo("shared")), 0, 30), *SIGMA_RULES],
         sweep=True,
-        small=["epochs=2"],  # in which a learned scale hasn't arrived
-        small_figures=SIGMA_RULES,
+        small=["epochs=2"],  # too few for a learned scale to converge
+        small_checks=SIGMA_RULES,
     ),
     "sigma_vae": Recipe(
-        [Figure("sigma / √(test MSE)", sigma_over_error, 0.95, 1.3)],
+        [Check("sigma / √(test MSE)", sigma_over_error, 0.95, 1.3)],
         small=["dataset=mnist", "epochs=1", *QUICK],
     ),
 }
 
 
 def run(name: str, small: bool, overrides: Sequence[str]) -> bool:
-    """Train, evaluate, compare, write. Whether all figures are in their ranges."""
-    recipe = RECIPES[name]
-    cut = recipe.small if small else None
-    figures, evaluation = recipe.figures, recipe.evaluation
-    if cut is not None:
-        figures = recipe.figures if recipe.small_figures is None else recipe.small_figures
-        evaluation = evaluation if recipe.small_evaluation is None else recipe.small_evaluation
-    suffix = "" if cut is None else "_small"
-    folder = Path("outputs") / "reproduce" / f"{name}{suffix}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    """Train, evaluate, compare and record. Returns whether every number is within its range."""
+    recipe = RECIPES[name].shortened() if small else RECIPES[name]
+    small = small and recipe.small is not None
+    folder = Path("outputs") / "reproduce" / f"{name}{'_small' if small else ''}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     started = time.monotonic()
     for part, own in recipe.runs:
-        where = f"hydra.sweep.dir={folder}" if recipe.sweep else f"hydra.run.dir={folder / part}"
-        vaex("train", *["-m"] * recipe.sweep, f"experiment={name}", *own, *(cut or ()), *overrides, where)
-    if evaluation:
-        vaex("eval", str(folder), *evaluation)
+        target = f"hydra.sweep.dir={folder}" if recipe.sweep else f"hydra.run.dir={folder / part}"
+        vaex("train", *["-m"] * recipe.sweep, f"experiment={name}", *own, *overrides, target)
+    if recipe.evaluation:
+        vaex("eval", str(folder), *recipe.evaluation)
     minutes = (time.monotonic() - started) / 60
-    command = shlex.join(["python", "scripts/reproduce.py", name, *["--small"] * (cut is not None), *overrides])
-    good = True
-    for figure in figures:
-        got = figure.read(folder)
-        within = figure.low <= got <= figure.high
-        good &= within
-        print(f"{'pass' if within else 'FAIL'}  {name}: {figure.title}: {got:.4g}, expected {figure.expected}")
-        row = f"| `{command}` | {figure.title} | {figure.expected} | {got:.6g} | {'yes' if within else '**no**'} "
+    command = shlex.join(["python", "scripts/reproduce.py", name, *["--small"] * small, *overrides])
+    passed = True
+    for check in recipe.checks:
+        value = check.read(folder)
+        within = check.low <= value <= check.high
+        passed &= within
+        print(f"{'pass' if within else 'FAIL'}  {name}: {check.title}: {value:.4g}, expected {check.expected}")
+        row = f"| `{command}` | {check.title} | {check.expected} | {value:.6g} | {'yes' if within else '**no**'} "
         add_row(row + f"| {minutes:.1f} | {machine()} |")
-    return good
+    return passed
 
 
 def vaex(*arguments: str) -> None:
@@ -362,15 +377,15 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", choices=sorted(RECIPES), metavar="NAME", help=", ".join(sorted(RECIPES)))
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for vaex train")
-    parser.add_argument("--small", action="store_true", help="cut down, where the recipe is long")
-    parser.add_argument("--all-small", action="store_true")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides for vaex train")
+    parser.add_argument("--small", action="store_true", help="shorten the recipe if it is long")
+    parser.add_argument("--all-small", action="store_true", help="run every recipe with --small")
     options = parser.parse_intermixed_args()
     if bool(options.name) == options.all_small:
-        parser.error("give the name of a recipe, or --all-small")
+        parser.error("give either the name of a recipe or --all-small")
     names = sorted(RECIPES) if options.all_small else [options.name]
-    good = [run(name, options.small or options.all_small, options.overrides) for name in names]
-    sys.exit(not all(good))
+    passed = [run(name, options.small or options.all_small, options.overrides) for name in names]
+    sys.exit(not all(passed))
 
 
 if __name__ == "__main__":
