@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vaex.figures.figure import Files, FigureKind, Subject, needs_prior
+from vaex.figures.figure import FigureKind, Files, Subject, needs_prior
 from vaex.figures.sheet import MARGIN, above, framed, grid, tile
 
 COLUMNS = 16
@@ -20,15 +20,16 @@ def reconstructions(subject: Subject) -> Files:
 
 
 def samples(subject: Subject) -> Files:
-    """Decoded samples of z from the prior. A conditional model has a row for each class, with the same z in a column."""
+    """Decoded samples of z from the prior. A conditional model has a row for each class; z is the same in a column."""
     model, count = subject.model, subject.count or subject.grid
     columns = min(COLUMNS, count)
     if not model.classes:
         return {"samples.png": tile(model.sample(count), columns)}
     z = torch.randn(columns, model.latent_dim, device=model.device).repeat(model.classes, 1)
     labels = torch.arange(model.classes, device=model.device).repeat_interleave(columns)
-    means = model.decode(z, labels).mean.unflatten(0, (model.classes, columns))
-    return {"samples.png": framed(grid(means, rows=subject.class_names))}
+    means = model.decode(z, labels).mean
+    sheet = grid(means.view(model.classes, columns, *means.shape[1:]), rows=subject.class_names)
+    return {"samples.png": framed(sheet)}
 
 
 def denoising(subject: Subject, columns: int = 12) -> Files:
@@ -47,7 +48,8 @@ def needs_corruption(subject: Subject) -> str | None:
 
 def _below_each_other(parts: Sequence[Tensor], columns: int, rows: Sequence[str] = (), gap: int = MARGIN) -> Tensor:
     """Several versions [N, C, H, W] of the same images, one below the other, with `columns` images in a row."""
-    return above(*(grid(chunk, rows=rows) for chunk in torch.stack(list(parts)).split(columns, dim=1)), gap=gap)
+    chunks = torch.split(torch.stack(list(parts)), columns, dim=1)
+    return above(*(grid(chunk, rows=rows) for chunk in chunks), gap=gap)
 
 
 RECONSTRUCTIONS = FigureKind("reconstructions", reconstructions)

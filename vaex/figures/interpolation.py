@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaex.figures.figure import Files, FigureKind, Subject
+from vaex.figures.figure import FigureKind, Files, Subject
 from vaex.figures.sheet import above, framed, grid
 
 SEARCHED = 2000  # test images among which pairs are looked for

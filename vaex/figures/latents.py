@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vaex.figures.figure import Files, FigureKind, Subject
+from vaex.figures.figure import FigureKind, Files, Subject
 from vaex.figures.plot import GREY, needs_matplotlib, render, styled_figure
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PRIOR_RADIUS = 2.0  # standard deviations of the prior, marked by a circle or two lines
 PRIOR = f"prior, {PRIOR_RADIUS:g} std"
-PRIOR_STYLE = {"color": GREY, "linestyle": "--", "linewidth": 1}
+PRIOR_STYLE: Any = {"color": GREY, "linestyle": "--", "linewidth": 1}
 LEGEND = 20  # classes that fit into the legend
 
 
@@ -60,7 +60,7 @@ def plot(panels: Sequence[Panel]) -> Tensor:
     """The panels side by side with one legend, uint8 [3, height, width]."""
     with styled_figure(6.2 * len(panels) + 1.3, 6.2) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        entries = {}
+        entries: dict[str, Any] = {}
         for axis, part in zip(axes, panels, strict=True):
             _scatter(axis, part)
             handles, names = axis.get_legend_handles_labels()

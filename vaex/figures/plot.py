@@ -1,8 +1,9 @@
-"""Plots by matplotlib, as sheets that look like the others. It comes with `pip install 'vaex-autoencoders[plots]'`."""
+"""Plots drawn by matplotlib, as sheets in the style of the others."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -17,33 +18,30 @@ if TYPE_CHECKING:
 
 GREY = f"#{INK:02x}{INK:02x}{INK:02x}"
 STYLE: Any = {
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": GREY,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
     "font.size": 10,
-    "legend.frameon": False,
-    "text.color": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
 }
 
 
-def why_no_plots() -> str | None:
+def needs_matplotlib(subject: object = None) -> str | None:
     return None if find_spec("matplotlib") else "needs matplotlib; pip install 'vaex-autoencoders[plots]'"
 
 
-def style() -> AbstractContextManager[None]:
+@contextmanager
+def styled_figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches, 100 pixels each, to be filled and rendered inside the `with` block."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    return matplotlib.rc_context(STYLE)
+    with matplotlib.rc_context(STYLE):
+        yield Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
-def rendered(figure: Figure) -> Tensor:
-    """uint8 [3, height, width]."""
+def render(figure: Figure) -> Tensor:
+    """The pixels of a figure, uint8 [3, height, width]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
-    pixels = np.array(canvas.buffer_rgba())[..., :3]
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1)

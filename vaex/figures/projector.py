@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaex.figures.figure import Files, FigureKind, Subject
+from vaex.figures.figure import FigureKind, Files, Subject
 from vaex.figures.sheet import encode_png, mosaic
 
 SPRITE = 64  # pixels of the longer side of an image at most: TensorBoard reads sheets of up to 8192 × 8192

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaex.evaluation.split import evaluating
-from vaex.figures.figure import Files, FigureKind, Subject
+from vaex.figures.figure import FigureKind, Files, Subject
 from vaex.figures.sheet import beside, blank, framed, grid, paste, text
 
 # matplotlib's viridis at even steps; light stands for large.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaex.figures.figure import Files, FigureKind, Subject
+from vaex.figures.figure import FigureKind, Files, Subject
 from vaex.figures.sheet import above, beside, blank, encode_gif, framed, grid, text, tile
 
 MEASURED = 1000  # test images over which the rates are averaged
@@ -50,7 +50,8 @@ class Traversal:
         for row, latent in enumerate(self.latents):
             z[:, row, :, latent] = self.center[latent] + positions * self.spread[latent]
         labels = self.labels[:, None, None].expand(shape).flatten()
-        return subject.decode(z.flatten(0, 2), labels).unflatten(0, shape)
+        means = subject.decode(z.flatten(0, 2), labels)
+        return means.view(*shape, *means.shape[1:])
 
 
 def plan(subject: Subject, *, count: int, most: int) -> Traversal:
