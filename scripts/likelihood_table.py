@@ -1,14 +1,15 @@
-"""Train every likelihood × scale rule on MNIST with one network, test them all, and write docs/likelihood_table.md.
+"""Train every likelihood × scale rule on MNIST with one network, evaluate them, and write docs/likelihood_table.md.
 
     python scripts/likelihood_table.py                 # 2,000 steps each, about half an hour on two CPU cores
-    python scripts/likelihood_table.py --steps 100     # to see it work
+    python scripts/likelihood_table.py --steps 100     # a quick trial
 
-Runs that are already in the folder and completed are not trained again.
+Completed runs in the folder are not trained again.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,19 +28,19 @@ RULES = [
     "optimal_per_pixel",
 ]
 NETWORK = "architecture.hidden=[400]"
-UNIFORM = "dataset.dequantize=uniform"  # under which densities are comparable with masses
+UNIFORM = "dataset.dequantize=uniform"  # makes densities comparable with masses
 
 
 def settings() -> dict[str, list[str]]:
-    """Name of a run -> its overrides."""
-    chosen = {
+    """The overrides of every run, by the name of its folder."""
+    overrides = {
         f"{family}-{rule}": [f"likelihood={family}", f"likelihood/scale={rule}", UNIFORM]
         for family in ("gaussian", "laplace", "logistic", "student_t")
         for rule in RULES
     }
-    for name in [name for name in chosen if name.endswith("-fixed")]:
-        chosen[name].append("likelihood.scale.value=0.1")
-    chosen |= {
+    for name in [name for name in overrides if name.endswith("-fixed")]:
+        overrides[name].append("likelihood.scale.value=0.1")
+    overrides |= {
         "truncated_normal-shared": ["likelihood=truncated_normal", UNIFORM],
         "truncated_normal-per_pixel": ["likelihood=truncated_normal", "likelihood/scale=per_pixel", UNIFORM],
         "continuous_bernoulli": ["likelihood=continuous_bernoulli", UNIFORM],
@@ -55,16 +56,16 @@ def settings() -> dict[str, list[str]]:
         "bernoulli": ["likelihood=bernoulli", "dataset.binarize=static"],
         "cross_entropy": ["likelihood=cross_entropy"],
     }
-    return chosen
+    return overrides
 
 
 def train(name: str, overrides: list[str], folder: Path, steps: int) -> str:
-    """Returns a line on how it went."""
+    """Train the run unless it is complete. Returns a line that reports the outcome."""
     run = folder / name
     status = run / "status.json"
     if status.exists() and json.loads(status.read_text())["status"] == "completed":
-        return f"{name}: there already"
-    subprocess.run(["rm", "-rf", str(run)], check=True)
+        return f"{name}: already trained"
+    shutil.rmtree(run, ignore_errors=True)
     extra = [f"steps={steps}", f"hydra.run.dir={run}", "trainer.validate_every=1000", "trainer.checkpoint_every=1000"]
     done = subprocess.run(
         [sys.executable, "-m", "vaex", "train", *overrides, *extra, "figures.every=1000"],
@@ -72,10 +73,10 @@ def train(name: str, overrides: list[str], folder: Path, steps: int) -> str:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    return f"{name}: " + ("done" if done.returncode == 0 else done.stderr.strip().splitlines()[-1])
+    return f"{name}: " + ("trained" if done.returncode == 0 else done.stderr.strip().splitlines()[-1])
 
 
-COLUMNS = {  # heading -> key of results.json and digits
+COLUMNS = {  # heading: (key of results.json, digits)
     "bits/dim": ("test/bits_per_dim", 3),
     "NLL": ("test/nll", 2),
     "rate": ("test/rate", 1),
@@ -83,37 +84,38 @@ COLUMNS = {  # heading -> key of results.json and digits
     "FID": ("test/fid", 1),
     "reconstruction FID": ("test/fid_reconstruction", 1),
     "active units": ("test/active_units", 0),
-    "90 % interval holds": ("test/coverage_90", 3),
+    "coverage of 90 % intervals": ("test/coverage_90", 3),
     "seconds": ("train/seconds", 0),
 }
 
 
 def evaluate(folder: Path, samples: int, workers: int) -> list[dict[str, Any]]:
-    """Every run tested, a share of them in each of `workers` processes; then their records, ranked."""
+    """Evaluate the runs in `workers` processes. Returns the results of each run, and its name under "run"."""
     runs = sorted(path.parent for path in folder.glob("*/model.safetensors"))
     options = ["--samples", str(samples), "--batch-size", "500"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def share(n: int) -> None:
-        # Those that were tested already need not be again.
+    def evaluate_share(n: int) -> None:
         todo = [run for run in runs[n::workers] if "test/fid" not in json.loads((run / "results.json").read_text())]
         if todo:
             command = [sys.executable, "-m", "vaex", "eval", *map(str, todo), *options]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(share, range(workers)))
+        list(pool.map(evaluate_share, range(workers)))
     return [json.loads((run / "results.json").read_text()) | {"run": run.name} for run in runs]
 
 
 def group(record: dict[str, Any]) -> str:
+    """The heading of the table that the run belongs to; only the runs of one table are comparable."""
     pixels = record.get("test/scored_pixels")
     if pixels is None:
-        return "Pseudo-likelihood: no rank"
+        return "Pseudo-likelihood, not ranked"
     return "Binary images (static), by NLL" if pixels == "binary" else "8-bit images, by bits/dim"
 
 
 def tables(records: list[dict[str, Any]]) -> str:
+    """One Markdown table for each group, its runs sorted by bits/dim."""
     parts = []
     for name in dict.fromkeys(group(record) for record in sorted(records, key=group)):
         members = [record for record in records if group(record) == name]
@@ -133,27 +135,25 @@ def tables(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--samples", type=int, default=10, help="draws of z of the importance-weighted NLL")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--samples", type=int, default=10, help="samples of z for the importance-weighted NLL")
+    parser.add_argument("--workers", type=int, default=2, help="number of runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, default=Path("outputs/likelihoods"))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "likelihood_table.md")
     arguments = parser.parse_args()
-    chosen = settings()
+    runs = settings()
     with ThreadPoolExecutor(arguments.workers) as pool:
-        jobs = [
-            pool.submit(train, name, [NETWORK, *o], arguments.folder, arguments.steps) for name, o in chosen.items()
-        ]
+        jobs = [pool.submit(train, name, [NETWORK, *o], arguments.folder, arguments.steps) for name, o in runs.items()]
         for n, job in enumerate(jobs, 1):
             print(f"{n}/{len(jobs)}  {job.result()}", flush=True)
     records = evaluate(arguments.folder, arguments.samples, arguments.workers)
-    failed = sorted(set(chosen) - {record["run"] for record in records})
+    failed = sorted(set(runs) - {record["run"] for record in records})
     text = (
-        f"`python scripts/likelihood_table.py`: MNIST, an MLP 784-400-20, beta 1, seed 0, {arguments.steps:,} steps of "
-        f"128; NLL with {arguments.samples} draws of z; two runs at a time on two CPU cores, one thread each, and "
-        "other work beside them.\n\n" + tables(records) + "\n"
+        "Written by `python scripts/likelihood_table.py`: MNIST, an MLP 784-400-20, beta 1, seed 0, "
+        f"{arguments.steps:,} steps with a batch size of 128. The NLL uses {arguments.samples} samples of z. Two runs at "
+        "a time, with one thread each, shared two CPU cores with other work.\n\n" + tables(records) + "\n"
     )
     if failed:
-        text += f"\nDid not complete: {', '.join(failed)}.\n"
+        text += f"\nThese runs did not complete: {', '.join(failed)}.\n"
     arguments.out.write_text(text)
     print(arguments.out)
 

@@ -1,11 +1,11 @@
-"""What a scale does to the loss, in four plots: docs/scale_study.png.
+"""The effect of a scale on the loss, in four plots: docs/scale_study.png.
 
     python scripts/scale_study.py
 
-The negative log-likelihood of a Gaussian and a Laplace against their scale, with the minimum where it is, at √MSE and
-MAE; the gradient that reaches a pixel as its error shrinks, under a squared, an absolute and a log-mean-squared error;
-and the log-normaliser and the mean of the continuous Bernoulli. All curves come from vaex's own likelihoods. Needs
-matplotlib, which `pip install -e '.[plots]'` brings.
+The plots show the negative log-likelihood of a Gaussian and a Laplace against their scale, with the minimum at √MSE and
+MAE; the gradient at a pixel as its error shrinks, for squared, absolute and log-mean-squared errors; and the
+log-normaliser and the mean of the continuous Bernoulli. All curves are computed by vaex's own likelihoods. This script
+needs matplotlib: `pip install -e '.[plots]'`.
 """
 
 import argparse
@@ -22,25 +22,21 @@ from matplotlib.axes import Axes
 from vaex.likelihoods.continuous_bernoulli import ContinuousBernoulli, log_normalizer
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.laplace import Laplace
-from vaex.likelihoods.location_scale import LocationScale
+from vaex.likelihoods.location_scale import LocationScale, LocationScaleDistribution
 from vaex.likelihoods.scale import Fixed, Optimal
 
 PIXELS = (1, 1, 64)
 
 
 def nll_against_scale(family: type[LocationScale], x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Nats for each pixel, of images with the given errors around a mean of 0."""
-
-    def nll(scale: float) -> torch.Tensor:
-        rule = Fixed(image_shape=PIXELS, value=scale)
-        likelihood = family(image_shape=PIXELS, scale=rule, bounded_mean=False)
-        return -likelihood(torch.zeros(PIXELS)).log_prob(x) / math.prod(PIXELS)
-
-    return torch.stack([nll(scale) for scale in scales.tolist()])
+    """Nats per pixel of an image `x` whose mean is 0, for each of the scales."""
+    log_scale = scales.log()[:, None, None, None]
+    distribution = LocationScaleDistribution(torch.zeros(len(scales), *PIXELS), log_scale, family.standard)
+    return -distribution.log_prob(x) / math.prod(PIXELS)
 
 
 def plot_nll(axes: Axes) -> dict[str, float]:
-    """Returns the scale of the lowest point of each curve over its closed form."""
+    """Returns, for each curve, the ratio of the scale at its lowest point to the closed form."""
     torch.manual_seed(0)
     scales = torch.logspace(-3.5, 0.5, 2001)
     ratios = {}
@@ -61,7 +57,7 @@ def plot_nll(axes: Axes) -> dict[str, float]:
 
 
 def plot_gradients(axes: Axes) -> None:
-    """|d loss / d mean| of one pixel whose error shrinks, beside 63 others that keep an error of 0.1 or shrink too."""
+    """|d loss / d mean| at one pixel whose error shrinks; the other 63 errors stay at 0.1 or shrink, too."""
     errors = torch.logspace(-4, 0, 50)
 
     def gradient(likelihood: LocationScale, error: float, others: float) -> float:
@@ -81,7 +77,7 @@ def plot_gradients(axes: Axes) -> None:
         ("absolute error, b 1: constant", "C1", "-", curve(Laplace, False, 0.1)),
         ("log MSE (optimal sigma), other errors stay: shrinks", "C2", "-", curve(Gaussian, True, 0.1)),
         ("log MSE, all errors shrink together: grows", "C2", "--", curve(Gaussian, True, None)),
-        ("log MAE (optimal b), all shrink together: the same", "C3", ":", curve(Laplace, True, None)),
+        ("log MAE (optimal b), all errors shrink together: grows equally", "C3", ":", curve(Laplace, True, None)),
     ):
         axes.plot(errors, values, style, color=colour, label=label, linewidth=2)
     axes.set(xscale="log", yscale="log", xlabel="error of the pixel", ylabel="|gradient| at its mean")
@@ -93,17 +89,17 @@ def plot_gradients(axes: Axes) -> None:
 def plot_continuous_bernoulli(normalizer: Axes, mean: Axes) -> None:
     theta = torch.linspace(1e-4, 1 - 1e-4, 2001, dtype=torch.float64)
     eta = torch.logit(theta)
-    # In terms of θ the density is C(θ) θ^x (1-θ)^(1-x), so that log C = -log((e^η - 1)/η) - log(1 - θ).
+    # The density is C(θ) θ^x (1-θ)^(1-x), so log C = -log((e^η - 1)/η) - log(1 - θ).
     normalizer.plot(theta, -log_normalizer(eta) - torch.log1p(-theta))
     normalizer.set(xlabel="θ", ylabel="log C(θ), nats")
-    normalizer.set_title("Continuous Bernoulli: log-normaliser, least at θ = ½ with log 2")
+    normalizer.set_title("Continuous Bernoulli: log-normaliser, minimum log 2 at θ = ½")
     normalizer.axhline(math.log(2), color="grey", linewidth=0.5)
 
     likelihood = ContinuousBernoulli(image_shape=(1, 1, 1), bound=1e9)
     logits = torch.linspace(-100, 100, 4001)
     distribution = likelihood(logits[:, None, None, None])
     mean.plot(logits, distribution.mean.flatten(), label="mean")
-    mean.plot(logits, distribution.parameter.flatten(), "--", label="parameter θ, which is often drawn for it")
+    mean.plot(logits, distribution.parameter.flatten(), "--", label="parameter θ, which is often shown instead")
     mean.plot(math.log(0.9999 / 0.0001), 0.8915, "o", color="C0", markersize=5)
     mean.annotate("θ = 0.9999: mean 0.8915", (9.21, 0.8915), (30, 0.75), fontsize=8, arrowprops={"arrowstyle": "-"})
     mean.set(xlabel="logit η", ylabel="grey")
@@ -120,7 +116,10 @@ def main() -> None:
     plot_gradients(axes[0, 1])
     plot_continuous_bernoulli(axes[1, 0], axes[1, 1])
     figure.savefig(out, dpi=110)
-    print("scale of the lowest point over its closed form:", {name: round(ratio, 3) for name, ratio in ratios.items()})
+    print(
+        "scale at the lowest point, relative to its closed form:",
+        {name: round(ratio, 3) for name, ratio in ratios.items()},
+    )
     print(out)
 
 

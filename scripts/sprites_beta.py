@@ -1,10 +1,10 @@
-"""What beta does to sprites, whose factors are known: docs/sprites_beta.md and docs/sprites_beta.png.
+"""The effect of beta on sprites, whose factors are known: docs/sprites_beta.md and docs/sprites_beta.png.
 
     python scripts/sprites_beta.py             # 5 runs of 8,000 steps, about twenty minutes on two CPU cores
 
-Higgins et al. 2017's trade-off: a larger beta spends fewer nats on an image, so that it is reconstructed less well, and
-each latent comes to stand for fewer factors. One seed: Locatello et al. 2019 find that seeds matter as much as beta.
-Runs already in the folder are not trained again.
+This is the trade-off of Higgins et al. 2017: a larger beta spends fewer nats on an image, so that reconstructions get
+worse and each latent represents fewer factors. There is one seed only, and Locatello et al. 2019 find that seeds matter
+as much as beta. Completed runs in the folder are not trained again.
 """
 
 import argparse
@@ -49,7 +49,7 @@ COLUMNS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--workers", type=int, default=2, help="number of runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, default=Path("outputs/sprites_beta"))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
@@ -61,12 +61,13 @@ def main() -> None:
         for n, job in enumerate(jobs, 1):
             print(f"{n}/{len(jobs)}  {job.result()}", flush=True)
     runs = [str(folder / f"beta-{beta:g}") for beta in BETAS]
-    measured = ["--samples", "0", "--fid", "none", "--disentanglement"]
-    subprocess.run([sys.executable, "-m", "vaex", "eval", *runs, *measured], check=True)
+    options = ["--samples", "0", "--fid", "none", "--disentanglement"]
+    subprocess.run([sys.executable, "-m", "vaex", "eval", *runs, *options], check=True)
 
     results = [json.loads((Path(run) / "results.json").read_text()) for run in runs]
     lines = [
-        f"`python scripts/sprites_beta.py`, {arguments.steps:,} steps, seed 0; binary sprites of 32 × 32.",
+        "Written by `python scripts/sprites_beta.py`: binary sprites of 32 × 32 pixels, "
+        f"{arguments.steps:,} steps, seed 0.",
         "",
         "| beta | " + " | ".join(COLUMNS) + " |",
         "|---" * (1 + len(COLUMNS)) + "|",

@@ -1,7 +1,8 @@
-"""Train the classifier of the embedded MNIST and write the weights that ship with vaex. About five minutes on one core.
+"""Train the classifier of the embedded MNIST and write the weights that ship with vaex: about five minutes on one core.
 
-Its last two lines are the constants to put in vaex/evaluation/classifier.py. Another machine or another version of
-torch gives other weights, and with them another scale of FID: run this only for a new VERSION of the classifier.
+The last two lines of the output are constants for vaex/evaluation/classifier.py. On another machine or with another
+version of torch the weights differ, and with them the scale of the FID, so run this only for a new VERSION of the
+classifier.
 """
 
 import argparse

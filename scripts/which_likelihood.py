@@ -1,11 +1,11 @@
-"""Likelihood × scale × beta on MNIST, three seeds: the runs and the tables behind docs/which-likelihood.md.
+"""Likelihood × scale × beta on MNIST with three seeds: the runs and tables behind docs/which-likelihood.md.
 
-    python scripts/which_likelihood.py                       # 159 runs of 5 epochs: about an hour on two CPU cores
-    python scripts/which_likelihood.py --epochs 0.1 --seeds 0   # to see it work
+    python scripts/which_likelihood.py                          # 159 runs of 5 epochs: about an hour on two CPU cores
+    python scripts/which_likelihood.py --epochs 0.1 --seeds 0   # a quick trial
 
-Every run has the same network, optimizer, length and test split. What is there already, in part or in whole, is gone on
-with. Writes docs/which_likelihood_table.md and four pictures, docs/figures/which_likelihood_*.png. `vaex report
-outputs/which_likelihood` makes one page of all of it. Needs matplotlib, which `pip install -e '.[plots]'` brings.
+All runs have the same network, optimizer, length and test split. Runs that are already in the folder are continued or
+skipped. The script writes docs/which_likelihood_table.md and four plots, docs/figures/which_likelihood_*.png, and needs
+matplotlib: `pip install -e '.[plots]'`. `vaex report outputs/which_likelihood` puts all runs on one page.
 """
 
 import argparse
@@ -43,21 +43,21 @@ SWEEPS = {
     "cross_entropy": ["likelihood=cross_entropy", MANY],
     "discretized": ["likelihood=discretized_logistic", "likelihood/scale=shared,per_pixel", TWO],
     "bounded": ["likelihood=beta,truncated_normal", UNIFORM, TWO],
-    # The clip of the continuous Bernoulli's authors, a parameter in [1e-4, 1 - 1e-4].
+    # The parameter is clipped to [1e-4, 1 - 1e-4], as in the code of the continuous Bernoulli's authors.
     "clipped": ["likelihood=continuous_bernoulli", "likelihood.bound=9.21", UNIFORM, TWO],
 }
 
 
 def train(folder: Path, overrides: Sequence[str]) -> None:
-    where = f"sweep={folder}" if (folder / "sweep.json").exists() else f"hydra.sweep.dir={folder}"
-    command = [sys.executable, "-m", "vaex", "train", "-m", where, *overrides]
+    target = f"sweep={folder}" if (folder / "sweep.json").exists() else f"hydra.sweep.dir={folder}"
+    command = [sys.executable, "-m", "vaex", "train", "-m", target, *overrides]
     print("$", *command[1:], flush=True)
     subprocess.run(command, check=True)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one setting, that differ in the seed."""
+    """The runs of one setting, which differ only in the seed."""
 
     name: str
     beta: float
@@ -65,7 +65,7 @@ class Cell:
     results: Sequence[dict[str, Any]]
 
     def interval(self, key: str) -> tuple[float, float] | None:
-        """Mean over the seeds, and half of its 95 % confidence interval by Student's t; None for what isn't there."""
+        """Mean over the seeds and half the width of its 95 % confidence interval (Student's t); None without values."""
         values = [float(result[key]) for result in self.results if result.get(key) is not None]
         if not values:
             return None
@@ -76,56 +76,56 @@ class Cell:
 
 
 def cells(folder: Path) -> list[Cell]:
-    """In the order of SWEEPS, of its options and of beta."""
-    found: dict[tuple[str, float], list[Path]] = {}
+    """Every setting, in the order of SWEEPS, their options and beta."""
+    runs: dict[tuple[str, float], list[Path]] = {}  # (setting, beta): run folders
     for sweep in SWEEPS:
-        asked = json.loads((folder / sweep / "sweep.json").read_text())
-        same = {key.rpartition("/")[2].rpartition(".")[2]: value for key, value in asked["constant"].items()}
-        for name in asked["jobs"]:
-            values = same | dict(part.split("=") for part in name.split(","))
-            found.setdefault((named(values), float(values["beta"])), []).append(folder / sweep / name)
+        plan = json.loads((folder / sweep / "sweep.json").read_text())
+        constant = {key.rpartition("/")[2].rpartition(".")[2]: value for key, value in plan["constant"].items()}
+        for job in plan["jobs"]:
+            values = constant | dict(part.split("=") for part in job.split(","))
+            runs.setdefault((setting(values), float(values["beta"])), []).append(folder / sweep / job)
+    positions = {key: n for n, key in enumerate(runs)}
     return [
-        Cell(name, beta, runs, [json.loads((run / "results.json").read_text()) for run in runs])
-        for (name, beta), runs in sorted(
-            found.items(), key=lambda item: (list(found).index((item[0][0], 1.0)), item[0][1])
-        )
+        Cell(name, beta, runs[name, beta], [json.loads((run / "results.json").read_text()) for run in runs[name, beta]])
+        for name, beta in sorted(runs, key=lambda key: (positions[key[0], 1.0], key[1]))
     ]
 
 
-def named(values: dict[str, str]) -> str:
+def setting(values: dict[str, str]) -> str:
+    """The name of a setting in tables and plots, such as "gaussian, fixed 0.1"."""
     parts = [values["likelihood"]]
     if "scale" in values:
         parts.append(values["scale"] + (f" {float(values['value']):g}" if "value" in values else ""))
     return ", ".join(parts + ["clipped"] * ("bound" in values))
 
 
-COLUMNS = {  # heading -> key of results.json and digits
+COLUMNS = {  # heading: (key of results.json, digits)
     "bits/dim": ("test/bits_per_dim", 3),
     "FID": ("test/fid", 0),
     "reconstruction FID": ("test/fid_reconstruction", 1),
     "MSE": ("test/mse", 4),
     "rate": ("test/rate", 1),
     "active units": ("test/active_units", 1),
-    "90 % interval holds": ("test/coverage_90", 3),
+    "coverage of 90 % intervals": ("test/coverage_90", 3),
 }
 
 
-def table(found: Sequence[Cell]) -> str:
+def table(rows: Sequence[Cell]) -> str:
     lines = ["| setting | beta | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for cell in found:
-        numbers = [shown(cell.interval(key), digits) for key, digits in COLUMNS.values()]
+    for cell in rows:
+        numbers = [interval_text(cell.interval(key), digits) for key, digits in COLUMNS.values()]
         lines.append(f"| {cell.name} | {cell.beta:g} | " + " | ".join(numbers) + " |")
     return "\n".join(lines) + "\n"
 
 
-def shown(interval: tuple[float, float] | None, digits: int) -> str:
+def interval_text(interval: tuple[float, float] | None, digits: int) -> str:
     if interval is None:
         return "–"
     mean, half = interval
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
 
 
-def plots(found: Sequence[Cell], docs: Path) -> None:
+def plots(rows: Sequence[Cell], docs: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -133,7 +133,7 @@ def plots(found: Sequence[Cell], docs: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7.5, 5), constrained_layout=True)
     ranked = sorted(
-        ((cell, interval) for cell in found if cell.beta == 1 and (interval := cell.interval("test/bits_per_dim"))),
+        ((cell, interval) for cell in rows if cell.beta == 1 and (interval := cell.interval("test/bits_per_dim"))),
         key=lambda pair: -pair[1][0],
     )
     axes.errorbar(
@@ -150,9 +150,9 @@ def plots(found: Sequence[Cell], docs: Path) -> None:
     axes.grid(alpha=0.3)
     figure.savefig(docs / "figures" / "which_likelihood_bits.png", dpi=110)
 
-    against_beta(plt, found, docs)
-    against_rate(plt, found, docs)
-    pictures(plt, [cell for cell in found if cell.beta == 1], docs)
+    against_beta(plt, rows, docs)
+    against_rate(plt, rows, docs)
+    pictures(plt, [cell for cell in rows if cell.beta == 1], docs)
 
 
 PANELS: dict[str, Callable[[str], bool]] = {
@@ -161,21 +161,19 @@ PANELS: dict[str, Callable[[str], bool]] = {
     "predicted scales": lambda name: "per_" in name and "logistic" not in name,
     "likelihoods on [0, 1]": lambda name: name in ("cross_entropy", "continuous_bernoulli", "beta"),
 }
-
-
 DISTANCES = {"test/fid": "FID of samples", "test/fid_reconstruction": "FID of reconstructions"}
-AGAINST = {"test/fid": "FID of samples (own classifier)", "test/mse": "MSE of reconstructions"}  # beta
+AGAINST_BETA = {"test/fid": "FID of samples (own classifier)", "test/mse": "MSE of reconstructions"}
 
 
-def against_beta(plt: Any, found: Sequence[Cell], docs: Path) -> None:
-    panels = {title: wanted for title, wanted in PANELS.items() if any(wanted(cell.name) for cell in found)}
+def against_beta(plt: Any, rows: Sequence[Cell], docs: Path) -> None:
+    panels = {title: includes for title, includes in PANELS.items() if any(includes(cell.name) for cell in rows)}
     figure, grid = plt.subplots(
         2, len(panels), squeeze=False, figsize=(14, 6.5), sharex=True, sharey="row", constrained_layout=True
     )
-    for column, (title, wanted) in enumerate(panels.items()):
-        for name in dict.fromkeys(cell.name for cell in found if wanted(cell.name)):
-            line = [cell for cell in found if cell.name == name]
-            for axes, key in zip(grid[:, column], AGAINST, strict=True):
+    for column, (title, includes) in enumerate(panels.items()):
+        for name in dict.fromkeys(cell.name for cell in rows if includes(cell.name)):
+            line = [cell for cell in rows if cell.name == name]
+            for axes, key in zip(grid[:, column], AGAINST_BETA, strict=True):
                 points = [(cell.beta, *interval) for cell in line if (interval := cell.interval(key))]
                 betas, means, halves = zip(*points, strict=True)
                 axes.errorbar(betas, means, yerr=halves, fmt="o-", capsize=3, label=name, markersize=4)
@@ -183,23 +181,23 @@ def against_beta(plt: Any, found: Sequence[Cell], docs: Path) -> None:
         grid[0, column].set_title(title, fontsize="medium")
         grid[0, column].legend(fontsize="small")
         grid[1, column].set(xlabel="beta")
-    ticks = sorted({cell.beta for cell in found})
+    ticks = sorted({cell.beta for cell in rows})
     for axes in grid.flat:
         axes.set_xticks(ticks, [f"{beta:g}" for beta in ticks])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    for axes, label in zip(grid[:, 0], AGAINST.values(), strict=True):
+    for axes, label in zip(grid[:, 0], AGAINST_BETA.values(), strict=True):
         axes.set(ylabel=label)
     figure.savefig(docs / "figures" / "which_likelihood_beta.png", dpi=100)
 
 
-def against_rate(plt: Any, found: Sequence[Cell], docs: Path) -> None:
-    """Samples and reconstructions of every setting and beta, against how many nats go through z."""
+def against_rate(plt: Any, rows: Sequence[Cell], docs: Path) -> None:
+    """FID of samples and reconstructions against the rate, for every setting and beta."""
     figure, grid = plt.subplots(1, 2, figsize=(12, 4.8), constrained_layout=True)
-    families = list(dict.fromkeys(cell.name.partition(",")[0] for cell in found))
+    families = list(dict.fromkeys(cell.name.partition(",")[0] for cell in rows))
     for axes, (key, label) in zip(grid, DISTANCES.items(), strict=True):
-        for cell in found:
+        for cell in rows:
             rate, distance = cell.interval("test/rate"), cell.interval(key)
             if rate and distance:
                 n = families.index(cell.name.partition(",")[0])
@@ -216,19 +214,19 @@ def against_rate(plt: Any, found: Sequence[Cell], docs: Path) -> None:
     figure.savefig(docs / "figures" / "which_likelihood_rate.png", dpi=90)
 
 
-def pictures(plt: Any, found: Sequence[Cell], docs: Path) -> None:
-    """A row for each setting, of its first seed: the same ten test images, and the same ten draws of z, in all."""
+def pictures(plt: Any, settings: Sequence[Cell], docs: Path) -> None:
+    """A row for the first seed of each setting: the same ten test images and the same ten samples of z in all rows."""
     import torch
     from PIL import Image
 
     import vaex
     from vaex.build import load_config, load_dataset
 
-    dataset = load_dataset(load_config(found[0].folders[0])[0].dataset)
+    dataset = load_dataset(load_config(settings[0].folders[0])[0].dataset)
     x = dataset.test.pixels[:10].float() / 255
     rows = [("test images", x, torch.ones_like(x))]
     z = torch.randn(10, 20, generator=torch.Generator().manual_seed(0))
-    for cell in found:
+    for cell in settings:
         model = vaex.load(cell.folders[0])
         with torch.no_grad():
             rows.append((cell.name, model.reconstruct(x), model.decode(z).mean))
@@ -249,7 +247,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--workers", type=int, default=2, help="runs and tests at a time, one thread each")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="number of runs and evaluations at a time, one thread each"
+    )
     parser.add_argument("--folder", type=Path, default=Path("outputs/which_likelihood"))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
@@ -257,15 +257,14 @@ def main() -> None:
     for name, overrides in SWEEPS.items():
         train(options.folder / name, [*overrides, *COMMON, *length])
         evaluate(options.folder / name, samples=10, workers=options.workers)
-    found = cells(options.folder)
-    seeds = len(found[0].results)
+    rows = cells(options.folder)
     head = (
-        f"`python scripts/which_likelihood.py`: MNIST, an MLP 784-400-20, {options.epochs:g} epochs of 128, {seeds} "
-        "seeds; NLL with 10\ndraws of z; FID of 10,000 means by vaex's classifier. ± is half a 95 % confidence "
-        "interval (t).\n\n"
+        f"Written by `python scripts/which_likelihood.py`: MNIST, an MLP 784-400-20, {options.epochs:g} epochs with a "
+        f"batch size of 128, {len(rows[0].results)} seeds. The NLL\nuses 10 samples of z. The FID uses vaex's classifier and "
+        "10,000 means. ± is half the width of a 95 % confidence interval\n(Student's t).\n\n"
     )
-    (options.docs / "which_likelihood_table.md").write_text(head + table(found))
-    plots(found, options.docs)
+    (options.docs / "which_likelihood_table.md").write_text(head + table(rows))
+    plots(rows, options.docs)
 
 
 if __name__ == "__main__":
