@@ -148,9 +148,9 @@ def main() -> None:
     records = evaluate(arguments.folder, arguments.samples, arguments.workers)
     failed = sorted(set(runs) - {record["run"] for record in records})
     head = (
-        f"Written by `python scripts/likelihood_table.py`: MNIST, an MLP 784-400-20, beta 1, seed 0, {arguments.steps:,} "
-        f"steps with a batch size of 128. The NLL uses {arguments.samples} samples of z. Two runs at a time, with one thread "
-        "each, shared two CPU cores with other work."
+        "Written by `python scripts/likelihood_table.py`: MNIST, an MLP 784-400-20, beta 1, seed 0, "
+        f"{arguments.steps:,} steps with a batch size of 128. The NLL uses {arguments.samples} samples of z. "
+        "Two runs at a time, with one thread each, shared two CPU cores with other work."
     )
     text = f"{head}\n\n{tables(records)}\n"
     if failed:

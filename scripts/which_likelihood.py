@@ -261,8 +261,8 @@ def main() -> None:
     head = (
         f"Written by `python scripts/which_likelihood.py`: MNIST, an MLP 784-400-20, {options.epochs:g} epochs with a "
         f"batch size of 128, {len(rows[0].results)} seeds. The NLL\n"
-        "uses 10 samples of z. The FID uses vaex's classifier and 10,000 means. ± is half the width of a 95 % confidence "
-        "interval\n(Student's t).\n\n"
+        "uses 10 samples of z. The FID uses vaex's classifier and 10,000 means. "
+        "± is half the width of a 95 % confidence interval\n(Student's t).\n\n"
     )
     (options.docs / "which_likelihood_table.md").write_text(head + table(rows))
     plots(rows, options.docs)
