@@ -155,22 +155,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
 
     def run(*arguments: str, folder: str | None = "run") -> Path:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", sys.argv)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         path = tmp_path / (folder or "")
         resumes = any(argument.startswith("resume=") for argument in arguments)
-        cli.train([*arguments, *([] if resumes or not folder else [f"hydra.run.dir={path}"])])
+        cli.run("train", [*arguments, *([] if resumes or not folder else [f"hydra.run.dir={path}"])])
         return path
 
     return run
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The one line with which a command ends."""
 
     def ends(command: Callable[..., object], *arguments: object, **options: object) -> str:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # vaex train sets it
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             command(*arguments, **options)

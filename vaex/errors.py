@@ -1,12 +1,12 @@
-"""Errors that a person can mend: one clear line with the key, the value and the remedy."""
+"""Errors that the user can fix: one clear line with the key, the value and the remedy."""
 
 
 class UserError(Exception):
-    """Its message is all that is printed, unless VAEX_DEBUG=1 or HYDRA_FULL_ERROR=1 asks for the traceback."""
+    """An error whose message is printed without a traceback, unless VAEX_DEBUG=1 or HYDRA_FULL_ERROR=1."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop by a signal, and saved itself."""
+    """A signal asked the run to stop, and the run saved a checkpoint."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)

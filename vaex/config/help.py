@@ -1,4 +1,4 @@
-"""`vaex train --help`: every group, every option with its line, every value with its unit. Read from the YAML files."""
+"""`vaex train --help`: every group, option and value with a line about it, read from the YAML files."""
 
 import re
 import textwrap
@@ -7,35 +7,39 @@ from pathlib import Path
 
 from vaex.config.schema import config_dir
 
+USAGE = """\
+vaex train [GROUP=OPTION …] [KEY=VALUE …]     one run
+vaex train -m KEY=VALUE,VALUE …               a run for each combination
 
-def train_help(arguments: list[str]) -> str:
-    """Also the options in a folder that the arguments name by --config-dir."""
+Groups and their options (GROUP=OPTION); GROUP.KEY=VALUE changes a value inside one:
+{groups}
+
+Values (KEY=VALUE), with their defaults:
+
+{values}
+
+vaex train --cfg job [OVERRIDES]       print the composed config and stop
+vaex train --config-dir FOLDER …       add your own options: FOLDER/likelihood/mine.yaml is likelihood=mine
+vaex train hydra.run.dir=FOLDER        choose the folder of the run
+vaex train --hydra-help                Hydra's own flags, among them shell completion"""
+
+
+def train_help(arguments: Sequence[str]) -> str:
+    """The help text, with the options in folders that the arguments name by --config-dir."""
     folders = [config_dir(), *config_dirs(arguments)[0]]
-    parts = [
-        "vaex train [GROUP=OPTION …] [KEY=VALUE …]     one run",
-        "vaex train -m KEY=VALUE,VALUE …               a run for each combination",
-        "",
-        "Groups and their options (GROUP=OPTION); any value inside one is GROUP.KEY=VALUE:",
-    ]
-    parts += group_lines(folders)
-    parts += ["", "Values (KEY=VALUE), with their defaults:", "", *_values(config_dir() / "train.yaml")]
-    parts += [
-        "",
-        "vaex train --cfg job [OVERRIDES]       print the composed config and stop",
-        "vaex train --config-dir FOLDER …       add your own options: FOLDER/likelihood/mine.yaml is likelihood=mine",
-        "vaex train hydra.run.dir=FOLDER        choose the run's folder",
-        "vaex train --hydra-help                Hydra's own flags, shell completion among them",
-    ]
-    return "\n".join(parts)
+    values = _values(config_dir() / "train.yaml")
+    return USAGE.format(groups="\n".join(group_lines(folders)), values="\n".join(values))
 
 
 def group_lines(
     folders: Sequence[Path], chosen: Mapping[str, str] | None = None, width: int | None = None
 ) -> list[str]:
-    """Every group and a line for each of its options, with a star at those `chosen` (group -> option), cut to `width`.
+    """Every group, and a line about each of its options.
 
-    An option that is in several folders is the first one's, as for Hydra. Where some are chosen, what a run is made of
-    is meant, and the groups that run sweeps are left out.
+    Args:
+        folders: of YAML files. If several hold the same option, the first one counts, as it does for Hydra.
+        chosen: group -> option; these options are marked with a star, and the groups that run sweeps are left out.
+        width: columns to which a line is shortened.
     """
     lines = []
     groups = sorted({path.parent.relative_to(folder) for folder in folders for path in folder.rglob("*.yaml")})
@@ -48,37 +52,35 @@ def group_lines(
         for name, path in sorted(options.items()):
             mark = "*" if chosen and chosen.get(str(group)) == name else " "
             start, comment = f"  {mark} {name:<{longest}}  ", _first_comment(path)
-            lines.append(
-                start + (textwrap.shorten(comment, width - len(start), placeholder=" …") if width else comment)
-            )
+            if width:
+                comment = textwrap.shorten(comment, width - len(start), placeholder=" …")
+            lines.append(start + comment)
     return lines
 
 
-def config_dirs(arguments: list[str]) -> tuple[list[Path], list[str]]:
-    """The folders that the arguments name by --config-dir, and the arguments without them."""
-    found, rest, given = [], [], iter(arguments)
-    for argument in given:
+def config_dirs(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The folders that the arguments name by --config-dir, and the other arguments."""
+    folders, others, remaining = [], [], iter(arguments)
+    for argument in remaining:
         name, _, value = argument.partition("=")
         if name in ("--config-dir", "-cd"):
-            found.append(Path(value or next(given, ".")))
+            folders.append(Path(value or next(remaining, ".")))
         else:
-            rest.append(argument)
-    return found, rest
+            others.append(argument)
+    return folders, others
 
 
 def _first_comment(path: Path) -> str:
     lines = (line.strip() for line in path.read_text().splitlines())
-    return next(
-        (line.removeprefix("#").strip() for line in lines if line.startswith("# ") and "@package" not in line), ""
-    )
+    comments = (line.removeprefix("#").strip() for line in lines if line.startswith("# ") and "@package" not in line)
+    return next(comments, "")
 
 
 def _values(path: Path) -> list[str]:
-    """The plain keys of train.yaml as they stand there, up to Hydra's own."""
+    """The plain keys of train.yaml in their order, with their comments, up to Hydra's own."""
     text = path.read_text()
-    start, end = text.index("\nbeta:"), text.index("\nhydra:")
     rows, section = [], ""
-    for line in text[start:end].splitlines():
+    for line in text[text.index("\nbeta:") : text.index("\nhydra:")].splitlines():
         match = re.match(r"( *)(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)
         if not match:
             continue

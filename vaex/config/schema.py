@@ -1,25 +1,18 @@
-"""The composed config: where its files are, its types and ranges. Imports no torch, so that an error comes at once."""
+"""The schema of a config: its types and ranges. Imports no torch, so that an error appears at once."""
 
 import dataclasses
-import difflib
-import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from vaex.config.errors import explain
 from vaex.errors import UserError
 
 Group = dict[str, Any]
@@ -54,7 +47,7 @@ class SweepConfig:
 
 @dataclass
 class Config:
-    """What `vaex train` runs on. Defaults and units are in conf/train.yaml."""
+    """The config of a run. Defaults and units are in conf/train.yaml."""
 
     dataset: Group = MISSING
     architecture: Group = MISSING
@@ -83,219 +76,144 @@ GROUPS = ("dataset", "architecture", "likelihood", "objective", "corruption", "o
 
 
 def config_dir() -> Path:
-    """The folder of vaex's YAML files: inside the installed package, or beside it in a checkout."""
+    """The folder of the YAML files of vaex: inside an installed package, beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def check(composed: DictConfig) -> Config:
-    """A composed config with every type and range checked.
+    """Check every type and range of a composed config, with or without Hydra's own node.
 
     Raises:
         UserError: naming the key, the value and the remedy.
     """
+    composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     for field in dataclasses.fields(Config):
         if field.default is MISSING and field.name not in composed:
-            raise UserError(f"{field.name}: was removed (~{field.name}) but is needed; leave that override out")
+            raise UserError(_removed(field.name))
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         assert isinstance(plain, dict)
-        # None of these can be told from a dict by the schema, and each would be a traceback later.
-        for key in GROUPS:
+        for key in GROUPS:  # the schema would accept a string here, as from likelihood=null
             if key in plain and not isinstance(plain[key], dict):
                 raise UserError(
                     f"{key}={plain[key]}: must name an option of this group; `vaex train --help` lists them"
                 )
         merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise UserError(f"{missing[0]}: was removed (~{missing[0]}) but is needed; leave that override out")
-        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from error
-    assert isinstance(config, Config)
+        raise UserError(explain(error, all_keys())) from error
+    if missing := sorted(OmegaConf.missing_keys(merged)):
+        raise UserError(_removed(missing[0]))
+    config = _config(merged)
     for key in ("compile", "capture"):  # YAML's true is Python's True
         setattr(config.trainer, key, getattr(config.trainer, key).lower())
     _check_ranges(config)
     return config
 
 
+def _removed(key: str) -> str:
+    return f"{key}: was removed (~{key}) but is needed; leave that override out"
+
+
 def restored(saved: Group) -> Config:
-    """A run's config as it was, without checks. Raises UserError for a key or a type that the schema doesn't have."""
+    """The config of an earlier run. Raises UserError for a key or a type that is not in the schema."""
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), saved))
+        return _config(OmegaConf.merge(OmegaConf.structured(Config), saved))
     except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain(error, all_keys())) from error
+
+
+def _config(merged: DictConfig | ListConfig) -> Config:
+    config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     return config
 
 
-# What may be given anew when a run goes on; anything else would make it another run.
-CONTINUABLE = ("epochs", "steps", "device", "trainer", "figures")
+# What the command line may change when a run is resumed; anything else would make it another run.
+CHANGEABLE = ("epochs", "steps", "device", "trainer", "figures")
 
 
-def continued(composed: Config, saved: Group, overrides: list[str]) -> Config:
-    """The saved config of a run, with what the command line gives anew.
+def continued(composed: Config, saved: Group, overrides: Sequence[str]) -> Config:
+    """The saved config of a run, with the changes that the command line asks for.
 
     Args:
-        composed: what Hydra made of the command line.
+        composed: the checked config of the command line, without the run's own values.
         saved: the run's config.yaml.
-        overrides: the command line, as KEY=VALUE.
+        overrides: of the command line, as KEY=VALUE.
 
     Raises:
-        UserError: something was given that can't change within a run.
+        UserError: an override may not change within a run.
     """
     config = OmegaConf.merge(OmegaConf.structured(Config), saved)
-    given = OmegaConf.structured(composed)
+    changes = OmegaConf.structured(composed)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key == "resume":
-            continue
-        if key.split(".")[0] not in CONTINUABLE:
+        if key.split(".")[0] not in CHANGEABLE:
             raise UserError(
-                f"{key}={value}: can't change when a run goes on; only {', '.join(CONTINUABLE)} can. Leave it out, "
+                f"{key}={value}: cannot change when a run is resumed; only {', '.join(CHANGEABLE)} can. Leave it out, "
                 "or start a new run"
             )
-        OmegaConf.update(config, key, OmegaConf.select(given, key))
+        OmegaConf.update(config, key, OmegaConf.select(changes, key))
     config.resume = composed.resume
-    result = OmegaConf.to_object(config)
-    assert isinstance(result, Config)
+    result = _config(config)
     _check_ranges(result)
     return result
 
 
-def explain(error: OmegaConfBaseException) -> str:
-    """One line for an error of OmegaConf's."""
-    key = str(error.full_key or error.key)
-    message = (error.msg or str(error)).splitlines()[0]
-    if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return f"{key}: no such key{closest(key, all_keys())}"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{key}: needs a value; give {key}=…"
-    if match := re.fullmatch(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message):
-        return f"{key}={match[1]}: must be of type {TYPE_NAMES.get(match[2], match[2])}"
-    if match := re.fullmatch(r"Incompatible value 'None' for field of type '(\w+)'", message):
-        return f"{key}=null: must be of type {match[1]}"
-    if match := re.match(r"Value '(.*)' is not a valid bool", message):
-        return f"{key}={match[1]}: must be of type {TYPE_NAMES['Boolean']}"
-    if "is not a ListConfig" in message:
-        return f"{key}: must be a list, as in {key}=[a,b]"
-    return f"{key}: {message}; `vaex train --cfg job` prints all keys and values"
-
-
-# What may differ between two calls of a sweep whose runs are the same: where and how fast they are trained.
-ELSEWHERE = ("device", "resume", "sweep")
-ELSEWHERE_IN_TRAINER = ("threads", "compile", "capture", "on_save_error")
-
-
-def config_hash(config: Config) -> str:
-    """Equal for two configs that train the same: hexadecimal, of all values but those of ELSEWHERE."""
-    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
-
-
-def difference(before: Config, now: Config) -> str:
-    """In words, the values for which config_hash differs: `epochs was 2 and is 3`."""
-    old, new = _identity(before), _identity(now)
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """The values that make a run what it is, by dotted key."""
-    values = dataclasses.asdict(config)
-    for key in ELSEWHERE:
-        del values[key]
-    for key in ELSEWHERE_IN_TRAINER:
-        del values["trainer"][key]
-
-    def flat(prefix: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        inner = [flat(f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items()]
-        return {key: item for part in inner for key, item in part.items()}
-
-    return flat("", values)
-
-
-TYPE_NAMES = {"Float": "float (a number)", "Integer": "int (a whole number)", "Boolean": "bool (true or false)"}
-
-
 def all_keys() -> list[str]:
-    """The dotted names of everything outside the groups, and the groups."""
+    """The groups, and the dotted names of all values outside the groups."""
     nested = {"trainer": TrainerConfig, "figures": FiguresConfig, "sweep": SweepConfig}
-    names = []
-    for field in dataclasses.fields(Config):
-        names.append(field.name)
-        names += (
-            [f"{field.name}.{inner.name}" for inner in dataclasses.fields(nested[field.name])]
-            if field.name in nested
-            else []
-        )
-    return names
-
-
-def closest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean …?` when something is close, first among its neighbours; else a pointer to the list."""
-    parent, _, leaf = name.rpartition(".")
-    neighbours = {other.rpartition(".")[2]: other for other in names if other.rpartition(".")[0] == parent}
-    if close := difflib.get_close_matches(leaf, neighbours, n=1):
-        return f"; did you mean {neighbours[close[0]]}?"
-    if close := difflib.get_close_matches(name, list(names), n=1):
-        return f"; did you mean {close[0]}?"
-    return "; `vaex train --cfg job` prints all keys"
+    names = [field.name for field in dataclasses.fields(Config)]
+    return names + [f"{name}.{field.name}" for name, schema in nested.items() for field in dataclasses.fields(schema)]
 
 
 def _check_ranges(c: Config) -> None:
-    def need(good: bool, key: str, value: object, what: str) -> None:
-        if not good:
-            raise UserError(f"{key}={value}: must be {what}")
-
-    need(
-        math.isfinite(c.beta) and c.beta >= 0, "beta", c.beta, "a finite number >= 0; 1 gives the evidence lower bound"
-    )
-    need(1 <= c.latent_dim < 2**31, "latent_dim", c.latent_dim, f"from 1 to {2**31 - 1}")
-    need(c.batch_size >= 1, "batch_size", c.batch_size, ">= 1 image")
-    need(c.epochs >= 1, "epochs", c.epochs, ">= 1; for less than an epoch give steps=…")
-    need(c.steps is None or c.steps >= 1, "steps", c.steps, ">= 1 optimizer step, or null to use epochs")
-    need(0 <= c.seed < 2**31, "seed", c.seed, f"from 0 to {2**31 - 1}")
-    need(bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", c.device)), "device", c.device, "auto, cpu, cuda or cuda:N")
-    need(c.precision in ("float32", "bf16"), "precision", c.precision, "float32 or bf16")
-    need(c.trainer.log_every >= 1, "trainer.log_every", c.trainer.log_every, ">= 1 step")
-    need(c.trainer.validate_every >= 1, "trainer.validate_every", c.trainer.validate_every, ">= 1 epoch")
-    need(c.trainer.checkpoint_every >= 1, "trainer.checkpoint_every", c.trainer.checkpoint_every, ">= 1 epoch")
-    clip = c.trainer.clip_norm
-    need(clip is None or (math.isfinite(clip) and clip > 0), "trainer.clip_norm", clip, "a finite number > 0, or null")
-    need(c.trainer.weights in ("last", "best"), "trainer.weights", c.trainer.weights, "last or best")
-    threads, most = c.trainer.threads, max(os.cpu_count() or 1, 256)  # with too many the process crashes
-    need(threads is None or 1 <= threads <= most, "trainer.threads", threads, f"from 1 to {most}, or null")
-    for key in ("compile", "capture"):
-        value = getattr(c.trainer, key)
-        need(value in ("auto", "true", "false"), f"trainer.{key}", value, "auto, true or false")
-    for key, choices in (("on_nonfinite", ("stop", "skip")), ("on_save_error", ("stop", "continue"))):
-        value = getattr(c.trainer, key)
-        need(value in choices, f"trainer.{key}", value, " or ".join(choices))
-    need(c.figures.every >= 1, "figures.every", c.figures.every, ">= 1 epoch")
-    need(c.figures.images >= 1, "figures.images", c.figures.images, ">= 1 picture")
-    workers = c.sweep.workers
-    counts = workers == "auto" or re.fullmatch(r"[1-9]\d{0,3}", workers) is not None
-    need(counts, "sweep.workers", workers, "auto, or how many runs at once")
+    trainer, figures, workers = c.trainer, c.figures, c.sweep.workers
+    clip, threads = trainer.clip_norm, trainer.threads
+    most_threads = max(os.cpu_count() or 1, 256)  # far more of them crash the process
+    devices = r"auto|cpu|cuda(:\d+)?"
+    for valid, key, requirement in (
+        (math.isfinite(c.beta) and c.beta >= 0, "beta", "a finite number >= 0; 1 gives the evidence lower bound"),
+        (1 <= c.latent_dim < 2**31, "latent_dim", f"from 1 to {2**31 - 1}"),
+        (c.batch_size >= 1, "batch_size", ">= 1 image"),
+        (c.epochs >= 1, "epochs", ">= 1; for less than an epoch give steps=…"),
+        (c.steps is None or c.steps >= 1, "steps", ">= 1 optimizer step, or null to use epochs"),
+        (0 <= c.seed < 2**31, "seed", f"from 0 to {2**31 - 1}"),
+        (re.fullmatch(devices, c.device), "device", "auto, cpu, cuda or cuda:N"),
+        (c.precision in ("float32", "bf16"), "precision", "float32 or bf16"),
+        (trainer.log_every >= 1, "trainer.log_every", ">= 1 step"),
+        (trainer.validate_every >= 1, "trainer.validate_every", ">= 1 epoch"),
+        (trainer.checkpoint_every >= 1, "trainer.checkpoint_every", ">= 1 epoch"),
+        (clip is None or (math.isfinite(clip) and clip > 0), "trainer.clip_norm", "a finite number > 0, or null"),
+        (trainer.weights in ("last", "best"), "trainer.weights", "last or best"),
+        (threads is None or 1 <= threads <= most_threads, "trainer.threads", f"from 1 to {most_threads}, or null"),
+        (trainer.compile in ("auto", "true", "false"), "trainer.compile", "auto, true or false"),
+        (trainer.capture in ("auto", "true", "false"), "trainer.capture", "auto, true or false"),
+        (trainer.on_nonfinite in ("stop", "skip"), "trainer.on_nonfinite", "stop or skip"),
+        (trainer.on_save_error in ("stop", "continue"), "trainer.on_save_error", "stop or continue"),
+        (figures.every >= 1, "figures.every", ">= 1 epoch"),
+        (figures.images >= 1, "figures.images", ">= 1 image"),
+        (re.fullmatch(r"auto|[1-9]\d{0,3}", workers), "sweep.workers", "auto, or a number of runs"),
+    ):
+        if not valid:
+            raise UserError(f"{key}={OmegaConf.select(OmegaConf.structured(c), key)}: must be {requirement}")
     beta = c.objective.get("beta", c.beta)
     if beta != c.beta:
         raise UserError(f"objective.beta={beta}: is set by beta; give beta={beta} instead")
     if "beta" not in c.objective and c.beta != 1:
         raise UserError(f"beta={c.beta}: this objective has no beta; leave beta out or take objective=vae")
     for key in GROUPS:
-        _check_numbers(key, getattr(c, key))
+        _check_finite(key, getattr(c, key))
 
 
-def _check_numbers(key: str, value: object) -> None:
-    """No option has a use for nan or inf, and YAML spells both."""
+def _check_finite(key: str, value: object) -> None:
+    """YAML can spell nan and inf, but no option has a use for them."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            _check_numbers(f"{key}.{name}", inner)
+            _check_finite(f"{key}.{name}", inner)
     elif isinstance(value, list):
         for n, inner in enumerate(value):
-            _check_numbers(f"{key}[{n}]", inner)
+            _check_finite(f"{key}[{n}]", inner)
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key}={value}: must be a finite number")

@@ -1,11 +1,11 @@
-"""A sweep's folder: what was asked for, its jobs, and how far each has come. Imports no torch."""
+"""The folder of a sweep: its command, its jobs, and how far each job is. Imports no torch."""
 
 import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +17,50 @@ SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a sweep, as its folder tells.
+class JobState:
+    """How far a job is, as the files in its folder say.
 
-    `status` is a run's, or `not run`; `steps` how many it was to take, `step` how many it has logged; `seconds` of
-    training.
+    Attributes:
+        status: of the run (see RunFolder.set_status), or `not run`.
+        error: why the run failed or was interrupted.
+        step: the last step that the run logged; 0 before the first.
+        steps: the number of steps that it takes.
+        seconds: of training, once the run is complete.
+        summary: title -> text of its headline metrics, once the run is complete.
     """
 
     name: str
-    path: Path
-    status: str
-    error: str | None
-    step: int
-    steps: int | None
-    results: Mapping[str, Any]
-
-    @property
-    def seconds(self) -> float | None:
-        return self.results.get("train/seconds")
+    status: str = "not run"
+    error: str | None = None
+    step: int = 0
+    steps: int | None = None
+    seconds: float | None = None
+    summary: Mapping[str, str] = field(default_factory=dict)
 
 
 class SweepFolder:
-    """The folder of a sweep, which needn't be there yet."""
+    """The folder of a sweep, which may not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other sweeps out of the folder, which is made if need be.
+    def lock(self) -> Iterator[None]:
+        """Create the folder if necessary, and keep other sweeps out of it.
 
         Raises:
-            UserError: another sweep is at work there, or the folder can't be made.
+            UserError: another sweep is at work there, or the folder cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise UserError(f"{self.path}: can't be made ({error.strerror}); give another sweep=FOLDER") from error
+            raise UserError(f"{self.path}: cannot be created ({error.strerror}); give another sweep=FOLDER") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise UserError(f"sweep={self.path}: another command is at work on it; wait for it, or end it") from error
+            raise UserError(f"sweep={self.path}: another command is at work on it; wait for it, or stop it") from error
         except OSError:  # a file system without locks
             pass
         try:
@@ -68,7 +69,9 @@ class SweepFolder:
             os.close(descriptor)
 
     def read(self) -> dict[str, Any]:
-        """What was asked for: `arguments` of the command, `constant` and `jobs`. Empty if there is no sweep here.
+        """The content of sweep.json, empty if there is none.
+
+        `arguments` are those of the command, `constant` the values that all jobs share, `jobs` the names of the jobs.
 
         Raises:
             UserError: the file is damaged.
@@ -83,60 +86,62 @@ class SweepFolder:
             raise UserError(f"{path}: damaged ({error}); remove it and give the whole command again") from error
 
     def write(self, arguments: Sequence[str], constant: Mapping[str, str], jobs: Sequence[str]) -> None:
-        """Raises UserError when it can't be written."""
+        """Write sweep.json. Raises UserError if that is impossible."""
         content = {"arguments": list(arguments), "constant": dict(constant), "jobs": list(jobs)}
         try:
             replace_file(self.path / SWEEP, (json.dumps(content, indent=2) + "\n").encode())
         except OSError as error:
-            raise UserError(f"{self.path / SWEEP}: can't be written ({error.strerror})") from error
+            raise UserError(f"{self.path / SWEEP}: cannot be written ({error.strerror})") from error
 
     def add_jobs(self, names: Sequence[str]) -> None:
-        """Those asked for before, and these. Raises UserError when it can't be written."""
+        """Add names to the jobs in sweep.json, each once. Raises UserError if the file cannot be written."""
         content = self.read()
-        known = content["jobs"] + [name for name in names if name not in content["jobs"]]
-        self.write(content["arguments"], content["constant"], known)
+        jobs = list(dict.fromkeys([*content["jobs"], *names]))
+        self.write(content["arguments"], content["constant"], jobs)
 
     def discard(self) -> None:
-        """Of a sweep that has no job: leave nothing behind."""
+        """Remove a sweep that has no job."""
         (self.path / SWEEP).unlink(missing_ok=True)
-        with suppress(OSError):  # something else is in there
+        with suppress(OSError):  # the folder has other files
             self.path.rmdir()
 
     def names(self) -> list[str]:
-        """Of the jobs asked for, in their order; then of others there, such as a search's."""
+        """The jobs in sweep.json, in their order, then other runs in the folder, such as those of an old search."""
         planned: list[str] = self.read().get("jobs", [])
-        there = {path.parent.name for path in self.path.glob(f"*/{STATUS}")}
-        return planned + sorted(there - set(planned))
+        runs = {path.parent.name for path in self.path.glob(f"*/{STATUS}")}
+        return planned + sorted(runs - set(planned))
 
-    def job(self, name: str) -> Job:
-        """A file that can't be read counts as one that isn't there."""
-        path = self.path / name
-        folder = RunFolder(path)
-        try:
+    def job(self, name: str) -> JobState:
+        """The state of a job. A file that cannot be read counts as one that does not exist."""
+        folder = RunFolder(self.path / name)
+        status: dict[str, Any] = {}
+        results: dict[str, Any] = {}
+        with suppress(UserError):
             status = folder.read_status()
-        except UserError:
-            status = {}
-        try:
+        with suppress(UserError):
             results = folder.read_results()
-        except UserError:
-            results = {}
         error = status.get("error") or status.get("reason")
-        return Job(
+        return JobState(
             name=name,
-            path=path,
             status=status.get("status", "not run"),
             error=str(error) if error else None,
-            step=_last_step(path / METRICS),
+            step=_last_step(folder.path / METRICS),
             steps=status.get("steps"),
-            results=results,
+            seconds=results.get("train/seconds"),
+            summary=status.get("summary", {}),
         )
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[JobState]:
         return [self.job(name) for name in self.names()]
 
 
+def announce(folder: Path | str, jobs: str) -> None:
+    """Print what a sweep is about to run, and where."""
+    print(f"{'sweep':>10}  {jobs}\n{'in':>10}  {folder}", flush=True)
+
+
 def _last_step(metrics: Path) -> int:
-    """The step of the last whole line; 0 without one."""
+    """The step of the last complete line; 0 without one."""
     try:
         with open(metrics, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))

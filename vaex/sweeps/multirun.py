@@ -1,146 +1,173 @@
-"""`vaex train -m`: what was asked for, the jobs by whichever launcher, and what became of them."""
+"""`vaex train -m`: compose the sweep, have its jobs run by a launcher, and report what became of them."""
 
 import os
-import re
 import shlex
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
-import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.callbacks import Callbacks
 from hydra.core.plugins import Plugins
-from omegaconf import OmegaConf
+from hydra.core.utils import configure_log
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from vaex.commands.train import job
-from vaex.config.schema import ELSEWHERE, ELSEWHERE_IN_TRAINER, config_dir
+from vaex.config.compose import compose, hydra_of, parse_arguments, quoted, unquoted_path
+from vaex.config.identity import is_incidental
+from vaex.config.overrides import parse_overrides
 from vaex.errors import Interrupted, UserError
-from vaex.sweeps.folder import SweepFolder
-from vaex.sweeps.grid import announce, swept_keys
+from vaex.sweeps.folder import SweepFolder, announce
+from vaex.sweeps.job import sweep_job
+from vaex.sweeps.plan import constant_values, planning_config, swept_keys
 from vaex.sweeps.table import text
 from vaex.sweeps.watch import Watch
 
-MAY_DIFFER = (*ELSEWHERE, *(f"trainer.{key}" for key in ELSEWHERE_IN_TRAINER))
+FOLDER_KEYS = ("sweep=", "hydra.sweep.dir=")
 
 
-def sweep(arguments: list[str]) -> None:
-    """Run or go on with a sweep.
+def sweep(arguments: Sequence[str]) -> None:
+    """Run or resume a sweep.
 
     Args:
         arguments: of `vaex train`, with -m.
 
     Raises:
-        UserError: the command can't be; or not all jobs are complete at the end.
-        Interrupted: a signal asked to stop.
-        hydra.errors.HydraException: of composing.
+        UserError: the command is wrong; or not all jobs are complete at the end.
+        Interrupted: a signal asked the sweep to stop.
     """
-    flags, overrides = _split(arguments)
-    given = [override for override in overrides if override.startswith(("sweep=", "hydra.sweep.dir="))]
-    overrides = [override for override in overrides if override not in given]
-    if len(given) > 1:
-        raise UserError(f"{' '.join(given)}: name the sweep's folder once")
-    if resume := [override for override in overrides if override.startswith("resume=") and override != "resume=null"]:
-        raise UserError(f"{resume[0]}: goes on with one run; leave out -m, or go on with a sweep: sweep=FOLDER")
-    folder = SweepFolder(_path(given[0]) if given else Path(f"outputs/sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"))
-    before = folder.read()
-    if given and given[0].startswith("sweep=") and not before:
-        raise UserError(f"{given[0]}: no sweep there, with sweep.json; give the folder that `vaex train -m` printed")
-    if before and not overrides:
-        flags, overrides = _split(before["arguments"])
-    swept, constant = swept_keys(overrides)
-    if before:
-        _check_same(folder, before["constant"], constant)
-    with folder.alone():
-        folder.write([*flags, *overrides], constant, before.get("jobs", []))
-        if any(override.startswith("hydra/sweeper=") for override in overrides):
-            announce(folder, " × ".join(swept) or "a search")
-        try:
-            with Watch(folder):
-                _run_hydra(flags, overrides, folder, list(constant))
-        except Interrupted as stop:
-            _report(folder)
-            raise Interrupted(stop.exit_code - 128, f"{stop}; {_go_on(folder)} goes on") from None
-        except KeyboardInterrupt:  # a launcher that isn't vaex's own
-            _report(folder)
-            raise Interrupted(signal.SIGINT, f"the sweep was stopped; {_go_on(folder)} goes on") from None
-        except UserError:
-            if not folder.names():
-                folder.discard()
-            raise
-        except Exception as error:
-            if not folder.names():
-                folder.discard()
-                raise
-            _report(folder)  # a launcher gave up, as some do when a worker is killed
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{first}; {_go_on(folder)} runs what isn't complete") from error
-        _report(folder)
+    command, folder = _command(arguments)
+    earlier = folder.read()
+    if not command.overrides and earlier:
+        command = _Command(earlier["arguments"])
+    parsed = parse_overrides(command.overrides)
+    constant = constant_values(parsed)
+    if earlier:
+        _check_same(folder, earlier["constant"], constant)
+
+    hydra = hydra_of(command.flags)
+    overrides = [*command.overrides, quoted("hydra.sweep.dir", folder.path)]
+    config = compose(hydra, overrides, RunMode.MULTIRUN, command.flags.config_name)
+    choices = config.hydra.runtime.choices
+    _check_installed(config)
+    if choices["hydra/launcher"].endswith("_local"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # runs side by side would wait for each other's threads
+    _register_plugins()
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+
+    with folder.lock():
+        folder.write(command.arguments, constant, earlier.get("jobs", []))
+        with _reported(folder), Watch(folder):
+            configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+            context.callbacks.on_multirun_start(config=config, config_name=command.flags.config_name)
+            sweeper = Plugins.instance().instantiate_sweeper(
+                hydra_context=context, task_function=sweep_job, config=planning_config(config, constant)
+            )
+            if choices["hydra/sweeper"] != "grid":  # which announces its jobs itself
+                announce(folder.path, " × ".join(swept_keys(parsed)) or "a search")
+            sweeper.sweep(arguments=list(config.hydra.overrides.task))
+            context.callbacks.on_multirun_end(config=config, config_name=command.flags.config_name)
         _check_complete(folder)
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Flags such as --config-dir, without -m, and overrides."""
-    overrides: list[str] = get_args_parser().parse_known_args(arguments)[0].overrides
-    flags = [argument for argument in arguments if argument not in overrides and argument not in ("-m", "--multirun")]
-    return flags, overrides
+class _Command:
+    """A command line: its flags, its overrides, and all arguments of both but -m."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.flags = parse_arguments(arguments)
+        self.overrides: list[str] = [o for o in self.flags.overrides if not o.startswith(FOLDER_KEYS)]
+        self.arguments = [a for a in arguments if a not in ("-m", "--multirun") and not a.startswith(FOLDER_KEYS)]
 
 
-def _path(override: str) -> Path:
-    return Path(os.path.expanduser(override.partition("=")[2].strip("'\"")))
+def _command(arguments: Sequence[str]) -> tuple[_Command, SweepFolder]:
+    """The command, and the folder that it names, or a new one."""
+    command = _Command(arguments)
+    folders = [override for override in command.flags.overrides if override.startswith(FOLDER_KEYS)]
+    if len(folders) > 1:
+        raise UserError(f"{' '.join(folders)}: name the folder of the sweep once")
+    for override in command.overrides:
+        if override.startswith("resume=") and override != "resume=null":
+            raise UserError(f"{override}: resumes one run; leave out -m, or resume a sweep with sweep=FOLDER")
+    if not folders:
+        return command, SweepFolder(Path(f"outputs/sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"))
+    folder = SweepFolder(unquoted_path(folders[0]))
+    if folders[0].startswith("sweep=") and not folder.read():
+        raise UserError(f"{folders[0]}: no sweep there (no sweep.json); give the folder that `vaex train -m` printed")
+    return command, folder
 
 
-def _check_same(folder: SweepFolder, before: dict[str, str], now: dict[str, str]) -> None:
-    """Raises UserError when what all jobs share isn't what it was."""
-    for key in {**before, **now}:
-        if before.get(key) == now.get(key) or key in MAY_DIFFER or key.startswith(("hydra", "sweep.")):
-            continue
-        was = f"{key}={before[key]}" if key in before else f"no {key}"
-        raise UserError(f"sweep={folder.path}: began with {was}; give the same, or start another sweep without sweep=")
+def _check_same(folder: SweepFolder, earlier: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises UserError if a value that all jobs share has changed."""
+    for key in {**earlier, **now}:
+        if earlier.get(key) != now.get(key) and not is_incidental(key) and not key.startswith("hydra"):
+            first = f"{key}={earlier[key]}" if key in earlier else f"no {key}"
+            raise UserError(
+                f"sweep={folder.path}: began with {first}; give the same, or start another sweep without sweep="
+            )
 
 
-def _run_hydra(flags: list[str], overrides: list[str], folder: SweepFolder, constant: list[str]) -> None:
+def _check_installed(config: DictConfig) -> None:
+    """Raises UserError if the launcher or the sweeper is a plugin that is not installed."""
+    for part in ("launcher", "sweeper"):
+        package = config.hydra[part]["_target_"].split(".")[1]  # such as hydra_plugins.hydra_joblib_launcher.…
+        if package.startswith("hydra_") and not find_spec(f"hydra_plugins.{package}"):
+            extra = package.removeprefix("hydra_").removesuffix(f"_{part}")
+            raise UserError(f"hydra/{part}: needs {extra}; pip install 'vaex-autoencoders[{extra}]'")
+
+
+def _register_plugins() -> None:
+    """Add the sweepers and launchers of vaex to Hydra, which would look for them only where packages are installed."""
     plugins = str(Path(__file__).parent / "plugins")
     if plugins not in sys.path:
         sys.path.append(plugins)
     for plugin in import_module("hydra_plugins.vaex_sweeps").PLUGINS:
         Plugins.instance().register(plugin)
-    if any(re.fullmatch("hydra/launcher=.*_local", override) for override in overrides):
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # runs of several threads wait for each other's
-    path = str(folder.path).replace("'", "\\'")
-    keys = ",".join(f"'{key}'" for key in constant)
-    sys.argv = [
-        "vaex",
-        *flags,
-        "--multirun",
-        *overrides,
-        f"hydra.sweep.dir='{path}'",
-        f"hydra.job.config.override_dirname.exclude_keys=[{keys}]",
-    ]
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
 
 
-def _report(folder: SweepFolder) -> None:
+@contextmanager
+def _reported(folder: SweepFolder) -> Iterator[None]:
+    """Print what became of the jobs, however the sweep ends; remove the folder of a sweep that has no job."""
+    resume = f"vaex train -m sweep={shlex.quote(str(folder.path))}"
+    try:
+        yield
+    except Interrupted as interrupted:
+        _print_report(folder)
+        raise Interrupted(interrupted.exit_code - 128, f"{interrupted}; resume it with {resume}") from None
+    except KeyboardInterrupt:  # from a launcher of another package
+        _print_report(folder)
+        raise Interrupted(signal.SIGINT, f"the sweep was stopped; resume it with {resume}") from None
+    except Exception as error:
+        if not folder.names():
+            folder.discard()
+            raise
+        if isinstance(error, UserError):
+            raise
+        _print_report(folder)  # the launcher gave up, as some do when a process is killed
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{first}; {resume} runs the jobs that are not complete") from error
+    _print_report(folder)
+
+
+def _print_report(folder: SweepFolder) -> None:
     path = shlex.quote(str(folder.path))
     print(f"\n{text(folder.jobs())}\n")
-    found = folder.path / "optimization_results.yaml"  # of a search
-    if found.is_file() and "best_params" in (search := OmegaConf.load(found)):
-        values = " ".join(f"{key}={value}" for key, value in search.best_params.items())
-        print(f"{'best':>11}  {values}: a validation ELBO of {search.best_value:.2f} nats")
-    print(f"{'report':>11}  vaex report {path}")
-    print(f"{'all numbers':>11}  vaex eval {path}")
-    print(f"{'TensorBoard':>11}  tensorboard --logdir {path} --host 127.0.0.1")
-
-
-def _go_on(folder: SweepFolder) -> str:
-    return f"vaex train -m sweep={shlex.quote(str(folder.path))}"
+    search = folder.path / "optimization_results.yaml"  # written by Optuna
+    if search.is_file() and "best_params" in (result := OmegaConf.load(search)):
+        values = " ".join(f"{key}={value}" for key, value in result.best_params.items())
+        print(f"{'best':>15}  {values}: a validation ELBO of {result.best_value:.2f} nats")
+    print(f"{'report':>15}  vaex report {path}")
+    print(f"{'full evaluation':>15}  vaex eval {path}")
+    print(f"{'TensorBoard':>15}  tensorboard --logdir {path} --host 127.0.0.1")
 
 
 def _check_complete(folder: SweepFolder) -> None:
     counts = Counter(job.status for job in folder.jobs())
-    wrong = {status: count for status, count in counts.items() if status != "completed"}
-    if wrong:
-        told = ", ".join(f"{count} {status}" for status, count in wrong.items())
-        raise UserError(f"of {counts.total()} jobs {told}; {_go_on(folder)} runs what isn't complete")
+    incomplete = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "completed")
+    if incomplete:
+        resume = f"vaex train -m sweep={shlex.quote(str(folder.path))}"
+        raise UserError(f"of {counts.total()} jobs {incomplete}; {resume} runs the jobs that are not complete")

@@ -1,13 +1,14 @@
-"""What this machine, or the container that is all a process sees of it, has for several runs at once."""
+"""The cores and the memory that a sweep may use, on this machine or in the container that limits it."""
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 2**30
-LEAST = GIB  # bytes that are left to others
-FIRST_GUESS = 3 * GIB // 4  # bytes that a run takes, until one has shown it
+RESERVE = GIB  # bytes of memory that are left to other programs
+FIRST_ESTIMATE = 3 * GIB // 4  # bytes that a run needs, until a run has reached more
 
 
 def cores() -> int:
@@ -21,7 +22,7 @@ def cores() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping."""
+    """Bytes that can be allocated without swapping."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
     available = values["MemAvailable"]
@@ -36,13 +37,13 @@ def available_memory() -> int:
 
 
 def _reclaimable() -> int:
-    """Bytes of the container's that are only a cache of files."""
+    """Bytes that the container uses only as a cache of files."""
     lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
-def own_memory(process: int) -> int:
-    """Bytes that a process has for itself, without what it shares with others; 0 when it has ended."""
+def private_memory(process: int) -> int:
+    """Bytes that a process does not share with others; 0 once it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -51,42 +52,48 @@ def own_memory(process: int) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`workers` runs at once, each with so many `threads`, on these GPUs in turn; `why` in words."""
+class Share:
+    """How many runs are trained at once, with how many threads each; `reason` in words."""
 
     workers: int
     threads: int
-    gpus: int
-    why: str
+    reason: str
 
 
-def plan(setting: str, jobs: int, cores: int, gpus: int) -> Plan:
-    """How to share a machine among runs.
+def share(setting: str, jobs: int, cores: int, gpus: int) -> Share:
+    """Divide a machine among the runs of a sweep.
 
     Args:
-        setting: auto, or the number of workers as text.
-        jobs: how many runs there are.
-        gpus: that the runs will be on; 0 on a CPU.
+        setting: auto, or the number of runs at once.
+        jobs: the number of runs in all.
+        gpus: how many the runs use; 0 on a CPU.
     """
-    kind = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} core{'s' * (cores > 1)}"
+    machine = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} core{'s' * (cores > 1)}"
     if setting != "auto":
-        most, why = int(setting), f"sweep.workers={setting}, {kind}"
-    elif gpus:  # while one run tests, draws or starts on the CPU, another has the GPU
-        most, why = 2 * gpus, f"{kind}; sweep.workers=N sets it"
-    else:  # runs side by side wait for nothing, threads of one run for each other
-        most, why = cores, f"{kind}; sweep.workers=N sets it"
+        most, reason = int(setting), f"sweep.workers={setting}, {machine}"
+    else:
+        # Two runs on a GPU: one computes while the other tests, draws or starts. On a CPU one thread each: the threads
+        # of one run wait for each other, runs do not.
+        most, reason = 2 * gpus or cores, f"{machine}; sweep.workers=N sets it"
     workers = max(1, min(most, jobs))
-    return Plan(workers, max(1, cores // workers), gpus, why)
+    return Share(workers, max(1, cores // workers), reason)
 
 
-def fits_another(running: list[int], peak: int, available: int) -> bool:
-    """Whether one more run would fit into the memory when all have grown to the largest seen.
+class MemoryWatch:
+    """Tells from the memory of the runs whether another may start, and whether one has to make room."""
 
-    Args:
-        running: bytes that each run has now.
-        peak: the most that one has had.
-        available: bytes to be had now.
-    """
-    need = max(peak, FIRST_GUESS)
-    still_to_come = sum(max(0, need - has) for has in running)
-    return available - still_to_come >= need + LEAST
+    def __init__(self) -> None:
+        self.peak = 0  # bytes, the most that any run has used
+
+    def observe(self, used: Sequence[int]) -> None:
+        """Args: used: bytes of each run."""
+        self.peak = max(self.peak, *used, 0)
+
+    def another_fits(self, used: Sequence[int]) -> bool:
+        """Whether a new run and all that are running could reach the peak memory seen so far."""
+        need = max(self.peak, FIRST_ESTIMATE)
+        growth = sum(max(0, need - size) for size in used)
+        return available_memory() - growth >= need + RESERVE
+
+    def is_short(self) -> bool:
+        return available_memory() < RESERVE // 2

@@ -1,37 +1,23 @@
-"""What became of a sweep's jobs: one line each."""
+"""The jobs of a sweep as a table and as progress lines."""
 
 from collections.abc import Sequence
 
-from vaex.sweeps.folder import Job
-
-WIDTH = 120
-
-
-def numbers(job: Job) -> dict[str, str]:
-    """Title -> text, empty where there is no such number. Nats and, for mse, squares of x in [0, 1]."""
-    seconds, results = job.seconds, job.results
-    shown = {"seconds": "" if seconds is None else f"{seconds:.0f}"}
-    for name, digits in (("elbo", 1), ("rate", 1), ("distortion", 1), ("mse", 5)):
-        value = results.get(f"test/{name}")
-        shown[name] = f"{value:.{digits}f}" if isinstance(value, float | int) else ""
-    return shown
+from vaex.sweeps.folder import JobState
+from vaex.text_table import text_table
 
 
-def text(jobs: Sequence[Job]) -> str:
-    """A table of all jobs, and below it what the errors were."""
-    rows = [{"job": job.name, "status": job.status, **numbers(job)} for job in jobs]
-    if not rows:
+def numbers(job: JobState) -> dict[str, str]:
+    """Title -> text of the training time in seconds and of the headline metrics; empty until the job is complete."""
+    seconds = {} if job.seconds is None else {"seconds": f"{job.seconds:.0f}"}
+    return {**seconds, **job.summary}
+
+
+def text(jobs: Sequence[JobState]) -> str:
+    """A table with a line for each job, and below it the errors."""
+    if not jobs:
         return "no jobs"
-    columns = [title for title in rows[0] if any(row[title] for row in rows)]
-    widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in columns}
-    lines = []
-    for row in ({title: title for title in columns}, *rows):
-        cells = [
-            row[title].ljust(widths[title]) if title in ("job", "status") else row[title].rjust(widths[title])
-            for title in columns
-        ]
-        lines.append("  ".join(cells).rstrip())
-    for job in jobs:
-        if job.error and job.status != "completed":
-            lines.append(f"! {job.name}: {job.error.splitlines()[0]}")
-    return "\n".join(lines)
+    titles = list(dict.fromkeys(title for job in jobs for title in numbers(job)))
+    rows = [[job.name, job.status, *(numbers(job).get(title) for title in titles)] for job in jobs]
+    lines = text_table(["job", "status", *titles], rows, left={0, 1}, indent="", gap=2, missing="")
+    errors = [(job.name, job.error.splitlines()[0]) for job in jobs if job.error and job.status != "completed"]
+    return "\n".join([*lines, *(f"! {name}: {error}" for name, error in errors)])

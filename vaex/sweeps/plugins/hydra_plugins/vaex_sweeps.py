@@ -1,8 +1,9 @@
-"""Where Hydra looks for plugins: it takes them of a package of this name only."""
+"""The plugins of vaex for Hydra, which accepts only plugins from a package of this name."""
 
 from vaex.sweeps.grid import GridSweeper
 from vaex.sweeps.local import LocalLauncher
+from vaex.sweeps.plan import PlanningLauncher
 
-PLUGINS = (GridSweeper, LocalLauncher)
+PLUGINS = (GridSweeper, LocalLauncher, PlanningLauncher)
 for plugin in PLUGINS:
     plugin.__module__ = __name__

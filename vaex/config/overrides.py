@@ -1,0 +1,108 @@
+"""Find the override that Hydra could not apply, by comparing each with the config tree."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from vaex.config.errors import suggestion
+from vaex.errors import UserError
+
+LIST = "`vaex train --help` lists them"
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Raises UserError for an override that does not follow Hydra's grammar."""
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        key, separator, value = error.override.partition("=")
+        if not separator or not key:
+            raise UserError(f"{error.override}: must be KEY=VALUE or GROUP=OPTION; {LIST}") from error
+        raise UserError(
+            f"{error.override}: cannot be parsed; if the value is text, quote it twice: \"{key}='{value}'\""
+        ) from error
+
+
+def find_mistake(loader: ConfigLoader, config_name: str, overrides: Sequence[str], mode: RunMode) -> str | None:
+    """One line about the first override that names a missing option or key; None if every override fits the tree."""
+    parsed = parse_overrides(overrides)
+    groups = [override for override in parsed if loader.get_group_options(override.key_or_group)]
+    for override in parsed:
+        if not override.key_or_group:
+            return f"{override.input_line}: must be KEY=VALUE or GROUP=OPTION; {LIST}"
+        if override.is_sweep_override() and mode == RunMode.RUN:
+            return (
+                f"{override.input_line}: has several values; put -m after train to run each, or write [a,b] for a list"
+            )
+    for override in groups:
+        if message := _option_mistake(loader, override):
+            return message
+    # The keys of the tree depend on the options chosen, and so do the groups inside a group.
+    single = [override for override in groups if not override.is_sweep_override()]
+    outer = [str(override.input_line) for override in single if "/" not in override.key_or_group]
+    tree = _composed(loader, config_name, outer)
+    if tree is None:
+        return None
+    for override in groups:
+        key = override.key_or_group
+        if override.is_add() and key in tree.hydra.runtime.choices:
+            return f"{override.input_line}: the group has an option already; leave out the +"
+        if key not in tree.hydra.runtime.choices and not override.is_add():
+            group, _, inner = key.rpartition("/")
+            remedy = ", or choose likelihood=gaussian|laplace" if group == "likelihood" else ""
+            return f"{override.input_line}: this {group or 'config'} has no {inner}; leave it out{remedy}"
+    tree = _composed(loader, config_name, [str(override.input_line) for override in single]) or tree
+    keys = set(_dotted_keys(OmegaConf.to_container(tree)))
+    for override in parsed:
+        if override not in groups and (message := _key_mistake(override, keys)):
+            return message
+    return None
+
+
+def _composed(loader: ConfigLoader, config_name: str, overrides: list[str]) -> DictConfig | None:
+    try:
+        return loader.load_configuration(config_name, overrides, RunMode.RUN)
+    except HydraException:
+        return None
+
+
+def _option_mistake(loader: ConfigLoader, override: Override) -> str | None:
+    if override.is_sweep_override() or override.is_delete():
+        return None
+    value = override.value()
+    for option in value if isinstance(value, list) else [value]:
+        if option is None or option == "":
+            return f"{override.input_line}: a group needs an option; {LIST}"
+        group, _, name = f"{override.key_or_group}/{option}".rpartition("/")  # an option may be in a subfolder
+        options = loader.get_group_options(group)
+        if name not in options:
+            close = difflib.get_close_matches(name, options, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            return f"{override.key_or_group}={option}: no such option{hint} ({', '.join(options)})"
+    return None
+
+
+def _key_mistake(override: Override, keys: set[str]) -> str | None:
+    key = override.key_or_group
+    if override.is_force_add():
+        return None
+    if override.is_add():
+        return f"{override.input_line}: the key exists already; leave out the +" if key in keys else None
+    if key in keys:
+        return None
+    if override.is_delete():
+        return f"{override.input_line}: no such key to remove; leave it out"
+    return f"{override.input_line}: no such key{'' if '.' in key else ' or group'}{suggestion(key, keys)}"
+
+
+def _dotted_keys(node: object, prefix: str = "") -> Iterator[str]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, inner in items:
+        yield f"{prefix}{key}"
+        yield from _dotted_keys(inner, f"{prefix}{key}.")

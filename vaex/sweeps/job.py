@@ -1,0 +1,117 @@
+"""A job: one run with a composed config, either the only one of a command or one of a sweep."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from vaex.config.identity import config_hash, difference
+from vaex.config.schema import Config, check, restored
+from vaex.errors import Interrupted, UserError
+from vaex.runs.folder import CONFIG, LOG, RunFolder
+
+log = logging.getLogger("vaex")
+
+WAIT = 60.0  # seconds in which an earlier process of the job may save its run and exit
+
+
+def sweep_job(composed: DictConfig) -> float | None:
+    """Train one job of a sweep: the task function that Hydra's launchers call, in any process.
+
+    A run that is complete is left as it is, an interrupted one is resumed, and a failed one is started again.
+
+    Returns:
+        What `vaex.train.train` returns: the number that a search maximises.
+
+    Raises:
+        UserError: the job failed, as its status.json says; or its folder contains a run with different settings.
+        KeyboardInterrupt: a signal asked the job to stop, and it saved a checkpoint.
+    """
+    hydra = HydraConfig.get()
+    folder = RunFolder(relative(Path(hydra.runtime.output_dir)))
+    with folder.lock(WAIT), _output_to(folder.path / LOG):
+        config_exists = (folder.path / CONFIG).exists()
+        try:
+            config = check(composed)
+            earlier = restored(folder.read_config()[0]) if config_exists else config
+        except UserError as error:
+            if not config_exists:
+                folder.set_status("failed", error=str(error))
+            raise
+        if config_hash(earlier) != config_hash(config):
+            raise UserError(
+                f"{folder.path}: already contains a run with different settings: {difference(earlier, config)}; use "
+                "those that it had, or another sweep=FOLDER"
+            )
+        status: dict[str, Any] = {}
+        with suppress(UserError):
+            status = folder.read_status()
+        if config_exists and status.get("status") == "completed":
+            value = status.get("monitored")
+            return None if value is None else float(value)
+        if status.get("status") == "failed":
+            folder.clear()
+        elif config_exists:
+            config.resume = str(folder.path)
+        try:
+            return train_in(folder, config, hydra)
+        except Interrupted as interrupted:  # as a failed job, it would have Hydra start the next one
+            raise KeyboardInterrupt(str(interrupted)) from interrupted
+        except UserError:
+            raise
+        except Exception as error:  # a bug in vaex or in a class of the user
+            log.exception(f"{folder.path}: failed")
+            raise UserError(f"{folder.path}: {type(error).__name__}: {error}") from error
+
+
+def train_in(
+    folder: RunFolder, config: Config, hydra: HydraConf, recorded: dict[str, Any] | None = None
+) -> float | None:
+    """Train, trusting the `_target_` names in the folders that the config came from.
+
+    Args:
+        hydra: Hydra's own node of the composed config.
+        recorded: for a resumed run, its options and overrides as its config.yaml records them.
+
+    Raises:
+        UserError, Interrupted: as vaex.train.train.
+    """
+    # These import torch, so they wait until the config is checked.
+    from vaex.config.targets import config_folders, trust
+    from vaex.train import train
+
+    if recorded is None:
+        recorded = {"choices": _choices(hydra), "overrides": list(hydra.overrides.task)}
+    with trust(config_folders(hydra.runtime.config_sources)):
+        return train(config, folder, recorded["choices"], recorded.get("overrides", []))
+
+
+def relative(path: Path) -> Path:
+    """The path from the working directory, if it is inside."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _choices(hydra: HydraConf) -> dict[str, str]:
+    """The option chosen in each group, apart from Hydra's own groups."""
+    choices = hydra.runtime.choices.items()
+    return {str(key): str(value) for key, value in choices if not str(key).startswith("hydra/") and value is not None}
+
+
+@contextmanager
+def _output_to(log_file: Path) -> Iterator[None]:
+    """Write what a job prints into its log, since the jobs of a sweep share a terminal."""
+    root = logging.getLogger()
+    console = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]
+    for handler in console:
+        root.removeHandler(handler)
+    try:
+        with open(log_file, "a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+            yield
+    finally:
+        for handler in console:
+            root.addHandler(handler)

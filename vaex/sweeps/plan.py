@@ -1,0 +1,132 @@
+"""Which jobs a sweep has: the name of each, which is its folder, and the overrides that make it."""
+
+import copy
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from vaex.errors import UserError
+from vaex.sweeps.folder import SweepFolder
+
+LONGEST = 100  # characters of a job's name; a file system takes 255
+SUBDIR = "hydra.sweep.subdir="  # the job's folder inside the folder of the sweep
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """`overrides` names the job's folder too, so that every launcher runs the job there."""
+
+    name: str
+    overrides: list[str]
+
+
+def plan(job_overrides: Sequence[Sequence[str]], constant: Iterable[str]) -> list[PlannedJob]:
+    """Name the jobs of a sweep.
+
+    Args:
+        job_overrides: those of each job, KEY=VALUE.
+        constant: keys that have the same value in every job, and do not appear in the names.
+    """
+    constant = set(constant)
+    names = [job_name(overrides, constant) for overrides in job_overrides]
+    return [
+        PlannedJob(name, [*overrides, f"{SUBDIR}'{name}'"])
+        for name, overrides in zip(names, job_overrides, strict=True)
+    ]
+
+
+def planned_name(overrides: Iterable[str]) -> str:
+    """The job's name, from the overrides of its plan."""
+    return next(override for override in overrides if override.startswith(SUBDIR)).removeprefix(SUBDIR).strip("'")
+
+
+def job_name(overrides: Iterable[str], constant: Iterable[str] = ()) -> str:
+    """The values of one job, such as `beta=0.5,scale=fixed`.
+
+    Keys are cut to their last part, and keys in `constant` are left out. Characters that do not belong in the name of a
+    folder are replaced; a digest of the overrides then keeps the names of different jobs apart.
+    """
+    left_out = set(constant)
+    own = sorted(override.lstrip("+") for override in overrides if key_of(override) not in left_out)
+    if not own:
+        return "run"
+    short = ",".join(re.sub(r"^[^=]*[/.](?=[^=/.]+=)", "", override) for override in own)
+    plain = re.sub(r"[^\w.,=+~-]+", "-", short)
+    if plain == short and len(plain) <= LONGEST:
+        return plain
+    return f"{plain[:LONGEST]}~{hashlib.sha256(','.join(own).encode()).hexdigest()[:8]}"
+
+
+def key_of(override: str) -> str:
+    """`likelihood/scale` of `+likelihood/scale=fixed`."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def constant_values(parsed: Iterable[Override]) -> dict[str, str]:
+    """Key -> value of the overrides that have one value for the whole sweep."""
+    texts = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+    return {key_of(text): text.partition("=")[2] for text in texts}
+
+
+def swept_keys(parsed: Iterable[Override]) -> list[str]:
+    """The keys that have several values."""
+    return [override.get_key_element() for override in parsed if override.is_sweep_override()]
+
+
+class PlanningLauncher(Launcher):
+    """The launcher that Hydra's sweepers see: it plans their jobs, then has the configured launcher run them.
+
+    Args:
+        launcher: the config of the configured launcher.
+        constant: as `plan`.
+    """
+
+    def __init__(self, launcher: Mapping[str, Any], constant: Sequence[str]) -> None:
+        self.launcher_config, self.constant = launcher, constant
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        config = copy.deepcopy(config)
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.launcher = self.launcher_config
+        self.folder = SweepFolder(Path(config.hydra.sweep.dir))
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Store the names of the jobs in sweep.json, then launch them.
+
+        Raises:
+            UserError: a folder contains a complete run with different settings, which was left as it is.
+        """
+        jobs = plan(job_overrides, self.constant)
+        self.folder.add_jobs([job.name for job in jobs])
+        completed = sum(self.folder.job(job.name).status == "completed" for job in jobs)
+        if completed:
+            print(f"{'complete':>10}  {completed} of {len(jobs)} runs already", flush=True)
+        results = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=initial_job_idx)
+        for job, result in zip(jobs, results, strict=True):
+            if result.status == JobStatus.FAILED and self.folder.job(job.name).status == "completed":
+                raise UserError(str(result._return_value))
+        return results
+
+
+def planning_config(config: DictConfig, constant: Iterable[str]) -> DictConfig:
+    """The config of a sweep, with a PlanningLauncher around its launcher."""
+    target = "hydra_plugins.vaex_sweeps.PlanningLauncher"
+    launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    planning = {"_target_": target, "_recursive_": False, "launcher": launcher, "constant": list(constant)}
+    config = copy.deepcopy(config)
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.launcher = planning
+    return config

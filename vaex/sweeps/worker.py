@@ -1,0 +1,136 @@
+"""A process that trains one job of a sweep on this machine."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from hydra import version
+from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobStatus, run_job, setup_globals
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
+
+from vaex.config.compose import one_line_errors
+from vaex.errors import UserError
+from vaex.sweeps import resources
+
+NICE_TO_KILL = "500"  # of 1000: if memory runs out, the system ends a run rather than the sweep
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: the number it returned, or an error."""
+
+    value: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to train a job.
+
+    Attributes:
+        config: of the sweep.
+        overrides: of the job.
+        number: of the job in the sweep.
+        threads: of PyTorch on the CPU.
+    """
+
+    config: DictConfig
+    loader: ConfigLoader
+    overrides: list[str]
+    number: int
+    threads: int
+
+
+class Worker:
+    """The process of one job, seen from the sweep."""
+
+    def __init__(self, context: ForkServerContext, task: Task, gpu: int | None) -> None:
+        self.gpu = gpu
+        self.outcome: Outcome | None = None
+        self.connection, remote = context.Pipe(duplex=False)
+        environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+        self.process = context.Process(target=_work, args=(remote, task, environment))
+        self.process.start()
+        remote.close()
+
+    def handles(self) -> tuple[int, Connection]:
+        """What becomes ready when the process ends or sends its outcome."""
+        return self.process.sentinel, self.connection
+
+    def memory(self) -> int:
+        """Bytes that the process does not share with others."""
+        return resources.private_memory(self.process.pid or 0)
+
+    def stop(self) -> None:
+        """Ask the run to save a checkpoint and end."""
+        self.process.terminate()
+
+    def poll(self) -> bool:
+        """Receive the outcome if there is one. Returns whether the process has ended."""
+        ended = not self.process.is_alive()  # looked up first, so that no outcome can arrive afterwards
+        if self.connection.poll():
+            with suppress(EOFError):
+                self.outcome = self.connection.recv()
+        if ended:
+            self.process.join()
+            self.connection.close()
+        return ended
+
+
+def _work(connection: Connection, task: Task, environment: dict[str, str]) -> None:
+    """Train one job in this process, and send its Outcome."""
+    os.environ.clear()  # the environment of the server that forked this process
+    os.environ.update(environment)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(NICE_TO_KILL)
+    try:
+        connection.send(Outcome(value=_train(task)))
+    except (Exception, KeyboardInterrupt) as error:
+        connection.send(Outcome(error=str(error) or type(error).__name__))
+
+
+def _train(task: Task) -> float | None:
+    import torch
+    from tqdm import tqdm
+
+    from vaex.sweeps.job import sweep_job
+
+    torch.set_num_threads(task.threads)
+    tqdm.set_lock(threading.RLock())  # its default is shared by processes; Python warns if one is stopped
+    setup_globals()
+    version.setbase("1.3")
+    with one_line_errors(task.loader, task.overrides):
+        composed = task.loader.load_sweep_config(task.config, task.overrides)
+    with open_dict(composed):
+        composed.hydra.job.id = composed.hydra.job.num = task.number
+    HydraConfig.instance().set_config(composed)
+    result = run_job(
+        hydra_context=HydraContext(config_loader=task.loader, callbacks=Callbacks()),
+        task_function=sweep_job,
+        config=composed,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    value = result._return_value
+    if result.status == JobStatus.FAILED:
+        raise UserError(str(value))
+    return None if value is None else float(value)
+
+
+def _stop_with_parent() -> None:
+    """When the process of the sweep ends, even if it was killed, ask the run to stop."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
