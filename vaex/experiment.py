@@ -13,7 +13,14 @@ from vaex.objectives import Objective
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything a run is made of, the model and the objective on their device."""
+    """Everything that training needs, with the model and the objective on their device.
+
+    Attributes:
+        corruption: maps x to what the encoder sees; the identity unless the run has a corruption.
+        learning_rate: the optimizer's learning rate before the schedule.
+        schedule: 0-based step -> factor on the learning rate.
+        steps: optimizer steps of the whole run.
+    """
 
     dataset: Dataset
     model: Autoencoder
@@ -24,3 +31,8 @@ class Experiment:
     schedule: Callable[[int], float]
     steps: int
     device: torch.device
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())

@@ -1,41 +1,43 @@
-"""`vaex train`: build what the config says, train it, test it, and leave a folder that tells everything."""
+"""`vaex train`: build what the config describes, train it, test it, and write everything into the run folder."""
 
 import logging
 import math
 import os
 import platform
 import re
-import shlex
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
+from vaex.build import build
 from vaex.config.schema import Config
-from vaex.data.dataset import Images
-from vaex.data.feed import placed
+from vaex.data.feed import images_on_device
 from vaex.errors import Interrupted, UserError
-from vaex.evaluation.bound import Numbers
+from vaex.evaluation.bound import as_results
 from vaex.evaluation.frozen_scale import freeze_scales
+from vaex.evaluation.metrics import described
 from vaex.experiment import Experiment
-from vaex.likelihoods.scale import Fixed, OptimalScale
-from vaex.model import Autoencoder
-from vaex.runs.folder import METRICS, RESULTS, WEIGHTS, RunFolder
-from vaex.runs.provenance import provenance
-from vaex.runs.writing import WriteFailed, Writing
-from vaex.training.background import Background
-from vaex.training.checkpoint import Checkpoints
-from vaex.training.distributed import Ranks, build_alike, joined
-from vaex.training.loop import Loop
+from vaex.runs.folder import RunFolder
+from vaex.runs.provenance import provenance, versions
+from vaex.runs.writing import WriteFailed
+from vaex.training import torchrun
+from vaex.training.capture import resolve_auto
+from vaex.training.checkpoint import random_state, restore_random_state
+from vaex.training.distributed import PeerLost, Processes, join_processes
+from vaex.training.loop import evaluate_split
+from vaex.training.loop import train as train_loop
 from vaex.training.memory import keep_freed_memory, ran_out
-from vaex.training.mode import resolved
+from vaex.training.messages import end_message, start_message, summary
+from vaex.training.metrics_log import Hyperparameters
+from vaex.training.run import Run, Settings, StopRequested
 from vaex.training.signals import StopFlag, stop_on_signals
-from vaex.training.writer import Hyperparameters, NoRecord, Record
+from vaex.training.writer import NullWriter, RunWriter
 
 log = logging.getLogger("vaex")
 
@@ -44,125 +46,178 @@ HPARAMS_METRICS = ["test/elbo", "test/rate", "test/distortion", "test/mse", "tes
 
 
 def train(config: Config, folder: RunFolder, choices: dict[str, str], overrides: Sequence[str] = ()) -> float | None:
-    """Run to the end, or go on with the run in the folder where `config.resume` is set.
+    """Train to the end, or resume the run in the folder if `config.resume` is set.
 
     Args:
         config: checked.
-        folder: claimed, or reopened to go on.
-        choices: the option chosen in each group.
-        overrides: KEY=VALUE as given, for the hparams table.
+        folder: claimed, or reopened to resume. Only rank 0 writes to it.
+        choices: the option chosen in each config group.
+        overrides: KEY=VALUE as the user gave them, for the hparams table.
 
     Returns:
-        The ELBO (of an autoencoder: minus the distortion) of the exported weights on the validation split, in nats, for
-        sweepers to maximise; None without such a split. It never looks at the test split.
+        The ELBO (for an autoencoder, minus the distortion) of the exported weights on the validation split, in nats,
+        which sweepers maximize; None without such a split. It never depends on the test split.
 
     Raises:
-        UserError: what the config asks for can't be done, or training diverged.
-        Interrupted: a signal asked to stop; a checkpoint was written.
+        UserError: the config can't be trained, or training diverged.
+        Interrupted: a signal asked the run to stop; a checkpoint was saved.
     """
-    logging.raiseExceptions = False  # on a full disk vaex.log fails too; what else can't be written says so
-    with folder.alone(), joined(folder) as ranks, stop_on_signals(under_torchrun=ranks.size > 1) as stop:
-        folder.set_status("running")
+    logging.raiseExceptions = False  # writing vaex.log fails too if the disk is full, which other files report
+    stop_on_save_error = config.trainer.on_save_error == "stop"
+    writer = RunWriter(folder, stop=stop_on_save_error) if folder.written else NullWriter()
+    with writer.lock(), join_processes() as processes, stop_on_signals(under_torchrun=processes.size > 1) as stop:
+        writer.status("running")
         try:
-            config, choices, overrides = ranks.broadcast_from_rank0(lambda: (config, choices, overrides))
-            return _train(config, folder, choices, overrides, stop, ranks)
+            config, choices, overrides = processes.broadcast_from_rank0(lambda: (config, choices, overrides))
+            return _train(config, choices, overrides, writer, processes, stop)
         except (KeyboardInterrupt, Interrupted) as interrupted:
             with suppress(WriteFailed):
-                folder.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
+                writer.status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
             raise
         except BaseException as error:
             with suppress(WriteFailed):
-                folder.set_status("failed", error=str(error), traceback=traceback.format_exc())
+                writer.status("failed", error=str(error), traceback=traceback.format_exc())
+            if isinstance(error, PeerLost):
+                raise PeerLost(
+                    f"{error}; vaex train resume={writer.path} continues from the last checkpoint"
+                ) from error
             if ran_out(error):
                 raise UserError(
                     f"out of memory with batch_size={config.batch_size}: lower it, or objective.samples, or the sizes "
-                    f"in architecture; precision=bf16 takes less. {folder.path} keeps the checkpoints so far"
+                    f"in architecture; precision=bf16 needs less. {writer.path} keeps the checkpoints so far"
                 ) from error
             raise
 
 
 def _train(
     config: Config,
-    folder: RunFolder,
     choices: dict[str, str],
     overrides: Sequence[str],
+    writer: NullWriter,
+    processes: Processes,
     stop: StopFlag,
-    ranks: Ranks,
 ) -> float | None:
     keep_freed_memory()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    experiment = build_alike(config, ranks)
-    if experiment.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # products in TF32, with 10 bits of mantissa
-    config = replace(config, trainer=resolved(config.trainer, experiment.device, experiment.steps))
+    experiment = build_in_all(config, processes)
+    model, dataset, device = experiment.model, experiment.dataset, experiment.device
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # matrix products in TF32, with 10 bits of mantissa
+    resumes = config.resume is not None
+    config = replace(config, resume=None, trainer=resolve_auto(config.trainer, device, experiment.steps))
     if config.trainer.compile == "true":
-        torch.compiler.reset()  # what an earlier run of this process compiled is for that run's tensors
-    dataset = experiment.dataset
-    folder.write_config(
-        replace(config, resume=None),
-        provenance()
-        | {"device": str(experiment.device), "image_shape": list(dataset.image_shape), "classes": dataset.classes}
-        | {"choices": choices, "overrides": list(overrides)}
-        | {"threads": torch.get_num_threads(), "ranks": ranks.size},
-    )
-    folder.set_status("running", steps=experiment.steps, process=os.getpid(), host=platform.node())
-    parameters = sum(p.numel() for p in experiment.model.parameters())
-    _announce(config, folder.path, experiment, choices, parameters, ranks)
+        torch.compiler.reset()  # what an earlier run of this process compiled holds that run's tensors
+    recorded = {"device": str(device), "image_shape": list(dataset.image_shape), "classes": dataset.classes}
+    recorded |= {"choices": choices, "overrides": list(overrides)}
+    recorded |= {"threads": torch.get_num_threads(), "ranks": processes.size}
+    writer.config(config, provenance() | recorded)
+    writer.status("running", steps=experiment.steps, process=os.getpid(), host=platform.node())
+    settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
+    log.info(start_message(experiment, settings, processes, choices, writer.path))
 
-    writing = Writing(folder.path, stop=config.trainer.on_save_error == "stop")
-    checkpoints = Checkpoints(folder.path / "checkpoints", writing)
-    state = ranks.broadcast_from_rank0(checkpoints.load_newest) if config.resume else None
-    if ranks.first:
-        checkpoints.check_space(experiment.model, experiment.optimizer)
-    if config.resume and not state:
-        log.info("no checkpoint yet: starting at step 0")
-    from_step = state["step"] if state else 0
-    recording = Record(folder.path, METRICS, from_step, writing) if ranks.first else NoRecord()
-    with recording as record, Background() as background:
-        record.hyperparameters(_hyperparameters(config, choices, overrides), HPARAMS_METRICS)
-        loop = Loop(experiment, config, folder.path, checkpoints, record, background, stop, ranks)
-        if state:
-            loop.restore(state)
-            log.info(f"going on from step {loop.progress.step} of {experiment.steps}")
-        try:
-            loop.run()
-        finally:
-            loop.feed.close()
-        if config.trainer.weights == "best":
-            loop.use_best_weights()
-        freeze_scales(experiment.model, dataset.train, dataset.to_float)
-        numbers = loop.test(placed(dataset.test, experiment.device, dataset.resident))
-        results = _results(numbers, loop, parameters)
-        scalars: Numbers = {name: value for name, value in results.items() if name.startswith("test/")}
-        record.numbers(loop.progress.step, loop.epoch, scalars)
-        record.finish()
-    weights = {name: tensor.contiguous() for name, tensor in experiment.model.state_dict().items()}
-    folder.write(WEIGHTS, save(weights))
-    folder.write_json(RESULTS, results)
-    progress = loop.progress
-    folder.set_status("completed", steps=progress.step, best_step=progress.best_step, monitored=progress.monitored)
-    _report(config, folder.path, results)
+    checkpoint = processes.broadcast_from_rank0(writer.newest_checkpoint) if resumes else None
+    writer.check_space(model, experiment.optimizer)
+    if resumes and not checkpoint:
+        log.info("there is no checkpoint yet: starting at step 0")
+    run = Run(writer, processes, stop, checkpoint)
+    with writer.open(checkpoint["step"] if checkpoint else 0, {"config": asdict(config), "versions": versions()}):
+        writer.hyperparameters(_hyperparameters(config, choices, overrides), HPARAMS_METRICS)
+        progress = train_loop(experiment, settings, run)
+        freeze_scales(model, dataset.train, dataset.to_float)
+        results = _test(experiment, run)
+        images_seen = progress.step * config.batch_size
+        results |= {
+            "train/steps": progress.step,
+            "train/skipped_steps": progress.skipped,
+            "train/seconds": progress.seconds,
+            "train/images_per_second": images_seen / progress.step_seconds,
+            "model/parameters": experiment.parameters,
+            **{f"likelihood/{name}": value for name, value in model.likelihood.bounds().items()},
+        }
+        numbers = {name: value for name, value in results.items() if name.startswith("test/")}
+        writer.numbers(progress.step, images_seen / len(dataset.train), numbers)
+        writer.finish()
+    beta = config.beta if "beta" in config.objective else None
+    results = described(results, model, dataset, choices=choices, likelihood=config.likelihood, beta=beta)
+    writer.results(results, model.state_dict())
+    outcome = {"steps": progress.step, "best_step": progress.best_step, "monitored": progress.monitored}
+    writer.status("completed", **outcome, summary=summary(results))
+    longer = f"steps={2 * config.steps}" if config.steps else f"epochs={2 * config.epochs}"
+    log.info(end_message(experiment, results, writer.path, longer))
     return progress.monitored
 
 
-def _results(numbers: Numbers, loop: Loop, parameters: int) -> dict[str, Any]:
-    """The flat object of results.json."""
-    progress = loop.progress
-    results: dict[str, Any] = {}
-    for name, value in numbers.items():
-        results["beta/" + name if name.startswith("effective_") else "test/" + name] = value
-    return results | {
-        "train/steps": progress.step,
-        "train/skipped_steps": progress.skipped,
-        "train/seconds": progress.seconds,
-        "train/images_per_second": loop.images_seen / progress.step_seconds,
-        "model/parameters": parameters,
-        **{f"likelihood/{name}": value for name, value in loop.experiment.model.likelihood.bounds().items()},
-    }
+def _test(experiment: Experiment, run: Run) -> dict[str, Any]:
+    """The metrics of the test split, under their keys in results.json."""
+    dataset = experiment.dataset
+    images = images_on_device(dataset.test, experiment.device, dataset.resident)
+    try:
+        return as_results(evaluate_split(experiment, images, run))
+    except StopRequested as request:  # the checkpoint of the last step has been saved
+        message = f"stopped while testing; to continue: vaex train resume={run.writer.path}"
+        raise Interrupted(request.signal_number, message) from None
+
+
+def build_in_all(config: Config, processes: Processes) -> Experiment:
+    """Build the experiment in every process of the run, with the weights and the random state of rank 0.
+
+    Raises:
+        UserError: as for `build`; or the batch can't be divided among the processes, or a process has no device.
+    """
+    size = processes.size
+    if config.batch_size % size:
+        lower = config.batch_size - config.batch_size % size
+        raise UserError(
+            f"batch_size={config.batch_size}: is divided among {size} processes; use a multiple of {size}, such as "
+            f"{lower or size}"
+        )
+    with processes.one_at_a_time():
+        experiment = build(replace(config, device=_local_device(config.device, processes)))
+    if size > 1:
+        check_divisible(experiment, config)
+    processes.use(experiment.device)
+    model, objective = experiment.model, experiment.objective
+    processes.copy_from_rank0(chain(model.parameters(), model.buffers(), objective.buffers()))
+    random = processes.broadcast_from_rank0(partial(random_state, experiment.device))
+    restore_random_state(random, experiment.device)
+    return experiment
+
+
+def _local_device(device: str, processes: Processes) -> str:
+    """The device of this process. Raises UserError if a machine has too few GPUs for its processes."""
+    if processes.size == 1 or device == "cpu" or not torch.cuda.is_available():
+        return device
+    if device.startswith("cuda:"):
+        raise UserError(f"device={device}: each of the {processes.size} processes uses its own GPU; use device=cuda")
+    local_processes, gpus = torchrun.processes(on_this_machine=True), torch.cuda.device_count()
+    if local_processes > gpus:
+        raise UserError(
+            f"--nproc-per-node={local_processes}: each process needs its own GPU, and this machine has {gpus}; use "
+            f"{gpus}, or device=cpu"
+        )
+    return f"cuda:{torchrun.rank(on_this_machine=True)}"
+
+
+def check_divisible(experiment: Experiment, config: Config) -> None:
+    """Raises UserError unless the loss of a batch is the mean of the losses of its parts."""
+    if experiment.model.likelihood.depends_on_x:
+        raise UserError(
+            "likelihood/scale=optimal…: is computed from the errors of a batch, of which each process has a part; use "
+            "likelihood/scale=shared, or a single process"
+        )
+    if not experiment.objective.linear_in_batch:
+        key, remedy = "objective", ""
+        if bits := config.objective.get("free_bits"):
+            key, remedy = f"objective.free_bits={bits}", "set it to 0, or "
+        raise UserError(
+            f"{key}: the loss of a batch is not the mean over its parts, of which each process has one; {remedy}use a "
+            "single process"
+        )
 
 
 def _hyperparameters(config: Config, choices: dict[str, str], overrides: Sequence[str]) -> Hyperparameters:
+    """The values of the run's row in TensorBoard's hparams table."""
     values: Hyperparameters = {}
     for override in overrides:
         key, _, text = override.lstrip("+").partition("=")
@@ -174,100 +229,3 @@ def _hyperparameters(config: Config, choices: dict[str, str], overrides: Sequenc
     values["lr"] = float(config.optimizer.get("lr", math.nan))
     values["steps" if config.steps else "epochs"] = config.steps or config.epochs
     return values
-
-
-def _announce(
-    config: Config, path: Path, experiment: Experiment, choices: dict[str, str], parameters: int, ranks: Ranks
-) -> None:
-    dataset, model = experiment.dataset, experiment.model
-    channels, height, width = dataset.image_shape
-
-    def count(images: Images) -> str:
-        return f"{len(images):,}"
-
-    splits = " / ".join(count(part) for part in (dataset.train, dataset.validation, dataset.test))
-    kind = model.likelihood.kind
-    note = "pseudo-likelihood: no probability of grey images, to be compared with itself only"
-    objective = choices["objective"]
-    if "beta" in config.objective:
-        objective += f", beta {config.beta:g}: distortion + {config.beta:g} · KL(q(z|x) ‖ p(z))"
-        objective += _beside_mean_error(model, config.beta, dataset.image_shape)
-    if experiment.objective.samples > 1:
-        objective += f", {experiment.objective.samples} draws of z"
-    if choices.get("corruption", "none") != "none":
-        objective += f", the encoder's input under {choices['corruption']} noise"
-    conditional = f", given the label of {dataset.classes} classes" if config.conditional else ""
-    likelihood = choices["likelihood"]
-    if "likelihood/scale" in choices:
-        likelihood += f", {choices['likelihood/scale']} scale"
-    lines = {
-        "data": f"{choices['dataset']}, {splits} images of {channels} × {height} × {width}",
-        "model": f"{choices['architecture']}, {config.latent_dim} latents, {parameters:,} parameters{conditional}",
-        "likelihood": f"{likelihood}, a {note if kind == 'pseudo' else kind}",
-        "distortion": f"{model.likelihood.formula}, summed over pixels",
-        "objective": objective,
-        "training": ", ".join(
-            [f"{experiment.steps:,} steps of {config.batch_size} on {ranks.where(experiment.device)}", config.precision]
-            + ["compiled"] * (config.trainer.compile == "true")
-            + ["captured"] * (config.trainer.capture == "true")
-        ),
-        "folder": str(path),
-    }
-    bounds = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in model.likelihood.bounds().items())
-    if bounds:
-        lines["likelihood"] += f", {bounds}"
-    if not model.likelihood.formula:
-        del lines["distortion"]
-    warning = getattr(getattr(model.likelihood, "scale", None), "warning", None)
-    if warning:
-        lines["warning"] = f"likelihood/scale={choices['likelihood/scale']}: {warning}"
-    log.info("\n".join(f"{name:>10}  {value}" for name, value in lines.items()))
-
-
-def _beside_mean_error(model: Autoencoder, beta: float, image_shape: tuple[int, int, int]) -> str:
-    """What the loss is in code that takes a mean over pixels, where that is known before training."""
-    likelihood = model.likelihood
-    scale = getattr(likelihood, "scale", None)
-    if isinstance(scale, OptimalScale):
-        return ""
-    channels, height, width = image_shape
-    with torch.no_grad():
-        h = torch.zeros(1, likelihood.out_channels(channels), height, width, device=model.device)
-        weight = likelihood.mean_error_weight(likelihood(h))
-    if weight is None or not likelihood.mean_error:
-        return ""
-    when = "" if scale is None or isinstance(scale, Fixed) else " at first"
-    return f", as mean {likelihood.mean_error.upper()} + {beta / weight.item():.3g} · KL{when}"
-
-
-def _report(config: Config, path: Path, results: dict[str, Any]) -> None:
-    units = {"elbo": "nats", "rate": "nats", "distortion": "nats", "loss": "nats", "active_units": ""}
-    units |= {"mse": "", "mse_corrupted": "", "mse_restored": ""}
-    lines = ["", f"{'test':>14}  (whole split, per image)"]
-    for name, unit in units.items():
-        value = results.get(f"test/{name}")
-        if value is not None:
-            shown = (
-                f"{value:.5f}" if name.startswith("mse") else f"{value}" if name == "active_units" else f"{value:.2f}"
-            )
-            extra = f" of {config.latent_dim}" if name == "active_units" else ""
-            lines.append(f"{name.replace('_', ' '):>14}  {shown} {unit}{extra}".rstrip())
-    for name, value in results.items():
-        if name.startswith("beta/effective_"):
-            error = name.removeprefix("beta/effective_")
-            lines.append(f"{'beta':>14}  {config.beta:g} here is {value:.3g} × KL beside a mean {error.upper()}")
-    seconds, rate = results["train/seconds"], results["train/images_per_second"]
-    lines.append(f"{'trained':>14}  {results['train/steps']:,} steps in {seconds:.0f} s, {rate:,.0f} images/s in steps")
-    lines.append(f"{'pictures':>14}  {path / 'figures'}")
-    lines.append(f"{'everything':>14}  {path}")
-    quoted = shlex.quote(str(path))
-    further = f"steps={2 * config.steps}" if config.steps else f"epochs={2 * config.epochs}"
-    lines.append(f"{'all numbers':>14}  vaex eval {quoted}")
-    lines.append(f"{'further':>14}  vaex train resume={quoted} {further}")
-    lines.append(f"{'TensorBoard':>14}  tensorboard --logdir {shlex.quote(str(_shown_root(path)))} --host 127.0.0.1")
-    log.info("\n".join(lines))
-
-
-def _shown_root(path: Path) -> Path:
-    """The outputs folder when the run is inside one, so that all runs are seen together."""
-    return next((parent for parent in path.parents if parent.name == "outputs"), path)

@@ -1,4 +1,4 @@
-"""Work off the step's path: encoding pictures and writing files, in one thread, first in first out."""
+"""Encoding pictures and writing files in one background thread, so that training steps do not wait for them."""
 
 import logging
 from collections import deque
@@ -13,13 +13,13 @@ log = logging.getLogger("vaex")
 
 
 class Background:
-    """Runs what it is given in order, so that whatever was written before a checkpoint is there when the checkpoint is.
+    """Calls functions in the order in which they are submitted, so that a checkpoint follows what was logged before it.
 
-    An error comes up in the next call of `submit` or `wait`, or on leaving the context, which waits. When another error
-    leads out of it, those of the background are logged.
+    An exception of a function is raised by the next call of `submit` or `wait`, or on leaving the context, which waits
+    for all calls. If the context is left by another exception, those of the background are logged instead.
     """
 
-    LONGEST = 8  # calls that may wait: each holds what it writes in memory
+    MOST_PENDING = 8  # calls that may wait; each holds in memory what it will write
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vaex-background")
@@ -31,26 +31,25 @@ class Background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        at_once = isinstance(error, KeyboardInterrupt)  # no more than what is being written
-        self._pool.shutdown(wait=True, cancel_futures=at_once)
+        self._pool.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
         problems = [future.exception() for future in self._pending if not future.cancelled()]
         self._pending.clear()
-        raised = error
+        first = error
         for problem in filter(None, problems):
-            if raised is None:
-                raised = problem
-            elif not (isinstance(problem, WriteFailed) and isinstance(raised, WriteFailed)):  # one disk, one line
+            if first is None:
+                first = problem
+            elif not (isinstance(problem, WriteFailed) and isinstance(first, WriteFailed)):  # one line for one disk
                 log.warning(str(problem), exc_info=None if isinstance(problem, WriteFailed) else problem)
-        if raised is not error:
-            assert raised is not None
-            raise raised
+        if first is not None and first is not error:
+            raise first
 
     def submit(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call the function in the background; wait if too many calls are pending."""
         self._pending.append(self._pool.submit(function, *arguments))
-        while self._pending and (self._pending[0].done() or len(self._pending) > self.LONGEST):
+        while self._pending and (self._pending[0].done() or len(self._pending) > self.MOST_PENDING):
             self._pending.popleft().result()
 
     def wait(self) -> None:
-        """Until all is done."""
+        """Wait until every call has ended."""
         while self._pending:
             self._pending.popleft().result()

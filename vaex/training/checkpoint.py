@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked by SHA-256, loaded without executing anything."""
+"""Checkpoints: written whole or not at all, verified by SHA-256, and loaded without executing anything."""
 
 import hashlib
 import io
@@ -12,33 +12,34 @@ from typing import Any
 import torch
 
 from vaex.errors import UserError
-from vaex.runs.writing import Writing, replace_file
+from vaex.runs.writing import WritePolicy, replace_file
 
 FORMAT = 1
+State = dict[str, Any]
 
 log = logging.getLogger("vaex")
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest two that are whole, the best, and any that are damaged.
+    """The checkpoints of one run: the newest two undamaged ones, the best, and any damaged ones.
 
     Args:
-        folder: of the checkpoints, inside the run's.
-        writing: what happens when one can't be written.
+        folder: of the checkpoints, inside the run folder.
+        policy: what happens if a checkpoint can't be written.
     """
 
-    NEWEST = 2  # that are kept
+    NEWEST = 2  # number of the newest checkpoints that are kept
 
-    def __init__(self, folder: Path, writing: Writing | None = None) -> None:
+    def __init__(self, folder: Path, policy: WritePolicy | None = None) -> None:
         self.folder = folder
-        self.writing = writing or Writing(folder.parent)
-        self._whole: dict[int, bool] = {}  # what is known of each step's
+        self.policy = policy or WritePolicy(folder.parent)
+        self._is_valid: dict[int, bool] = {}  # by step, where it is known
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step}.pt"
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, ascending. Raises OSError when the folder can't be read."""
+        """Steps of the existing checkpoints, ascending. Raises OSError if the folder can't be read."""
         return self._steps(".pt")
 
     def _steps(self, suffix: str) -> list[int]:
@@ -46,76 +47,73 @@ class Checkpoints:
             names = os.listdir(self.folder)
         except FileNotFoundError:
             return []
-        found = (re.fullmatch(rf"step-(0|[1-9]\d*){re.escape(suffix)}", name) for name in names)
-        return sorted(int(match[1]) for match in found if match)
+        matches = (re.fullmatch(rf"step-(0|[1-9]\d*){re.escape(suffix)}", name) for name in names)
+        return sorted(int(match[1]) for match in matches if match)
 
     def check_space(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Before the first step: room for all checkpoints that are kept, one that is being written, and the weights.
+        """Before the first step, check that there is room for every checkpoint that is kept and the one being written.
 
         Raises:
-            UserError: there isn't, unless the run goes on without checkpoints.
+            UserError: there is too little room, and a failed write stops the run.
         """
         weights = sum(tensor.nbytes for tensor in model.state_dict().values())
         trained = sum(parameter.nbytes for group in optimizer.param_groups for parameter in group["params"])
-        checkpoint = weights + 2 * trained  # Adam's two means of each; others have fewer
-        there = sum(self.path(step).stat().st_size for step in self.steps())
-        needed = (self.NEWEST + 2) * checkpoint + weights - there
+        checkpoint = weights + 2 * trained  # Adam has two running means of each parameter; others have fewer
+        existing = sum(self.path(step).stat().st_size for step in self.steps())
+        needed = (self.NEWEST + 2) * checkpoint + weights - existing
         free = shutil.disk_usage(self.folder.parent).free
         if needed > free:
             problem = (
                 f"{self.folder.parent}: {_size(free)} free, and the run needs {_size(needed)}, for "
-                f"{self.NEWEST + 2} checkpoints of {_size(checkpoint)} and its weights; free some space, or give "
+                f"{self.NEWEST + 2} checkpoints of {_size(checkpoint)} and its weights; free some space, or use "
                 "another folder: hydra.run.dir=…"
             )
-            if self.writing.stop:
+            if self.policy.stop:
                 raise UserError(problem)
             log.warning(problem)
 
-    def save(self, step: int, state: dict[str, Any], best_step: int | None, must: bool = False) -> Path:
-        """Write, then remove all whole ones but the newest two and the best.
+    def save(self, step: int, state: State, best_step: int | None, required: bool = False) -> None:
+        """Write a checkpoint, then remove all undamaged ones except the newest two and the best.
 
         Raises:
-            WriteFailed: it can't be written, and the run is to stop then or this one `must` be. What was there before
-                stays.
+            WriteFailed: it can't be written, and the policy is to stop or it is `required`. The existing checkpoints
+                stay as they are.
         """
         path = self.path(step)
         digest_path = _digest_path(path)
-        with self.writing.of("checkpoint", path, must=must):
+        with self.policy.guard("checkpoint", path, required=required):
             self.folder.mkdir(exist_ok=True)
             buffer = io.BytesIO()
             torch.save({"format": FORMAT, "step": step, **state}, buffer)
             content = buffer.getbuffer()
-            digest = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()  # as sha256sum -c reads it
-            # One that is there already stays valid until it is replaced: meanwhile either digest is good.
-            before = digest_path.read_bytes() if path.is_file() and digest_path.is_file() else b""
-            replace_file(digest_path, digest + before)
+            digest = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()  # as `sha256sum -c` reads it
+            # A checkpoint of the same step stays valid until it is replaced: until then either digest is accepted.
+            previous = digest_path.read_bytes() if path.is_file() and digest_path.is_file() else b""
+            replace_file(digest_path, digest + previous)
             replace_file(path, content)
-            if before:
+            if previous:
                 replace_file(digest_path, digest)
-            self._whole[step] = True
+            self._is_valid[step] = True
             self._remove_old(best_step)
-        return path
 
     def _remove_old(self, best_step: int | None) -> None:
-        steps = self.steps()
-        whole = [step for step in steps if self._is_whole(step)]
-        for old in set(whole[: -self.NEWEST]) - {best_step}:
-            self.path(old).unlink()
-        for left in set(self._steps(".sha256")) - set(self.steps()):  # also by a run that was killed while saving
-            _digest_path(self.path(left)).unlink(missing_ok=True)
+        valid = [step for step in self.steps() if self._verify(step)]
+        for step in set(valid[: -self.NEWEST]) - {best_step}:
+            self.path(step).unlink()
+        for step in set(self._steps(".sha256")) - set(self.steps()):  # also of a run that was killed while saving
+            _digest_path(self.path(step)).unlink(missing_ok=True)
 
-    def _is_whole(self, step: int) -> bool:
-        if step not in self._whole:
+    def _verify(self, step: int) -> bool:
+        if step not in self._is_valid:
             try:
                 self._read(step)
+                self._is_valid[step] = True
             except UserError:
-                self._whole[step] = False
-            else:
-                self._whole[step] = True
-        return self._whole[step]
+                self._is_valid[step] = False
+        return self._is_valid[step]
 
     def _read(self, step: int) -> bytes:
-        """Raises UserError for a file that is damaged."""
+        """Raises UserError if the file is damaged."""
         path = self.path(step)
         try:
             content = path.read_bytes()
@@ -126,29 +124,29 @@ class Checkpoints:
             raise UserError(f"{path}: damaged, its SHA-256 is not the one beside it")
         return content
 
-    def load(self, step: int) -> dict[str, Any]:
-        """Raises UserError for a file that is damaged or of another format."""
+    def load(self, step: int) -> State:
+        """Raises UserError if the file is damaged or has another format."""
         path = self.path(step)
-        self._whole[step] = False
+        self._is_valid[step] = False
         content = self._read(step)
         try:
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            format, of_step = state["format"], state["step"]
-        except Exception as error:  # whatever is in the file, it isn't a checkpoint of vaex
+            state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            format, saved_step = state["format"], state["step"]
+        except Exception as error:  # the file may hold anything
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{path}: is no checkpoint of vaex ({reason})") from error
         if format != FORMAT:
-            raise UserError(f"{path}: is of format {format}, this vaex reads {FORMAT}")
-        if of_step != step:
-            raise UserError(f"{path}: holds step {of_step}, not what its name says")
-        self._whole[step] = True
+            raise UserError(f"{path}: has format {format}, and this version of vaex reads format {FORMAT}")
+        if saved_step != step:
+            raise UserError(f"{path}: holds step {saved_step}, which is not the step in its name")
+        self._is_valid[step] = True
         return state
 
-    def load_newest(self) -> dict[str, Any] | None:
-        """The newest that is whole, with a warning that names those which are not; None when there is none at all.
+    def load_newest(self) -> State | None:
+        """The newest undamaged checkpoint, with a warning that names damaged ones; None if there is no checkpoint.
 
         Raises:
-            UserError: those that are there are all damaged; names each.
+            UserError: all checkpoints are damaged; the message names each.
         """
         try:
             steps = self.steps()
@@ -162,10 +160,12 @@ class Checkpoints:
                 problems.append(str(error))
                 continue
             if problems:
-                log.warning(f"{'; '.join(problems)}. Going on from {self.path(step)}, which is whole")
+                log.warning(f"{'; '.join(problems)}. The run continues from {self.path(step)}, which is undamaged")
             return state
         if problems:
-            raise UserError(f"{'; '.join(problems)}. None is whole: put a copy of one back, or start the run anew")
+            raise UserError(
+                f"{'; '.join(problems)}. No checkpoint is undamaged: restore one from a copy, or start the run again"
+            )
         return None
 
 
@@ -174,7 +174,7 @@ def _digest_path(path: Path) -> Path:
 
 
 def _size(count: int) -> str:
-    """Bytes, for people."""
+    """A number of bytes with a unit, such as `52 MB`."""
     size, units = float(max(count, 0)), ["bytes", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size /= 1000
@@ -183,7 +183,7 @@ def _size(count: int) -> str:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of every generator that training draws from."""
+    """The state of every random number generator that training uses."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)

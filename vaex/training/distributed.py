@@ -1,14 +1,13 @@
 """One run in several processes, as torchrun starts them: each trains on its part of every batch.
 
-All hold the same weights and the same random state. A step draws its noise for the whole batch in each process, and the
-gradients and the logged numbers of the parts are averaged: the run is that of a single process, up to the rounding of
-sums in another order. The first process alone has the run's folder.
+All processes hold the same weights and the same random state. In a step each process draws the noise of the whole
+batch, and the gradients and logged metrics of the parts are averaged: the run is that of a single process, except that
+sums are rounded in another order. Only rank 0 writes to the run folder.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
 from typing import TypeVar
@@ -19,223 +18,158 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from vaex.build import build
-from vaex.config.schema import Config
 from vaex.errors import Interrupted, UserError
-from vaex.evaluation.bound import Share, Totals
-from vaex.experiment import Experiment
-from vaex.runs.folder import RunFolder
+from vaex.evaluation.split import Share, Totals
 from vaex.training import torchrun
-from vaex.training.checkpoint import random_state, restore_random_state
 
 T = TypeVar("T")
-Gradients = tuple[Tensor | None, ...]  # of each parameter; None where the loss doesn't depend on it
+Gradients = tuple[Tensor | None, ...]  # of each parameter; None where the loss does not depend on it
 Metrics = dict[str, Tensor]  # each [], a mean over the images of a batch
 
-ERROR = "vaex/error"  # in torchrun's store: what the first process is to say of another one's end
-PATIENCE = timedelta(seconds=10)  # for the first process to tell of an error that all have, before torchrun ends it
+ERROR_KEY = "vaex/error"  # in torchrun's store: the error of another process, which rank 0 prints
+PATIENCE = timedelta(seconds=10)  # time for rank 0 to print an error that all processes have, before torchrun kills it
 
 
 class PeerLost(UserError):
     """Another process of the run has ended."""
 
 
-class Ranks:
-    """The processes of a run, of which this is the `rank`-th of `size`. A single one exchanges nothing.
+class Processes:
+    """The processes of a run. A single process exchanges nothing.
 
-    What exchanges anything, all methods but `where` and `farewell`, is to be called by all processes alike, and raises
-    PeerLost when one of them has ended.
+    Every method that exchanges data (all but `describe` and `report_error`) must be called by all processes alike, and
+    raises PeerLost if one of them has ended.
 
     Args:
-        store: torchrun's, where a process leaves its last words; None for a single one.
+        rank: number of this process, from 0.
+        size: number of processes in this run.
+        store: torchrun's key-value store, through which a process reports its error; None for a single process.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None) -> None:
         self.rank, self.size, self.store = rank, size, store
-        self.group: dist.ProcessGroup | None = None  # for tensors on the device; None: the one for the host's
-        self.poll_every = 1  # steps between looks at whether to stop
-
-    @property
-    def first(self) -> bool:
-        """Whether this process has the run's folder."""
-        return self.rank == 0
+        self.group: dist.ProcessGroup | None = None  # for tensors on a GPU; None for the default group, on the host
+        self.poll_every = 1  # steps between checks for a request to stop
 
     @property
     def share(self) -> Share:
-        """Of an evaluation."""
+        """This process's share of an evaluation."""
         return Share(self.rank, self.size, self._add_up)
 
-    def where(self, device: torch.device) -> str:
-        """The device, or of how many processes each has one, in words."""
+    def describe(self, device: torch.device) -> str:
+        """`cpu`, or `2 processes, each on cpu`."""
         return str(device) if self.size == 1 else f"{self.size} processes, each on {device.type}"
 
     def use(self, device: torch.device) -> None:
-        """Exchange what lies on a GPU by NCCL."""
+        """Exchange tensors on a GPU by NCCL."""
         if self.size > 1 and device.type == "cuda":
             torch.cuda.set_device(device)
             group = dist.new_group(backend="nccl")
             assert isinstance(group, dist.ProcessGroup)
             self.group = group
-            self.poll_every = 10  # the host waits for the others then, and the GPU must not run out of steps meanwhile
+            self.poll_every = 10  # each check waits for the other processes, and the GPU must not run out of work
 
     def mean(self, gradients: Gradients, metrics: Metrics) -> tuple[Gradients, Metrics]:
-        """Of the parts' gradients and metrics, those of the whole batch: each one's mean, in one exchange.
+        """The mean of each gradient and metric over the processes, in one exchange.
 
-        All are float32, and a gradient that is None is so in every process.
+        All tensors are float32, and a gradient that is None is None in every process.
         """
         if self.size == 1:
             return gradients, metrics
-        given = [gradient for gradient in gradients if gradient is not None] + list(metrics.values())
-        flat = torch.cat([tensor.reshape(-1) for tensor in given])
-        with self._all_there():
+        tensors = [gradient for gradient in gradients if gradient is not None] + list(metrics.values())
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        with self._detect_lost_peer():
             dist.all_reduce(flat, group=self.group)
-        means = iter(torch.split(flat / self.size, [tensor.numel() for tensor in given]))
-        # Where a gradient lies in memory in another order of its dimensions, the fused update takes it to do so.
-        of_gradients = tuple(
+        means = iter(torch.split(flat / self.size, [tensor.numel() for tensor in tensors]))
+        # The fused update goes through weight and gradient in the order of memory, so each mean keeps its strides.
+        mean_gradients = tuple(
             None if gradient is None else torch.empty_like(gradient).copy_(next(means).view_as(gradient))
             for gradient in gradients
         )
-        return of_gradients, {name: next(means).view_as(metric) for name, metric in metrics.items()}
+        return mean_gradients, {name: next(means).view_as(metric) for name, metric in metrics.items()}
 
-    def agreed(self, number: int) -> int:
-        """The greatest of the processes' numbers: a signal that one of them got, if any did."""
+    def maximum(self, number: int) -> int:
+        """The largest of the processes' numbers."""
         if self.size == 1:
             return number
-        greatest = torch.tensor(number)
-        with self._all_there():
-            dist.all_reduce(greatest, dist.ReduceOp.MAX)
-        return int(greatest)
+        largest = torch.tensor(number)
+        with self._detect_lost_peer():
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
-        """What the first process makes, which it alone does."""
+        """What `make` returns in rank 0, which alone calls it."""
         if self.size == 1:
             return make()
-        made = [make() if self.first else None]
-        with self._all_there():
-            dist.broadcast_object_list(made, 0)
-        return made[0]  # type: ignore[return-value]
+        values = [make() if self.rank == 0 else None]
+        with self._detect_lost_peer():
+            dist.broadcast_object_list(values, 0)
+        return values[0]  # type: ignore[return-value]
 
-    def copy_first(self, tensors: Iterator[Tensor]) -> None:
-        """Put the first process's values into each."""
+    def copy_from_rank0(self, tensors: Iterator[Tensor]) -> None:
+        """Copy the values of rank 0 into each tensor."""
         if self.size > 1:
             for tensor in tensors:
-                with self._all_there():
+                with self._detect_lost_peer():
                     dist.broadcast(tensor.detach(), 0, group=self.group)
 
     @contextmanager
-    def one_first(self) -> Iterator[None]:
-        """One process of each machine goes through this before the others: what it downloads, they find."""
-        ahead = torchrun.rank(on_this_machine=True) == 0
-        if not ahead:
-            self.agreed(0)
+    def one_at_a_time(self) -> Iterator[None]:
+        """One process of each machine runs the body before the others, which then find what it has downloaded."""
+        goes_first = torchrun.rank(on_this_machine=True) == 0
+        if not goes_first:
+            self.maximum(0)
         yield
-        if ahead:
-            self.agreed(0)
+        if goes_first:
+            self.maximum(0)
 
-    def farewell(self, error: Exception) -> None:
-        """Leave the last words of this process to the first one, and let it go first if it has the same error."""
-        if self.first or isinstance(error, PeerLost) or self.store is None:
+    def report_error(self, error: Exception) -> None:
+        """Report this process's error to rank 0. If rank 0 may have the same error, wait until it has ended."""
+        if self.rank == 0 or isinstance(error, PeerLost) or self.store is None:
             return
         with suppress(RuntimeError):
-            self.store.set(ERROR, f"process {self.rank}: {error}")
+            self.store.set(ERROR_KEY, f"process {self.rank}: {error}")
             if isinstance(error, UserError | Interrupted):
-                waiting = dist.irecv(torch.zeros(()), 0)  # which nobody sends: it ends with the first process
-                assert waiting is not None
-                waiting.wait(PATIENCE)
+                message = dist.irecv(torch.zeros(()), 0)  # which is never sent: waiting ends when rank 0 does
+                assert message is not None
+                message.wait(PATIENCE)
 
     def _add_up(self, totals: Totals) -> Totals:
         if self.size == 1:
             return totals
         all_totals: list[Totals] = [{} for _ in range(self.size)]
-        with self._all_there():
+        with self._detect_lost_peer():
             dist.all_gather_object(all_totals, {name: total.cpu() for name, total in totals.items()})
         names = dict.fromkeys(chain.from_iterable(all_totals))
         return {name: torch.stack([own[name] for own in all_totals if name in own]).sum(0) for name in names}
 
     @contextmanager
-    def _all_there(self) -> Iterator[None]:
+    def _detect_lost_peer(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # gloo has no kind of its own
+        except RuntimeError as error:  # gloo has no exception class of its own
             assert self.store is not None
-            told = ""
+            reason = ""
             with suppress(RuntimeError):
-                if self.store.check([ERROR]):
-                    told = f" ({self.store.get(ERROR).decode()})"
-            raise PeerLost(f"another process of this run has ended, or doesn't answer{told}") from error
+                if self.store.check([ERROR_KEY]):
+                    reason = f" ({self.store.get(ERROR_KEY).decode()})"
+            raise PeerLost(f"another process of this run has ended or does not answer{reason}") from error
 
 
 @contextmanager
-def joined(folder: RunFolder) -> Iterator[Ranks]:
-    """This process connected with the others of its run; alone without torchrun.
-
-    Raises:
-        PeerLost: with how to go on; another process has ended.
-    """
+def join_processes() -> Iterator[Processes]:
+    """Connect this process to the others of its run. Without torchrun it is the only one."""
     if torchrun.processes() == 1:
-        yield Ranks()
+        yield Processes()
         return
     store, rank, size = next(rendezvous("env://"))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    ranks = Ranks(rank, size, store)
-    if not ranks.first:
+    processes = Processes(rank, size, store)
+    if rank > 0:
         logging.disable()
     try:
-        yield ranks
-    except PeerLost as error:
-        raise PeerLost(f"{error}; resume={folder.path} goes on from its last checkpoint") from error
+        yield processes
     except Exception as error:
-        ranks.farewell(error)
+        processes.report_error(error)
         raise
-    dist.destroy_process_group()  # after an error some of it may never end
-
-
-def build_alike(config: Config, ranks: Ranks) -> Experiment:
-    """The experiment, the same in all processes: its weights and its random state are the first one's.
-
-    Raises:
-        UserError: as build; or its batch can't be shared out, or there is no device for each process.
-    """
-    if config.batch_size % ranks.size:
-        lower = config.batch_size - config.batch_size % ranks.size
-        raise UserError(
-            f"batch_size={config.batch_size}: is shared by {ranks.size} processes; give a multiple of that, such as "
-            f"{lower or ranks.size}"
-        )
-    with ranks.one_first():
-        experiment = build(replace(config, device=_own_device(config.device, ranks)))
-    _check_linear(experiment, ranks)
-    ranks.use(experiment.device)
-    ranks.copy_first(chain(experiment.model.parameters(), experiment.model.buffers(), experiment.objective.buffers()))
-    restore_random_state(ranks.broadcast_from_rank0(lambda: random_state(experiment.device)), experiment.device)
-    return experiment
-
-
-def _own_device(device: str, ranks: Ranks) -> str:
-    if ranks.size == 1 or device == "cpu" or not torch.cuda.is_available():
-        return device
-    if device.startswith("cuda:"):
-        raise UserError(f"device={device}: each of {ranks.size} processes takes a GPU of its own; give device=cuda")
-    wanted, there = torchrun.processes(on_this_machine=True), torch.cuda.device_count()
-    if wanted > there:
-        raise UserError(
-            f"--nproc-per-node={wanted}: there are {there} GPUs, one for each process; give {there}, or device=cpu"
-        )
-    return f"cuda:{torchrun.rank(on_this_machine=True)}"
-
-
-def _check_linear(experiment: Experiment, ranks: Ranks) -> None:
-    """The loss of a batch must be the mean of those of its parts. Raises UserError where it isn't."""
-    if ranks.size == 1:
-        return
-    scale = getattr(experiment.model.likelihood, "scale", None)
-    if getattr(scale, "depends_on_x", False):
-        raise UserError(
-            "likelihood/scale=optimal…: is computed from the errors of a batch, of which each process has a part; "
-            "take likelihood/scale=shared, or a single process"
-        )
-    if free_bits := getattr(experiment.objective, "free_bits", 0):
-        raise UserError(
-            f"objective.free_bits={free_bits}: is of the mean rate over a batch, of which each process has a part; "
-            "set it to 0, or take a single process"
-        )
+    dist.destroy_process_group()  # not after an error, since it may then wait forever

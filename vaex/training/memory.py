@@ -1,4 +1,4 @@
-"""The process's memory, for a step that asks for the same tensors again and again."""
+"""The memory of the process: keeping what a step frees, and recognizing that there was not enough."""
 
 import ctypes
 import platform
@@ -9,10 +9,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep what is freed, rather than give it back to the system; returns whether it could be asked to.
+    """Make malloc keep freed memory for the next step; returns whether that was possible.
 
-    By default glibc gives large blocks back and gets them anew, page after page, in every step: a fifth of the time of
-    a convolutional network on a CPU.
+    By default glibc returns large blocks to the system and requests them again, page by page, in every step. That takes
+    a fifth of the time of a convolutional network on a CPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -21,5 +21,5 @@ def keep_freed_memory() -> bool:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether memory, the device's or the machine's, was too small for what was asked of it."""
+    """Whether the error means that the device or the machine has too little memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,17 +1,17 @@
-"""Learning-rate schedules: 0-based step -> factor on the learning rate. Pure functions: there is nothing to save."""
+"""Learning-rate schedules: 0-based step -> factor on the learning rate. They are pure functions without a state."""
 
 import math
 
 
 class Schedule:
-    """Base of all schedules: linear warm-up, then `after_warmup`.
+    """Base class of schedules: linear warm-up, then `after_warmup`.
 
     Args:
         steps: optimizer steps of the whole run.
-        warmup: steps of linear growth from 0.
+        warmup: optimizer steps over which the learning rate grows linearly from 0.
 
     Raises:
-        ValueError: a warm-up that is negative or no shorter than the run.
+        ValueError: the warm-up is negative, or not shorter than the run.
     """
 
     def __init__(self, *, steps: int, warmup: int) -> None:
@@ -27,19 +27,24 @@ class Schedule:
         return self.after_warmup((step - self.warmup) / (self.steps - self.warmup))
 
     def after_warmup(self, progress: float) -> float:
-        """progress in [0, 1) -> factor."""
+        """The factor after a fraction of the steps that follow the warm-up, in [0, 1)."""
         raise NotImplementedError
 
 
 class Constant(Schedule):
+    """Factor 1."""
+
     def after_warmup(self, progress: float) -> float:
         return 1.0
 
 
 class Tripling(Schedule):
-    """Stages of 1, 3, 9, … parts; the learning rate falls by one factor between them, to a tenth in the last.
+    """Stages of 1, 3, 9, … parts of the run. The learning rate falls by an equal factor between stages, to a tenth.
 
-    Burda et al. 2016, section 5: eight stages of 3^i epochs at 10^(-i/7), 3,280 epochs in all.
+    Burda et al. 2016, section 5, is `stages=8`: 3^i epochs at 10^(-i/7), 3,280 epochs in all.
+
+    Args:
+        stages: number of stages, at least 2.
     """
 
     def __init__(self, *, steps: int, warmup: int, stages: int) -> None:
@@ -49,13 +54,17 @@ class Tripling(Schedule):
         self.stages = stages
 
     def after_warmup(self, progress: float) -> float:
-        parts = (3**self.stages - 1) // 2  # in all; the first i stages have (3^i - 1) / 2
+        parts = (3**self.stages - 1) // 2  # of all stages; the first i stages have (3^i - 1) / 2
         stage = sum(progress * parts >= (3**i - 1) // 2 for i in range(1, self.stages))
         return float(10 ** (-stage / (self.stages - 1)))
 
 
 class Cosine(Schedule):
-    """Loshchilov & Hutter 2017, eq. 5, without restarts."""
+    """Half a cosine from 1 to `final`. Loshchilov & Hutter 2017, eq. 5, without restarts.
+
+    Args:
+        final: factor at the end of the run, from 0 to 1.
+    """
 
     def __init__(self, *, steps: int, warmup: int, final: float) -> None:
         super().__init__(steps=steps, warmup=warmup)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: they only set a flag, which the run looks at when it can save itself."""
+"""Signals that ask a run to stop. They only set a flag, which the run checks whenever it can save itself."""
 
 import signal
 from collections.abc import Iterator
@@ -7,10 +7,11 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+DEFAULT_HANDLERS = (signal.SIG_DFL, signal.default_int_handler)  # what a Python process starts with
 
 
 class StopFlag:
-    """`number` is the signal that asked to stop, or 0."""
+    """`number` is the signal that asked the run to stop, or 0."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -18,38 +19,35 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals(*, under_torchrun: bool = False) -> Iterator[StopFlag]:
-    """The first of SIGNALS sets the flag; a second one of the same kind ends the process at once, as without us.
+    """The first of SIGNALS sets the flag. A second signal of the same kind ends the process at once.
 
-    Not under torchrun, which passes on a signal that a cluster has sent to every process, and sends one to all when one
-    of them ends: neither may end a process that saves itself, or has yet to say why it ended. Torchrun kills in the
-    end.
+    Under torchrun a second signal does nothing: torchrun passes a cluster's signal on to every process, and sends one
+    to all of them when one ends. Neither may end a process that is saving itself or reporting its error. In the end
+    torchrun kills what is left.
 
-    A signal that was ignored stays so. Where somebody else, such as a cluster's engine, had a handler, it is called
-    when the run has saved itself and this context is left.
+    A signal that was ignored stays ignored. If a signal had another handler, such as that of a cluster's engine, that
+    handler is called on leaving this context, when the run has saved itself.
     """
     flag = StopFlag()
-    before: dict[int, Any] = {}
+    previous: dict[int, Any] = {}
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         flag.number = number
         if not under_torchrun:
-            signal.signal(number, signal.SIG_DFL if _is_pythons(before[number]) else before[number])
+            default = previous[number] in DEFAULT_HANDLERS
+            signal.signal(number, signal.SIG_DFL if default else previous[number])
 
     try:
-        for wanted in SIGNALS:
-            if signal.getsignal(wanted) not in (signal.SIG_IGN, None):
-                before[wanted] = signal.signal(wanted, ask)
-    except ValueError:  # not in the main thread, where Python takes no handlers
-        before.clear()
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                previous[number] = signal.signal(number, request_stop)
+    except ValueError:  # outside the main thread, where Python sets no handlers
+        previous.clear()
     try:
         yield flag
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if under_torchrun and _is_pythons(handler) else handler)
-        if flag.number and not _is_pythons(before[flag.number]):
+        for caught, handler in previous.items():
+            ignore = under_torchrun and handler in DEFAULT_HANDLERS
+            signal.signal(caught, signal.SIG_IGN if ignore else handler)
+        if flag.number and previous[flag.number] not in DEFAULT_HANDLERS:
             signal.raise_signal(flag.number)
-
-
-def _is_pythons(handler: Any) -> bool:
-    """Whether it is what a process has from the start."""
-    return handler in (signal.SIG_DFL, signal.default_int_handler)

@@ -1,0 +1,87 @@
+"""Two ways to run a training step faster, which wrap it from outside: torch.compile, and capture as one CUDA graph."""
+
+import os
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vaex.config.schema import TrainerConfig
+from vaex.errors import UserError
+from vaex.training.step import TrainingStep
+
+# Steps of a run from which compiling, which takes ten seconds to a minute, saves time (docs/benchmarks.md).
+WORTH_COMPILING = {"cpu": 20_000, "cuda": 100_000}
+
+
+def resolve_auto(trainer: TrainerConfig, device: torch.device, steps: int) -> TrainerConfig:
+    """The same settings with `compile` and `capture` "true" or "false" where they were "auto".
+
+    The result depends only on the arguments and the machine.
+
+    Raises:
+        UserError: capture without a GPU, or compile without a compiler.
+    """
+    on_gpu = device.type == "cuda"
+    if trainer.capture == "true" and not on_gpu:
+        raise UserError(f"trainer.capture=true: a CUDA graph needs a GPU and this run is on {device}; set it to auto")
+    compiler = os.environ.get("CXX", "g++")
+    can_compile = on_gpu or shutil.which(compiler) is not None
+    if trainer.compile == "true" and not can_compile:
+        raise UserError(
+            f"trainer.compile=true: PyTorch needs a C++ compiler and there is no {compiler}; set it to auto"
+        )
+    long = steps >= WORTH_COMPILING[device.type]
+    return replace(
+        trainer,
+        compile=trainer.compile if trainer.compile != "auto" else str(long and can_compile).lower(),
+        capture=trainer.capture if trainer.capture != "auto" else str(on_gpu).lower(),
+    )
+
+
+def compile_step(step: TrainingStep) -> None:
+    """Compile everything up to the update, or up to what several processes exchange. The noise stays the same."""
+    # In older versions of PyTorch the graph ends at autograd.grad, and a second graph follows.
+    one_graph = hasattr(torch._dynamo.config, "trace_autograd_ops")
+    if one_graph:
+        torch._dynamo.config.trace_autograd_ops = True
+    compiled = partial(torch.compile, fullgraph=one_graph, dynamic=False, options={"fallback_random": True})
+    if step.processes.size == 1:
+        step.forward_backward = compiled(step.forward_backward)
+    else:
+        step.local_gradients = compiled(step.local_gradients)
+
+
+class CapturedStep:
+    """A TrainingStep on a GPU that is launched as one CUDA graph.
+
+    The first steps run uncaptured, which warms up every library. Recording the graph executes nothing, so weights,
+    optimizer state and random numbers are those of uncaptured steps.
+    """
+
+    WARMUP = 3
+
+    def __init__(self, step: TrainingStep, batch_size: int) -> None:
+        self.step = step
+        device = step.images.pixels.device
+        self.index = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.graph = torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.steps_taken = 0
+
+    def __call__(self, index: Tensor) -> None:
+        """Train on the rows of `index`, [batch_size]."""
+        self.index.copy_(index)
+        if self.steps_taken < self.WARMUP:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.step(self.index)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        else:
+            if self.steps_taken == self.WARMUP:
+                with torch.cuda.graph(self.graph, stream=self.stream):
+                    self.step(self.index)
+            self.graph.replay()
+        self.steps_taken += 1

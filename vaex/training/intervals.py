@@ -1,0 +1,74 @@
+"""Logging the training metrics of an interval and of an epoch, and noticing steps that went wrong."""
+
+import logging
+from typing import NoReturn
+
+from vaex.errors import UserError
+from vaex.training.session import Session
+from vaex.training.spikes import is_spike
+
+log = logging.getLogger("vaex")
+
+
+def log_interval(session: Session, learning_rate: float) -> dict[str, float]:
+    """Log and return the means of the training metrics over the steps since the last call.
+
+    Raises:
+        UserError: a value was not finite, and trainer.on_nonfinite is stop or every step was skipped.
+    """
+    progress, step = session.progress, session.step
+    interval = step.sums.take()
+    steps = progress.interval - interval.skipped
+    progress.interval = 0
+    progress.skipped += interval.skipped
+    if interval.skipped:
+        if session.settings.trainer.on_nonfinite == "stop" or not steps:
+            _stop_diverged(session)
+        first, nonfinite = step.sums.take_nonfinite()
+        log.warning(
+            f"step {progress.step}: {interval.skipped} of the last {steps + interval.skipped} steps skipped; in the "
+            f"first, step {first}, these were not finite: {', '.join(nonfinite)}"
+        )
+    for name, total in interval.sums.items():
+        progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + total
+    progress.epoch_steps += steps
+    means = {name: total / steps for name, total in interval.sums.items()}
+    if is_spike(progress.spikes, means["loss"], interval.peak_loss):
+        log.warning(
+            f"step {progress.step}: the loss reached {interval.peak_loss:.1f} in the last {steps} steps; their mean is "
+            f"{means['loss']:.1f}"
+        )
+    extra = {"train/learning_rate": learning_rate, "train/skipped": float(interval.skipped)}
+    numbers = {f"train/{name}": mean for name, mean in means.items()} | extra
+    session.run.writer.numbers(progress.step, session.epoch, numbers)
+    return means
+
+
+def log_epoch(session: Session) -> None:
+    """Log the means of the training metrics over the epoch that has ended."""
+    progress = session.progress
+    means = {f"train_epoch/{name}": total / progress.epoch_steps for name, total in progress.epoch_sums.items()}
+    progress.epoch_sums, progress.epoch_steps = {}, 0
+    session.run.writer.numbers(progress.step, session.epoch, means)
+
+
+def _stop_diverged(session: Session) -> NoReturn:
+    """Save the weights, which no step with a value that is not finite has changed, and stop the run."""
+    first, nonfinite = session.step.sums.take_nonfinite()
+    session.save(required=True)
+    session.run.writer.wait()
+    path = session.run.writer.path / "checkpoints" / f"step-{session.progress.step}.pt"
+    raise UserError(
+        f"training diverged at step {first}: {', '.join(nonfinite)} not finite; {_remedy(set(nonfinite))}. The last "
+        f"finite weights are in {path}; trainer.on_nonfinite=skip leaves such steps out"
+    )
+
+
+def _remedy(nonfinite: set[str]) -> str:
+    """What usually helps when these metrics are not finite."""
+    decoder, encoder = {"distortion", "likelihood_scale"} & nonfinite, {"rate", "posterior_std"} & nonfinite
+    if decoder and not encoder:
+        return "raise likelihood.scale.floor if there is one, or lower optimizer.lr"
+    if encoder and not decoder:
+        return "lower optimizer.lr, or let beta grow from 0 with objective.warmup"
+    return "lower optimizer.lr, or set trainer.clip_norm"

@@ -1,0 +1,111 @@
+"""The state of a run in training, which checkpoints save and restore."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+from torch import Tensor
+
+from vaex.data.feed import Feed, images_on_device, make_feed
+from vaex.errors import UserError
+from vaex.experiment import Experiment
+from vaex.training.capture import CapturedStep, compile_step
+from vaex.training.checkpoint import State, random_state, restore_random_state
+from vaex.training.run import Run, Settings
+from vaex.training.step import TrainingStep
+
+log = logging.getLogger("vaex")
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what a checkpoint holds besides the state of the step and the random state."""
+
+    step: int = 0  # steps taken so far
+    stage: str = ""  # what is due before the next step: validate, draw, or nothing
+    interval: int = 0  # steps since training metrics were last logged
+    epoch_steps: int = 0  # steps since the last epoch ended, without skipped ones
+    skipped: int = 0  # steps in which some value was not finite
+    spikes: dict[str, float] = field(default_factory=dict)  # state of the spike detector
+    epoch_sums: dict[str, float] = field(default_factory=dict)  # of each metric over `epoch_steps`
+    best_step: int | None = None  # step with the lowest validation loss
+    best_loss: float = math.inf
+    monitored: float | None = None  # validation ELBO of the weights that would be exported now
+    seconds: float = 0.0  # time spent on the run
+    step_seconds: float = 0.0  # time spent in training steps
+
+
+class Session:
+    """An experiment in training: its step, its images and its progress.
+
+    Raises:
+        UserError: the run's checkpoint belongs to another model.
+
+    Attributes:
+        step: the training step.
+        take_step: the training step as it is called, captured or not; takes row indices [B].
+        feed: the training images, and the rows of each step.
+        validation: the validation images, on the device if they fit there.
+    """
+
+    def __init__(self, experiment: Experiment, settings: Settings, run: Run) -> None:
+        self.experiment, self.settings, self.run = experiment, settings, run
+        dataset, device, trainer = experiment.dataset, experiment.device, settings.trainer
+        self.feed: Feed = make_feed(dataset.train, settings.batch_size, settings.seed, device, dataset.resident)
+        self.validation = images_on_device(dataset.validation, device, dataset.resident)
+        self.step = TrainingStep(experiment, self.feed.images, trainer.clip_norm, run.processes)
+        self.take_step: Callable[[Tensor], None] = self.step
+        if trainer.compile == "true":
+            compile_step(self.step)
+        if trainer.capture == "true" and self.step.update.fused:
+            self.take_step = CapturedStep(self.step, settings.batch_size)
+        elif trainer.capture == "true":
+            log.warning("the step is not captured: optimizer.fused is false, or this optimizer has no such option")
+        self.progress = Progress()
+        if run.checkpoint is not None:
+            self._restore(run.checkpoint)
+        self.started = time.perf_counter() - self.progress.seconds
+
+    @property
+    def images_seen(self) -> int:
+        return self.progress.step * self.settings.batch_size
+
+    @property
+    def epoch(self) -> float:
+        return self.images_seen / len(self.experiment.dataset.train)
+
+    @property
+    def is_last_step(self) -> bool:
+        return self.progress.step == self.experiment.steps
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the latest step completed an epoch or the run."""
+        size, seen = len(self.experiment.dataset.train), self.images_seen
+        return self.is_last_step or seen // size > (seen - self.settings.batch_size) // size
+
+    def set_learning_rate(self) -> float:
+        """Set and return the learning rate of the next step."""
+        learning_rate = self.experiment.learning_rate * self.experiment.schedule(self.progress.step)
+        for group in self.experiment.optimizer.param_groups:
+            group["lr"].fill_(learning_rate)
+        return learning_rate
+
+    def save(self, *, required: bool = False) -> None:
+        """Save a checkpoint of the state as it is now. It is written in the background."""
+        self.progress.seconds = time.perf_counter() - self.started
+        state = self.step.state_dict()
+        state |= {"random": random_state(self.experiment.device), "progress": asdict(self.progress)}
+        self.run.writer.save_checkpoint(self.progress.step, state, self.progress.best_step, required)
+
+    def _restore(self, state: State) -> None:
+        try:
+            self.step.load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            path = self.run.writer.path / "checkpoints" / f"step-{state['step']}.pt"
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: does not belong to the model in config.yaml ({reason})") from error
+        restore_random_state(state["random"], self.experiment.device)
+        self.progress = Progress(**state["progress"])

@@ -1,0 +1,88 @@
+"""What training steps log, summed on the device and read by the host once per logging interval."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_METRICS = 16
+
+
+@dataclass(frozen=True)
+class IntervalSums:
+    """Sums over the steps of an interval, without those that were skipped.
+
+    Attributes:
+        sums: of each metric.
+        peak_loss: highest loss of a single step.
+        skipped: number of steps that were skipped because some value was not finite.
+    """
+
+    sums: dict[str, float]
+    peak_loss: float
+    skipped: int
+
+
+class RunningSums:
+    """Sums of the metrics of every step since the host last read them.
+
+    Attributes:
+        names: the metrics in the order of `totals`, then "skipped".
+        totals: sums of the metrics, and after them the number of skipped steps, [MOST_METRICS] float32.
+        peak_loss: highest loss of a single step, [].
+        nonfinite: number of the first skipped step, counted from 1, or 0; then for each metric the number of steps in
+            which it was not finite, [1 + MOST_METRICS] int64.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.names: tuple[str, ...] = ()
+        self.totals = torch.zeros(MOST_METRICS, device=device)
+        self.peak_loss = torch.full((), -torch.inf, device=device)
+        self.nonfinite = torch.zeros(1 + MOST_METRICS, dtype=torch.int64, device=device)
+
+    def add(self, metrics: dict[str, Tensor], step: Tensor) -> Tensor:
+        """Add the metrics of a step, the loss first; or count the step as skipped if any of them is not finite.
+
+        Returns 1 if the step must be skipped, else 0, [] float32. This runs inside the compiled or captured step.
+        """
+        values = torch.stack(tuple(metrics.values()))
+        self.names = (*metrics, "skipped")
+        count = len(metrics)
+        finite = values.isfinite()
+        good = finite.all()
+        skipped = (~good).float()
+        self.totals[:count] += torch.where(good, values, 0)
+        self.totals[count] += skipped
+        self.peak_loss.copy_(torch.where(good, torch.maximum(self.peak_loss, values[0]), self.peak_loss))
+        self.nonfinite[1 : count + 1] += ~finite
+        self.nonfinite[0].copy_(torch.where((self.nonfinite[0] == 0) & ~good, step, self.nonfinite[0]))
+        return skipped
+
+    def take(self) -> IntervalSums:
+        """Read the sums and start again from zero."""
+        sums = dict(zip(self.names, self.totals.tolist(), strict=False))
+        peak_loss = self.peak_loss.item()
+        self.totals.zero_()
+        self.peak_loss.fill_(-torch.inf)
+        return IntervalSums(sums, peak_loss, round(sums.pop("skipped")))
+
+    def take_nonfinite(self) -> tuple[int, dict[str, int]]:
+        """The first skipped step, counted from 1, and the number of steps in which each metric was not finite."""
+        first, *counts = self.nonfinite.tolist()
+        self.nonfinite.zero_()
+        return first, {name: count for name, count in zip(self.names, counts, strict=False) if count}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "totals": self.totals,
+            "peak": self.peak_loss,
+            "bad": self.nonfinite,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.names = tuple(state["names"])
+        self.totals.copy_(state["totals"])
+        self.peak_loss.copy_(state["peak"])
+        self.nonfinite.copy_(state["bad"])
