@@ -73,7 +73,7 @@ def test_a_size_that_does_not_fit_says_what_would() -> None:
 
     with pytest.raises(UserError, match=r"architecture.widths has 3 layers.*at least 8 × 8.*6 × 9"):
         build_model(composed("architecture=conv"), (1, 6, 9), classes=0, stochastic=True)
-    with pytest.raises(UserError, match=r"architecture.patch_size=5: doesn't divide.*28 × 42; 1, 2, 7, 14 would"):
+    with pytest.raises(UserError, match=r"architecture.patch_size=5: must divide.*28 × 42; possible are 1, 2, 7, 14"):
         build_model(composed("architecture=vit", "architecture.patch_size=5"), (1, 28, 42), classes=0, stochastic=True)
 
 

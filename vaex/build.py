@@ -1,11 +1,11 @@
-"""Config -> objects: the only place where dataset, architecture, likelihood and objective meet."""
+"""From a config to objects: the only module where dataset, architecture, likelihood and objective meet."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vaex.config.create import create, of_kind
+from vaex.config.create import asks_for, create, instance_of
 from vaex.config.schema import Config, Group, restored
 from vaex.data.dataset import Dataset
 from vaex.errors import UserError
@@ -17,28 +17,32 @@ from vaex.runs.folder import CONFIG, WEIGHTS, RunFolder
 
 
 def build(config: Config) -> Experiment:
-    """Raises UserError for what doesn't fit together."""
+    """Create everything that a run needs. Raises UserError if parts of the config do not fit together."""
     device = resolve_device(config.device)
     dataset = load_dataset(config.dataset)
     images = len(dataset.train)
     if config.batch_size > images:
-        raise UserError(f"batch_size={config.batch_size}: there are {images} training images; give at most that")
+        raise UserError(f"batch_size={config.batch_size}: there are only {images} training images; use a smaller one")
     steps = config.steps or -(-config.epochs * images // config.batch_size)
     schedule = create("schedule", config.schedule, steps=steps)
 
     torch.manual_seed(config.seed)
-    objective = of_kind(Objective, "objective", create("objective", config.objective)).to(device)
+    objective = instance_of(Objective, "objective", create("objective", config.objective)).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic).to(device)
-    check_support(model.likelihood, dataset)
-    check_draws(objective, model.likelihood)
+    _check_support(model.likelihood, dataset)
+    if objective.weighs_samples and model.likelihood.depends_on_x:
+        raise UserError(
+            "objective=iwae: weights samples of z by p(x|z), which an optimal scale computes from x itself; use "
+            "likelihood/scale=shared, or objective=vae"
+        )
     groups = _parameter_groups(model, config.optimizer)
-    optimizer = of_kind(torch.optim.Optimizer, "optimizer", create("optimizer", config.optimizer, params=groups))
+    optimizer = instance_of(torch.optim.Optimizer, "optimizer", create("optimizer", config.optimizer, params=groups))
     learning_rate = float(optimizer.param_groups[0]["lr"])
     lr = torch.tensor(learning_rate, device=device)
     for group in optimizer.param_groups:
         group["lr"] = lr
         if device.type == "cuda" and "capturable" in group:
-            group["capturable"] = True  # in a CUDA graph
+            group["capturable"] = True  # needed in a CUDA graph
     return Experiment(
         dataset=dataset,
         model=model,
@@ -53,62 +57,54 @@ def build(config: Config) -> Experiment:
 
 
 def build_model(config: Config, image_shape: tuple[int, int, int], classes: int, stochastic: bool) -> Autoencoder:
-    """The model on the CPU, with freshly drawn weights."""
-    likelihood_group = dict(config.likelihood)
-    parts = {}
-    if "scale" in likelihood_group:
-        parts["scale"] = create("likelihood.scale", likelihood_group.pop("scale"), image_shape=image_shape)
-    made = create("likelihood", likelihood_group, image_shape=image_shape, **parts)
-    likelihood = of_kind(Likelihood, "likelihood", made)
+    """The model on the CPU, with random initial weights. Raises UserError if it does not fit the images."""
     if config.conditional and classes < 2:
         raise UserError(
-            f"conditional=true: these images have {classes} classes; leave it out, or take a dataset with labels"
+            f"conditional=true: these images have {classes} classes; leave it out, or use a dataset with labels"
         )
-    joined = classes if config.conditional else 0
     for part in ("encoder", "decoder"):
         if part not in config.architecture:
-            raise UserError(f"architecture.{part}: is missing; an architecture names an encoder and a decoder")
+            raise UserError(f"architecture.{part}: is missing; an architecture consists of an encoder and a decoder")
+    encoder_group = config.architecture["encoder"]
+    if config.conditional and not asks_for("architecture.encoder", encoder_group, "condition_features"):
+        raise UserError(
+            f"conditional=true: {encoder_group['_target_']} takes no condition_features, so it cannot use labels; "
+            "leave conditional out, or use another architecture"
+        )
+    condition_features = classes if config.conditional else 0
+    likelihood = instance_of(Likelihood, "likelihood", create("likelihood", config.likelihood, image_shape=image_shape))
     encoder = create(
         "architecture.encoder",
-        config.architecture["encoder"],
+        encoder_group,
         image_shape=image_shape,
         out_features=(2 if stochastic else 1) * config.latent_dim,
-        condition_features=joined,
+        condition_features=condition_features,
     )
     decoder = create(
         "architecture.decoder",
         config.architecture["decoder"],
-        in_features=config.latent_dim + joined,
+        in_features=config.latent_dim + condition_features,
         image_shape=image_shape,
         out_channels=likelihood.out_channels(image_shape[0]),
     )
     return Autoencoder(
-        encoder=encoder,
-        decoder=decoder,
+        encoder=instance_of(torch.nn.Module, "architecture.encoder", encoder),
+        decoder=instance_of(torch.nn.Module, "architecture.decoder", decoder),
         likelihood=likelihood,
         latent_dim=config.latent_dim,
-        classes=joined,
+        classes=condition_features,
         stochastic=stochastic,
         bf16=config.precision == "bf16",
     )
 
 
-def check_draws(objective: Objective, likelihood: Likelihood) -> None:
-    """Raises UserError when draws of z are to be weighed by densities that depend on how well each draw does."""
-    if objective.weighs_samples and likelihood.depends_on_x:
-        raise UserError(
-            "objective=iwae: weighs draws of z by p(x|z), which an optimal scale computes from x itself; take "
-            "likelihood/scale=shared, or objective=vae"
-        )
-
-
-def check_support(likelihood: Likelihood, dataset: Dataset) -> None:
-    """Raises UserError when the likelihood gives no finite log-probability to such images, or none of them."""
+def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:
+    """Raises UserError if some of the images have no finite log-probability under the likelihood."""
     name = f"likelihood {type(likelihood).__name__}"
     if likelihood.support == "binary" and not dataset.binary:
         raise UserError(
-            f"{name}: needs binary images and these are grey; "
-            "binarise them with dataset.binarize=threshold|static|dynamic, or take likelihood=cross_entropy"
+            f"{name}: needs binary images, and these are grey; "
+            "set dataset.binarize=threshold|static|dynamic, or use likelihood=cross_entropy"
         )
     if likelihood.support == "open_unit_interval" and dataset.dequantize == "none":
         raise UserError(f"{name}: is infinite at pixels of exactly 0 or 1; set dataset.dequantize=uniform")
@@ -119,11 +115,12 @@ def check_support(likelihood: Likelihood, dataset: Dataset) -> None:
 
 
 def load_dataset(group: Group) -> Dataset:
-    return of_kind(Dataset, "dataset", create("dataset", group))
+    """The dataset that config.dataset describes."""
+    return instance_of(Dataset, "dataset", create("dataset", group))
 
 
 def load_config(run_folder: Path) -> tuple[Config, dict[str, Any]]:
-    """A run's config, and what was recorded with it. Raises UserError when the folder has no run, or a damaged one."""
+    """The config of a run and what was recorded with it. Raises UserError if the folder has no run or a damaged one."""
     content, recorded = RunFolder.reopen(run_folder).read_config()
     try:
         config = restored(content)
@@ -132,9 +129,7 @@ def load_config(run_folder: Path) -> tuple[Config, dict[str, Any]]:
     match recorded:
         case {"image_shape": [int(), int(), int()], "classes": int(), "choices": {**_choices}}:
             return config, recorded
-    raise UserError(
-        f"{run_folder / CONFIG}: recorded has no image_shape, classes or choices; no run of vaex wrote it so"
-    )
+    raise UserError(f"{run_folder / CONFIG}: lacks recorded.image_shape, classes or choices; vaex did not write it")
 
 
 def load_model(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
@@ -144,7 +139,7 @@ def load_model(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
 
     path = Path(run_folder)
     if not (path / WEIGHTS).is_file():
-        raise UserError(f"{path}: no {WEIGHTS} there; give the folder of a run that completed")
+        raise UserError(f"{path}: no {WEIGHTS} there; give the folder of a completed run")
     config, recorded = load_config(path)
     stochastic = create("objective", config.objective).stochastic
     channels, height, width = recorded["image_shape"]
@@ -158,26 +153,24 @@ def load_model(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto | cpu | cuda | cuda:N -> device. Raises UserError where there is no such device."""
+    """auto | cpu | cuda | cuda:N -> device. Raises UserError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device={name}: must be auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(
-            f"device={name}: PyTorch sees {found} CUDA device{'s' * (found != 1)} here; use device=auto or cpu"
-        )
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"device={name}: PyTorch sees {count} CUDA device{'s' * (count != 1)}; use device=auto or cpu")
     return device
 
 
 def _parameter_groups(model: Autoencoder, optimizer: Group) -> list[dict[str, Any]]:
-    """Weights decay, where the optimizer has decay; biases and learned scales never do."""
+    """Parameter groups in which weight decay, if the optimizer has it, excludes biases and learned scales."""
     parameters = list(model.parameters())
     if not optimizer.get("weight_decay"):
         return [{"params": parameters}]
     weights = [p for name, p in model.named_parameters() if p.ndim > 1 and not name.startswith("likelihood.")]
-    chosen = {id(p) for p in weights}
-    return [{"params": weights}, {"params": [p for p in parameters if id(p) not in chosen], "weight_decay": 0.0}]
+    ids = {id(p) for p in weights}
+    return [{"params": weights}, {"params": [p for p in parameters if id(p) not in ids], "weight_decay": 0.0}]

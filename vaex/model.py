@@ -84,8 +84,9 @@ class Autoencoder(nn.Module):
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
         """q(z|x) of images [B, C, H, W] in [0, 1], with labels int64 [B] if the model is conditional."""
+        condition = self._one_hot(labels)
         with self._precision(x.device):
-            code = self.encoder(x, self._one_hot(labels)).float()
+            code = (self.encoder(x) if condition is None else self.encoder(x, condition)).float()
         if not self.stochastic:
             return Posterior(code, torch.full_like(code, -torch.inf))
         mean, log_var = code.chunk(2, dim=1)

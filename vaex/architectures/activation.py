@@ -1,4 +1,4 @@
-"""Activations by their name in torch.nn.functional."""
+"""Activation functions, chosen by their name in torch.nn.functional."""
 
 from torch import nn
 
@@ -14,7 +14,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation_class(name: str) -> type[nn.Module]:
-    """Raises ValueError for a name that isn't in ACTIVATIONS."""
+    """Raises ValueError for a name that is not in ACTIVATIONS."""
     if name not in ACTIVATIONS:
         raise ValueError(f"architecture.activation={name}: must be one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]

@@ -1,8 +1,8 @@
 """Strided convolutions, after Burgess et al. 2018 (kernel 4, stride 2), for images of any size and number of channels.
 
-Each layer halves height and width, rounding down; the decoder undoes it exactly, odd sizes too. There is no BatchNorm:
-a run resumes exactly and runs of a sweep can be stacked. Inside, tensors lie in memory channels last, which convolves
-faster.
+Each layer halves height and width, rounding down; the decoder restores the exact sizes, including odd ones. There is no
+BatchNorm, so that a run resumes exactly and the runs of a sweep can be stacked. Tensors inside the networks are stored
+channels last, which makes convolutions faster.
 """
 
 from collections.abc import Sequence
@@ -10,35 +10,45 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vaex.architectures import base
 from vaex.architectures.activation import activation_class
 
 
 def halved_sizes(
     image_shape: tuple[int, int, int], widths: Sequence[int], *, unhalved: int = 0
 ) -> list[tuple[int, int]]:
-    """Height and width before the first halving and after each one.
+    """Height and width of the image, and after each layer that halves them.
 
     Args:
         image_shape: (channels, height, width).
-        widths: of the layers, of which the first `unhalved` keep the size.
+        widths: number of channels of each layer.
+        unhalved: number of layers that keep the size.
 
     Raises:
-        ValueError: there are no widths, or the image is too small to be halved that often.
+        ValueError: there are no widths, or the image is too small to be halved so many times.
     """
     _, height, width = image_shape
     if not widths or min(widths) < 1:
         raise ValueError(f"architecture.widths={list(widths)}: must be one or more numbers of channels >= 1")
     halvings = len(widths) - unhalved
-    most = min(height, width).bit_length() - 1
-    if halvings > most:
+    max_halvings = min(height, width).bit_length() - 1
+    if halvings > max_halvings:
         raise ValueError(
             f"architecture.widths has {len(widths)} layers, which need images of at least {2**halvings} × "
-            f"{2**halvings} pixels; these are {height} × {width}: give at most {most + unhalved} widths"
+            f"{2**halvings} pixels; these are {height} × {width}: give at most {max_halvings + unhalved} widths"
         )
     return [(height >> n, width >> n) for n in range(halvings + 1)]
 
 
-class Encoder(nn.Module):
+def with_condition(x: Tensor, condition: Tensor | None) -> Tensor:
+    """Images, stored channels last, with a constant plane for each class: [B, C + condition_features, H, W]."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if condition is None:
+        return x
+    return torch.cat([x, condition[:, :, None, None].expand(-1, -1, *x.shape[-2:])], dim=1)
+
+
+class Encoder(base.Encoder):
     def __init__(
         self,
         *,
@@ -62,14 +72,13 @@ class Encoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        if condition is not None:  # one constant plane a class
-            x = torch.cat([x, condition[:, :, None, None].expand(-1, -1, *x.shape[-2:])], dim=1)
-        out: Tensor = self.output(self.hidden(self.convolutions(x).flatten(1)))
+        out: Tensor = self.output(self.hidden(self.convolutions(with_condition(x, condition)).flatten(1)))
         return out
 
 
-class Decoder(nn.Module):
+class Decoder(base.Decoder):
+    """`widths` is in the order of the encoder; the decoder uses it in reverse."""
+
     def __init__(
         self,
         *,

@@ -1,4 +1,4 @@
-"""Fully connected encoder and decoder, for images of any size."""
+"""Fully connected encoder and decoder for images of any size."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vaex.architectures import base
 from vaex.architectures.activation import activation_class
 
 
 def hidden_layers(in_features: int, hidden: Sequence[int], activation: str) -> tuple[nn.Sequential, int]:
-    """Linear + activation for each width in `hidden`; and the number of features that come out."""
+    """A linear layer and an activation for each width in `hidden`; and the number of features that they return."""
     if any(width < 1 for width in hidden):
         raise ValueError(f"architecture.hidden={list(hidden)}: every width must be >= 1")
     layers: list[nn.Module] = []
@@ -20,7 +21,7 @@ def hidden_layers(in_features: int, hidden: Sequence[int], activation: str) -> t
     return nn.Sequential(*layers), in_features
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     def __init__(
         self,
         *,
@@ -42,8 +43,8 @@ class Encoder(nn.Module):
         return out
 
 
-class Decoder(nn.Module):
-    """`hidden` is in the encoder's order; the decoder goes through it backwards."""
+class Decoder(base.Decoder):
+    """`hidden` is in the order of the encoder; the decoder uses it in reverse."""
 
     def __init__(
         self,

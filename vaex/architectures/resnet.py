@@ -1,9 +1,9 @@
-"""Residual blocks with norm and activation first (He et al. 2016b), for images of any size and number of channels.
+"""Pre-activation residual blocks (He et al. 2016b), for images of any size and number of channels.
 
-Between stages a convolution halves height and width, rounding down; the decoder undoes it exactly, odd sizes too.
-GroupNorm (Wu & He 2018) rather than BatchNorm: an image's numbers don't depend on the rest of its batch, so a run
-resumes exactly and runs of a sweep can be stacked. Without any norm the rate collapses to 0. Inside, tensors lie in
-memory channels last, which convolves faster.
+Between stages a convolution halves height and width, rounding down; the decoder restores the exact sizes, including odd
+ones. The norm is GroupNorm (Wu & He 2018) instead of BatchNorm: an image's output does not depend on the rest of its
+batch, so that a run resumes exactly and the runs of a sweep can be stacked. Without any norm the rate collapses to 0.
+Tensors inside the networks are stored channels last, which makes convolutions faster.
 """
 
 import math
@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vaex.architectures import base
 from vaex.architectures.activation import activation_class
-from vaex.architectures.conv import halved_sizes
+from vaex.architectures.conv import halved_sizes, with_condition
 
 
 class Block(nn.Module):
-    """x + branch(x), [B, width, H, W] -> the same."""
+    """x + branch(x), [B, width, H, W] -> [B, width, H, W]."""
 
     def __init__(self, width: int, groups: int, activation: str) -> None:
         super().__init__()
@@ -36,19 +37,19 @@ def normalized(width: int, groups: int, activation: str) -> list[nn.Module]:
 
 
 def check_blocks(widths: Sequence[int], depth: int, groups: int) -> None:
-    """Raises ValueError for stages without blocks, or channels that can't be shared among the groups."""
+    """Raises ValueError if a stage has no block, or if the groups do not divide the number of channels."""
     if depth < 1:
         raise ValueError(f"architecture.depth={depth}: must be >= 1 block in a stage")
-    common = math.gcd(*widths)
-    if groups < 1 or common % groups:
-        fitting = [count for count in range(1, common + 1) if common % count == 0]
+    divisor = math.gcd(*widths)
+    if groups < 1 or divisor % groups:
+        choices = [count for count in range(1, divisor + 1) if divisor % count == 0]
         raise ValueError(
             f"architecture.groups={groups}: must divide each of architecture.widths={list(widths)}; "
-            f"{', '.join(map(str, fitting))} would"
+            f"possible are {', '.join(map(str, choices))}"
         )
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     def __init__(
         self,
         *,
@@ -73,15 +74,12 @@ class Encoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        if condition is not None:  # one constant plane a class
-            x = torch.cat([x, condition[:, :, None, None].expand(-1, -1, *x.shape[-2:])], dim=1)
-        out: Tensor = self.output(self.stages(x).flatten(1))
+        out: Tensor = self.output(self.stages(with_condition(x, condition)).flatten(1))
         return out
 
 
-class Decoder(nn.Module):
-    """`widths` is in the encoder's order; the decoder goes through it backwards."""
+class Decoder(base.Decoder):
+    """`widths` is in the order of the encoder; the decoder uses it in reverse."""
 
     def __init__(
         self,
@@ -102,7 +100,7 @@ class Decoder(nn.Module):
         self.input = nn.Linear(in_features, widths[0] * sizes[0][0] * sizes[0][1])
         layers: list[nn.Module] = []
         for n, channels in enumerate(widths):
-            if n > 0:  # a 1 × 1 convolution gives the same before the upsampling as after it, at a quarter of the work
+            if n > 0:  # a 1 × 1 convolution commutes with upsampling, and before it takes a quarter of the work
                 layers += [nn.Conv2d(widths[n - 1], channels, 1), nn.Upsample(sizes[n])]
             layers += [Block(channels, groups, activation) for _ in range(depth)]
         output = nn.Conv2d(widths[-1], out_channels, 3, padding=1)

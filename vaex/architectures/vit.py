@@ -1,37 +1,33 @@
 """Vision transformer (Dosovitskiy et al. 2021) as encoder and decoder, for images of any number of channels.
 
-The encoder turns patches into tokens with fixed sine and cosine positions and reads the code off one more, learned
-token. The decoder starts from the latent, the same at every position.
+The encoder turns patches into tokens, adds fixed sine and cosine positions, and reads the output from an additional
+learned token. The decoder starts from z, embedded and repeated at every position.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaex.architectures import base
+
 
 def patch_grid(image_shape: tuple[int, int, int], patch_size: int) -> tuple[int, int]:
-    """Number of patches down and across.
-
-    Raises:
-        ValueError: the patches don't fill the image.
-    """
+    """Number of patches (down, across). Raises ValueError if the patches do not fill the image."""
     _, height, width = image_shape
     if patch_size < 1 or height % patch_size or width % patch_size:
-        fitting = [size for size in range(1, min(height, width) + 1) if height % size == 0 and width % size == 0]
+        choices = [size for size in range(1, min(height, width) + 1) if height % size == 0 and width % size == 0]
         raise ValueError(
-            f"architecture.patch_size={patch_size}: doesn't divide images of {height} × {width}; "
-            f"{', '.join(map(str, fitting))} would"
+            f"architecture.patch_size={patch_size}: must divide height and width of the images, {height} × {width}; "
+            f"possible are {', '.join(map(str, choices))}"
         )
     return height // patch_size, width // patch_size
 
 
 def positions(grid: tuple[int, int], features: int) -> Tensor:
-    """[down · across, features]: sine and cosine of the row in one half of the features, of the column in the other.
-
-    Vaswani et al. 2017, section 3.5, for each of the two coordinates.
+    """[down · across, features]: sines and cosines of the row, then of the column. Vaswani et al. 2017, section 3.5.
 
     Raises:
-        ValueError: features isn't a multiple of four.
+        ValueError: features is not a multiple of four.
     """
     if features % 4:
         raise ValueError(
@@ -39,20 +35,19 @@ def positions(grid: tuple[int, int], features: int) -> Tensor:
         )
     frequencies = 10_000 ** -(torch.arange(features // 4, dtype=torch.float64) / (features // 4))
 
-    def of(count: int) -> Tensor:
+    def encoding(count: int) -> Tensor:
         angles = torch.outer(torch.arange(count, dtype=torch.float64), frequencies)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    rows, columns = of(grid[0])[:, None], of(grid[1])[None]
-    both = torch.cat([rows.expand(*grid, -1), columns.expand(*grid, -1)], dim=2)
-    return both.flatten(0, 1).float()
+    rows, columns = encoding(grid[0])[:, None], encoding(grid[1])[None]
+    return torch.cat([rows.expand(*grid, -1), columns.expand(*grid, -1)], dim=2).flatten(0, 1).float()
 
 
 def transformer(hidden: int, depth: int, heads: int, mlp_ratio: int) -> nn.Sequential:
-    """Pre-norm blocks and a last norm, [B, tokens, hidden] -> the same.
+    """Pre-norm blocks and a final norm, [B, tokens, hidden] -> [B, tokens, hidden].
 
     Raises:
-        ValueError: a number out of its range, or hidden can't be shared among the heads.
+        ValueError: a number is out of its range, or the heads do not divide hidden.
     """
     for name, value in (("depth", depth), ("heads", heads), ("mlp_ratio", mlp_ratio)):
         if value < 1:
@@ -68,7 +63,7 @@ def transformer(hidden: int, depth: int, heads: int, mlp_ratio: int) -> nn.Seque
     return nn.Sequential(*blocks, nn.LayerNorm(hidden))
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     positions: Tensor
 
     def __init__(
@@ -103,7 +98,7 @@ class Encoder(nn.Module):
         return out
 
 
-class Decoder(nn.Module):
+class Decoder(base.Decoder):
     positions: Tensor
 
     def __init__(

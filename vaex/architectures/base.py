@@ -1,0 +1,44 @@
+"""Base classes of encoders and decoders, which say what vaex passes to a network and what it expects back.
+
+vaex creates a network with the values of its YAML file, and with those of the arguments below that its constructor has
+a parameter for. The last layer of both networks is linear: the posterior and the likelihood interpret its output.
+"""
+
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """Base class of encoders.
+
+    Arguments that vaex passes to the constructor, if it has a parameter of that name:
+        image_shape: (channels, height, width) of the images.
+        out_features: number of features to return, twice `latent_dim` for a distribution of z.
+        condition_features: number of classes of a conditional model, else 0. An encoder without this parameter can be
+            used in unconditional models only.
+    """
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Images to features.
+
+        Args:
+            x: [B, C, H, W] float32 in [0, 1].
+            condition: one-hot labels [B, condition_features]; passed only in a conditional model.
+
+        Returns:
+            [B, out_features].
+        """
+        raise NotImplementedError
+
+
+class Decoder(nn.Module):
+    """Base class of decoders.
+
+    Arguments that vaex passes to the constructor, if it has a parameter of that name:
+        in_features: number of features of z, including the one-hot label in a conditional model.
+        image_shape: (channels, height, width) of the images.
+        out_channels: number of channels to return, as the likelihood needs them.
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z [B, in_features] -> [B, out_channels, H, W]."""
+        raise NotImplementedError
