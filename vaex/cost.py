@@ -1,8 +1,8 @@
-"""What a model costs: parameters, floating-point operations and memory, without computing anything.
+"""The cost of a model: parameters, floating-point operations (FLOPs) and memory, without computing any values.
 
-Networks run on tensors that have shapes but no values, so that no batch is too large and every step takes a moment.
-Counted are products of matrices, convolutions and attention, a multiplication and an addition being two operations;
-elementwise work is not.
+The model runs on fake tensors, which have shapes but no values, so that no batch is too large and counting is fast.
+FLOPs are those of matrix products, convolutions and attention, where a multiplication and an addition are two
+operations. Elementwise operations are not counted.
 """
 
 import copy
@@ -32,7 +32,7 @@ def _attention_backward(
     return int(sdpa_backward_flop_count(out, query, key, value))  # type: ignore[no-untyped-call]
 
 
-# Attention on a CPU, which FlopCounterMode leaves out.
+# Attention on a CPU, which FlopCounterMode does not count by itself.
 ATTENTION: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
@@ -41,9 +41,9 @@ ATTENTION: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A module, or a parameter that is not in a layer.
+    """A module, or a parameter outside of all layers.
 
-    `shape` is of its output, for one image; None where that is not a tensor.
+    `shape` is the shape of its output for one image, or None if the output is not a tensor.
     """
 
     path: str
@@ -55,104 +55,103 @@ class Layer:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one training step: operations, and bytes. `optimizer` is its state, None if it depends on values."""
+    """FLOPs and bytes of one training step. `optimizer` is the size of its state, or None if it depends on values."""
 
     forward_flops: int
     backward_flops: int
     weights: int
     gradients: int
     optimizer: int | None
-    activations: int  # kept from the forward for the backward pass
+    activations: int  # saved in the forward pass for the backward pass
 
 
 @dataclass
-class _Call:
-    """Of a module: what it put out, and its operations outside of the modules it called."""
+class _Calls:
+    """The calls of one module: the shape of the last output, and FLOPs outside of the modules that it called."""
 
     shape: tuple[int, ...] | None = None
     flops: int = 0
-    container: bool = False
+    calls_others: bool = False
 
 
 @dataclass
 class _Recorder:
+    """Hooks that count the FLOPs of each module."""
+
     counter: FlopCounterMode
-    calls: dict[nn.Module, _Call] = field(default_factory=dict)  # in the order of their first calls
-    running: list[tuple[nn.Module, int]] = field(default_factory=list)  # with the operations before
+    calls: dict[nn.Module, _Calls] = field(default_factory=dict)  # in the order of their first calls
+    running: list[tuple[nn.Module, int]] = field(default_factory=list)  # with the FLOPs counted before each
 
     def before(self, module: nn.Module, inputs: object) -> None:
-        self.calls.setdefault(module, _Call())
+        self.calls.setdefault(module, _Calls())
         self.running.append((module, self.counter.get_total_flops()))
 
     def after(self, module: nn.Module, inputs: object, output: object) -> None:
         _, start = self.running.pop()
-        spent = self.counter.get_total_flops() - start
-        call = self.calls[module]
-        first = output[0] if isinstance(output, tuple) else output  # attention gives its weights, too
-        call.shape = tuple(first.shape) if isinstance(first, Tensor) else None
-        call.flops += spent
+        flops = self.counter.get_total_flops() - start
+        calls = self.calls[module]
+        first = output[0] if isinstance(output, tuple) else output  # attention also returns its weights
+        calls.shape = tuple(first.shape) if isinstance(first, Tensor) else None
+        calls.flops += flops
         if self.running:
-            outer = self.calls[self.running[-1][0]]
-            outer.flops -= spent
-            outer.container = True
+            caller = self.calls[self.running[-1][0]]
+            caller.flops -= flops
+            caller.calls_others = True
 
 
 def layers(model: Autoencoder, image_shape: tuple[int, int, int]) -> list[Layer]:
-    """What has parameters or operations of its own, in the order of the forward pass of one image and one z."""
+    """Everything with parameters or FLOPs of its own, in the order of the forward pass of one image and one z."""
     mode, model = _without_values(model)
     names = {module: name for name, module in model.named_modules()}
     recorder = _Recorder(FlopCounterMode(display=False, custom_mapping=ATTENTION))
     for module in names:
         module.register_forward_pre_hook(recorder.before)
         module.register_forward_hook(recorder.after)
-    device = model.device
     with mode, torch.no_grad(), recorder.counter:
-        x = torch.zeros(1, *image_shape, device=device)
-        labels = torch.zeros(1, dtype=torch.int64, device=device)
+        x = torch.zeros(1, *image_shape, device=model.device)
+        labels = torch.zeros(1, dtype=torch.int64, device=model.device)
         model.decode(model.encode(x, labels).mean, labels, x)
 
-    called = {names[module]: call for module, call in recorder.calls.items()}
-    owned: dict[str, list[tuple[str, nn.Parameter]]] = {path: [] for path in [*called, ""]}
+    calls_of = {names[module]: calls for module, calls in recorder.calls.items()}
+    calls_of.setdefault("", _Calls(calls_others=True))  # the model itself, for what belongs to no module that is called
+    parameters: dict[str, list[tuple[str, nn.Parameter]]] = {path: [] for path in calls_of}
     for name, parameter in model.named_parameters():
         path = name.rpartition(".")[0]
-        while path and path not in called:  # attention reads the weights of a layer that it doesn't call
+        while path not in calls_of:  # attention uses the weights of a layer without calling the layer
             path = path.rpartition(".")[0]
-        owned[path].append((name, parameter))
+        parameters[path].append((name, parameter))
     rows = []
-    for path, parameters in owned.items():
-        call = called.get(path, _Call(container=True))
-        if call.flops or not call.container:
-            shape = call.shape
-            if shape and path.startswith(("encoder", "decoder")):
-                shape = shape[1:]  # of one image
-            count = sum(parameter.numel() for _, parameter in parameters)
-            rows.append(Layer(path, type(model.get_submodule(path)).__name__, shape, count, call.flops))
+    for path, calls in calls_of.items():
+        if calls.flops or not calls.calls_others:
+            of_one_image = slice(1 if path.startswith(("encoder", "decoder")) else 0, None)
+            shape = None if calls.shape is None else calls.shape[of_one_image]
+            count = sum(parameter.numel() for _, parameter in parameters[path])
+            rows.append(Layer(path, type(model.get_submodule(path)).__name__, shape, count, calls.flops))
         else:
-            rows += [Layer(name, "Parameter", tuple(p.shape), p.numel(), 0) for name, p in parameters]
+            rows += [Layer(name, "Parameter", tuple(p.shape), p.numel(), 0) for name, p in parameters[path]]
     return [row for row in rows if row.parameters or row.flops]
 
 
 def step_cost(experiment: Experiment, config: Config) -> StepCost:
-    """Of a training step of `config.batch_size` images, as it runs uncompiled."""
+    """The cost of a training step of `config.batch_size` images that is not compiled."""
     mode, model = _without_values(experiment.model)
+    device, dataset = experiment.device, experiment.dataset
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage
+            saved[storage._cdata] = storage
         return tensor
 
-    device = experiment.device
     with mode:
-        x = experiment.dataset.to_float(
-            torch.zeros(config.batch_size, *experiment.dataset.image_shape, dtype=torch.uint8, device=device)
-        )
+        pixels = torch.zeros(config.batch_size, *dataset.image_shape, dtype=torch.uint8, device=device)
+        x = dataset.to_float(pixels)
         labels = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
         batch = Batch(x=x, input=experiment.corruption(x), labels=labels)
-        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with counter, torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             loss = experiment.objective(model, batch, torch.zeros((), dtype=torch.int64, device=device)).loss
             forward = counter.get_total_flops()
             loss.backward()
@@ -163,19 +162,19 @@ def step_cost(experiment: Experiment, config: Config) -> StepCost:
             weights=_bytes([*parameters, *model.buffers()]),
             gradients=_bytes(p.grad for p in parameters if p.grad is not None),
             optimizer=_state_bytes(create("optimizer", config.optimizer, params=parameters)),
-            activations=sum(storage.nbytes() for storage in kept.values()),
+            activations=sum(storage.nbytes() for storage in saved.values()),
         )
 
 
 def _without_values(model: Autoencoder) -> tuple[FakeTensorMode, Autoencoder]:
-    """A copy in training mode whose tensors have shapes alone, and the mode in which it runs."""
+    """A copy of the model in training mode with fake tensors, and the mode in which it runs."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with FakeCopyMode(mode):
         return mode, copy.deepcopy(model).train()
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int | None:
-    """Of what the optimizer keeps, after its first step."""
+    """The size of the optimizer's state after its first step, or None if that depends on values."""
     try:
         optimizer.step()
     except DataDependentOutputException:
