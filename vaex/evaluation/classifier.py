@@ -1,7 +1,8 @@
-"""The classifier in whose features generated images are judged: a small convolutional network, one for each data set.
+"""The classifier in whose features generated images are compared with real ones: one small network for each dataset.
 
-It sees grey images x = k/255, whatever a model was trained on. The weights for the embedded MNIST ship with vaex; for
-other data it is trained once and kept. Numbers of two models may be compared only where the weights' hash is the same.
+It sees images x = k/255, whatever pixels a model was trained on. The weights for the packaged MNIST are part of vaex;
+for other data a classifier is trained once and cached. The numbers of two models are comparable only if the hash of the
+classifier's weights is the same.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from vaex.runs.writing import replace_file
 
 log = logging.getLogger("vaex")
 
-# Changing the network, or how it is trained, needs a new version: else weights of an older one would be taken.
+# Increase this when the network or its training changes, so that cached weights of an older one are not used.
 VERSION = 1
 MOST_IMAGES = 60_000
 MNIST_WEIGHTS = Path(__file__).parent / "weights" / "mnist_classifier.safetensors"
@@ -32,9 +33,9 @@ MNIST_DATA_SHA256 = "71d3be42f93ad20da73bb4a9744d0bebdaa6832be56dc010e21940e72c4
 
 
 class Classifier(nn.Module):
-    """3 × 3 convolutions that halve the image until it is at most 4 × 4, a layer of features, and one of logits.
+    """3 × 3 convolutions that halve the image until it is at most 4 × 4, a layer of features, and a layer of logits.
 
-    There is no normalisation layer: faint or washed-out images must not get the features of crisp ones.
+    There is no normalisation layer: faint images must not get the features of crisp ones.
 
     Args:
         image_shape: channels, height, width.
@@ -54,7 +55,7 @@ class Classifier(nn.Module):
                 layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1), nn.ReLU()]
             channels, height, width = out_channels, (height + 1) // 2, (width + 1) // 2
         self.convolutions = nn.Sequential(*layers)
-        self.dropout = nn.Dropout(0.25)  # acts in training only
+        self.dropout = nn.Dropout(0.25)
         self.hidden = nn.Linear(channels * height * width, features)
         self.output = nn.Linear(features, classes)
 
@@ -70,7 +71,7 @@ class Classifier(nn.Module):
 
 
 def to_pixels(x: Tensor) -> Tensor:
-    """Images in [0, 1], as drawn by a model -> the nearest of 256 levels, uint8: what real images are held in."""
+    """Generated images in [0, 1] -> the nearest of 256 levels, uint8, as real images are stored."""
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -84,12 +85,10 @@ def features_of(classifier: Classifier, pixels: Tensor, batch_size: int = 1000) 
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, images: Images, batch_size: int = 1000) -> float:
-    """Share of the images given their own label."""
-    right = torch.zeros((), dtype=torch.int64, device=images.pixels.device)
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        right += (classifier(images.pixels[part].float() / 255).argmax(1) == images.labels[part]).sum()
-    return right.item() / len(images)
+    """Fraction of images that are assigned to their own class."""
+    parts = zip(torch.split(images.pixels, batch_size), torch.split(images.labels, batch_size), strict=True)
+    correct = [(classifier(pixels.float() / 255).argmax(1) == labels).sum() for pixels, labels in parts]
+    return int(torch.stack(correct).sum()) / len(images)
 
 
 def train_classifier(
@@ -102,22 +101,22 @@ def train_classifier(
     learning_rate: float = 2e-3,
     max_shift: int = 2,
 ) -> Classifier:
-    """A new classifier, in evaluation mode, trained on the images' device.
+    """Train a new classifier on the images' device; it is returned in evaluation mode.
 
     Args:
         images: with labels 0 … classes - 1.
         classes: number of classes.
-        seed: of the initial weights, the order of the images and their shifts.
+        seed: seed of the initial weights, the order of the images and their shifts.
         epochs: passes over the images.
-        batch_size: images a step; fewer when there are not so many.
-        learning_rate: the highest; it rises and falls over the training.
-        max_shift: each image is moved by up to so many pixels, its border repeated.
+        batch_size: images in a step, or all images if there are fewer.
+        learning_rate: maximum of the schedule, which rises and falls over the training.
+        max_shift: largest shift of an image, in pixels.
 
     Raises:
-        ValueError: there are no labels to learn.
+        ValueError: if there are fewer than two classes.
     """
     if classes < 2:
-        raise ValueError(f"the classifier needs labels of 2 classes or more, got {classes}; use a labelled data set")
+        raise ValueError(f"the classifier needs labels of 2 classes or more, got {classes}; use a labelled dataset")
     device = images.pixels.device
     channels, height, width = images.pixels.shape[1:]
     batch_size = min(batch_size, len(images))
@@ -141,19 +140,19 @@ def train_classifier(
 def classifier_for(
     source: Source, cache_folder: Path, *, device: torch.device | None = None, seed: int = 0, epochs: int = 16
 ) -> tuple[Classifier, str]:
-    """The classifier of a source's training images, and the SHA-256 of its weights' file.
+    """The classifier of a source's training images, and the SHA-256 of its file of weights.
 
-    MNIST's is packaged. Another is loaded from `cache_folder`, or trained and written there when it isn't; of more than
-    MOST_IMAGES training images that many, evenly spaced, are used.
+    MNIST's is packaged. Others are loaded from `cache_folder`, or trained and written there on first use, on at most
+    MOST_IMAGES evenly spaced training images.
 
     Args:
-        source: the data before any split or binarisation.
-        cache_folder: made when it doesn't exist.
-        device: to train on and to leave the classifier on; None for the CPU.
-        seed, epochs: of a training.
+        source: the data before any split or binarization.
+        cache_folder: created if it does not exist.
+        device: device of the classifier and its training; None for the CPU.
+        seed, epochs: those of the training.
 
     Raises:
-        ValueError: a file of weights is damaged, or the data have no labels.
+        ValueError: if a file of weights is damaged, or the data have no labels.
     """
     device = device or torch.device("cpu")
     train = source.train
@@ -164,10 +163,10 @@ def classifier_for(
     if data_hash == MNIST_DATA_SHA256:
         path = MNIST_WEIGHTS
     elif not path.is_file():
-        log.info("training the classifier whose features judge these images; once, for %s", path)
+        log.info("training a classifier for the FID of these images, once; it is cached in %s", path)
         classifier = train_classifier(train.to(device), source.classes, seed=seed, epochs=epochs)
         score = accuracy(classifier, source.test.to(device))
-        log.info("its test accuracy: %.2f %%", 100 * score)
+        log.info("test accuracy of the classifier: %.2f %%", 100 * score)
         save_classifier(path, classifier, test_accuracy=score, seed=seed, epochs=epochs)
     content = path.read_bytes()
     weights_hash = hashlib.sha256(content).hexdigest()
@@ -184,7 +183,7 @@ def classifier_for(
 
 
 def save_classifier(path: Path, classifier: Classifier, *, test_accuracy: float, seed: int, epochs: int) -> str:
-    """Write the weights, and how they were made as metadata; gives the SHA-256 of the file."""
+    """Write the weights, with how they were trained as metadata; return the SHA-256 of the file."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
     metadata = {"test_accuracy": f"{test_accuracy:.4f}", "seed": str(seed), "epochs": str(epochs)}
     content = save(tensors, metadata)
@@ -202,7 +201,7 @@ def hash_of(images: Images) -> str:
 
 
 def _shifted(x: Tensor, most: int) -> Tensor:
-    """Each image [B, C, H, W] moved by its own whole number of pixels, up to `most` each way, its border repeated."""
+    """Shift each image [B, C, H, W] by its own whole number of pixels, up to `most` each way, repeating its border."""
     batch, _, height, width = x.shape
     rows, columns = (
         (torch.randint(-most, most + 1, (batch, 1), device=x.device) + torch.arange(size, device=x.device)).clamp(

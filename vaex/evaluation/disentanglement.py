@@ -1,8 +1,8 @@
-"""How far each latent stands for one factor that the images were made from: MIG, SAP, FactorVAE score and DCI.
+"""How well each latent represents one factor of the images: MIG, SAP, FactorVAE score and DCI.
 
-All take codes [N, latent_dim], the posterior means of N images, and their factors, int64 [N, F]. Every score goes up,
-to 1 unless its function says otherwise. Permuting latents, or shifting or scaling one, by a negative number too, leaves
-the scores as they are; but a latent whose standard deviation is below COLLAPSED has no vote in the FactorVAE score.
+All take codes [N, latent_dim], the posterior means of N images, and their factors, int64 [N, F]. Higher is better, up
+to 1 unless a function says otherwise. The scores do not change if latents are permuted, shifted, or scaled by a factor
+of either sign, except that a latent with a standard deviation below COLLAPSED has no vote in the FactorVAE score.
 """
 
 import math
@@ -19,11 +19,11 @@ from vaex.evaluation.metric import Metric
 
 # MIG and FactorVAE settings of Locatello et al. 2019 (disentanglement_lib, unsupervised_study_v1).
 BINS = 20
-SHARED = 64  # L, the images that share a factor's value
+SHARED = 64  # L, the number of images that share a factor's value
 TRAIN_VOTES, EVALUATION_VOTES = 10_000, 5000
-COLLAPSED = 0.05  # a latent whose standard deviation is below has collapsed to the prior, which has 1
+COLLAPSED = 0.05  # standard deviation below which a latent has collapsed to the prior, whose deviation is 1
 
-# Forests of Eastwood & Williams 2018: ten trees, the depth chosen for each factor on validation images.
+# Forests of Eastwood & Williams 2018: ten trees, with the depth that is best for each factor on validation images.
 TREES = 10
 DEPTHS = (2, 4, 8, 16)
 
@@ -31,17 +31,17 @@ DEPTHS = (2, 4, 8, 16)
 def disentanglement(
     codes: Tensor, factors: Tensor | None, described: Sequence[Factor], *, seed: int = 0
 ) -> dict[str, float]:
-    """Every score, means over the factors. A factor with a single value in these images is left out.
+    """Every score, as the mean over factors. A factor with a single value in these images is left out.
 
     Args:
         codes: posterior means, [N, latent_dim].
-        factors: the index of each factor's value, int64 [N, F]; None where they aren't known.
+        factors: the index of each factor's value, int64 [N, F]; None if they are unknown.
         described: the F factors.
-        seed: of DCI's split and forests, and of FactorVAE's draws.
+        seed: of DCI's split and forests, and of the images in FactorVAE's votes.
 
     Raises:
-        ValueError: no factors, or codes that aren't finite.
-        ModuleNotFoundError: scikit-learn isn't installed.
+        ValueError: if there are no factors, or the codes are not finite.
+        ModuleNotFoundError: if scikit-learn is not installed.
     """
     if factors is None or not described:
         raise ValueError("this dataset has no known factors to compare the latents with; only dataset=sprites has some")
@@ -65,7 +65,7 @@ def disentanglement(
 
 
 def mutual_information(codes: Tensor, factors: Tensor) -> Tensor:
-    """I(z_j; v_k) in nats of every latent, in BINS bins of equal width over its range, and factor: [latent_dim, F]."""
+    """I(z_j; v_k) in nats, [latent_dim, F]. Each latent is cut into BINS bins of equal width over its range."""
     bins = (_to_unit_range(codes) * BINS).long().clamp(max=BINS - 1)
     values = int(factors.max()) + 1
     joint = torch.stack(
@@ -76,11 +76,11 @@ def mutual_information(codes: Tensor, factors: Tensor) -> Tensor:
 
 
 def mutual_information_gap(codes: Tensor, factors: Tensor) -> float:
-    """MIG, Chen et al. 2018, eq. 6: the gap of the two highest I(z_j; v_k) over H(v_k), mean over k.
+    """MIG, Chen et al. 2018, eq. 6: the gap of the two highest I(z_j; v_k), divided by H(v_k), mean over k.
 
-    The information is that of binned posterior means, as in Locatello et al. 2019; Chen et al. take draws from q(z|x)
-    and its density, so that their numbers are others. A factor of more values than BINS can't reach 1: of 40 equally
-    frequent ones a latent holds log 20 of log 40 nats, 0.81.
+    The information is that of binned posterior means, as in Locatello et al. 2019. Chen et al. use samples from q(z|x)
+    and its density, so that their numbers differ. A factor with more values than BINS cannot reach 1: of 40 equally
+    frequent values a latent holds log 20 of log 40 nats, 0.81.
     """
     return float((_top_two_gap(mutual_information(codes, factors)) / _entropies(factors)).mean())
 
@@ -88,9 +88,9 @@ def mutual_information_gap(codes: Tensor, factors: Tensor) -> float:
 def separated_attribute_predictability(codes: Tensor, factors: Tensor, ordered: Sequence[bool]) -> float:
     """SAP, Kumar et al. 2018, section 3: the gap of the two latents that predict a factor best, mean over factors.
 
-    The score is R² of a line for an ordered factor, the balanced accuracy of the best thresholds for an unordered one,
-    on the images that they are fitted to; for a constant latent 0. The paper doesn't normalise the accuracy, which is
-    1 / C for a latent that says nothing of C classes: beside such a latent the largest gap is 1 - 1 / C.
+    A prediction is scored on the images it is fitted to: by the R² of a line for an ordered factor, by the balanced
+    accuracy of the best thresholds for an unordered one, and as 0 for a constant latent. The paper does not normalise
+    the accuracy, which is 1 / C for a latent that is independent of C classes, so that the largest gap is 1 - 1 / C.
     """
     scores = torch.zeros(codes.shape[1], factors.shape[1], dtype=torch.float64)
     for j in (codes.amax(0) > codes.amin(0)).nonzero()[:, 0].tolist():
@@ -100,36 +100,41 @@ def separated_attribute_predictability(codes: Tensor, factors: Tensor, ordered: 
 
 
 def squared_correlation(code: Tensor, factor: Tensor) -> float:
-    """R² of the line that predicts the factor from a latent that isn't constant; both [N]."""
+    """R² of the line that predicts the factor from a latent that is not constant; both [N]."""
     return float(torch.corrcoef(torch.stack([code, factor.double()]))[0, 1].square())
 
 
 def threshold_accuracy(code: Tensor, factor: Tensor) -> float:
-    """Balanced accuracy of calling each interval between the best C - 1 thresholds on a latent a class; both [N].
+    """Balanced accuracy of the classifier with the best C - 1 thresholds on a latent; both [N].
 
-    Exact: the best is found for the first n images in the latent's order and each class of the last interval, with one
-    threshold more in each round. Balanced accuracy is the mean over classes of the fraction called right.
+    The classifier assigns one class to each interval between thresholds. The optimum is exact, by dynamic programming:
+    for the first n images in the order of the latent and each class of the last interval, with one more threshold in
+    each round. Balanced accuracy is the mean over classes of the fraction that is classified correctly.
     """
     order = code.argsort(stable=True)
     code, hits = code[order], torch.nn.functional.one_hot(factor[order]).double()
     hits = hits[:, hits.any(0)]  # [N, C]: classes that occur
     hits = hits / hits.sum(0) / hits.shape[1]
-    called = torch.cat([torch.zeros_like(hits[:1]), hits.cumsum(0)])  # [N + 1, C]: the first n all called c
-    may_cut = torch.ones(len(called), dtype=torch.bool)
-    may_cut[1:-1] = code[1:] > code[:-1]  # no threshold parts equal codes
-    best = called
+    one_class = torch.cat([torch.zeros_like(hits[:1]), hits.cumsum(0)])  # [N + 1, C]: the first n assigned to class c
+    may_cut = torch.ones(len(one_class), dtype=torch.bool)
+    may_cut[1:-1] = code[1:] > code[:-1]  # no threshold separates equal codes
+    best = one_class
     for _ in range(hits.shape[1] - 1):
         before = torch.where(may_cut, best.amax(1), -torch.inf)[:, None]
-        best = called + (before - called).cummax(0).values
+        best = one_class + (before - one_class).cummax(0).values
     return float(best[-1].max())
 
 
 def factor_vae_score(codes: Tensor, factors: Tensor, *, seed: int) -> float:
     """Kim & Mnih 2018, section 4: how often the latent that varies least tells which factor was held fixed.
 
-    A vote: a factor, a value of it as frequent as in the images, SHARED images that have it; the latent of the lowest
-    variance, divided by its variance over all images. The majority of TRAIN_VOTES names each latent's factor, and the
-    score is the fraction of EVALUATION_VOTES that it gets right: about 1 / F by chance. 0 when all latents collapsed.
+    For each vote, a factor is chosen, one of its values by its frequency, and SHARED images with that value. The vote
+    goes to the latent with the lowest variance, relative to its variance over all images. The majority of TRAIN_VOTES
+    assigns a factor to each latent, and the score is the fraction of EVALUATION_VOTES that agree: about 1 / F by
+    chance, and 0 if all latents have collapsed.
+
+    Raises:
+        ValueError: if no two images share a factor's value.
     """
     codes = codes[:, codes.std(0) >= COLLAPSED]
     if not codes.shape[1]:
@@ -149,33 +154,33 @@ def factor_vae_score(codes: Tensor, factors: Tensor, *, seed: int) -> float:
             )
         value = torch.multinomial(frequency.double(), len(votes), replacement=True, generator=generator)
         uniform = torch.rand(len(votes), SHARED, dtype=torch.float64, generator=generator)
-        drawn = (sizes.cumsum(0) - sizes)[value, None] + (uniform * sizes[value, None]).long()
-        rows = factors[:, k].argsort(stable=True)[drawn]  # [votes, SHARED]
+        ranks = (sizes.cumsum(0) - sizes)[value, None] + (uniform * sizes[value, None]).long()
+        rows = factors[:, k].argsort(stable=True)[ranks]  # [votes, SHARED]
         lowest[votes] = torch.cat([codes[part].var(dim=1).argmin(1) for part in torch.split(rows, 500)])
     pairs = lowest * count + fixed
     table = pairs[:TRAIN_VOTES].bincount(minlength=codes.shape[1] * count).view(-1, count)
-    named = table.argmax(1)[lowest[TRAIN_VOTES:]]
-    return float((named == fixed[TRAIN_VOTES:]).double().mean())
+    predicted = table.argmax(1)[lowest[TRAIN_VOTES:]]
+    return float((predicted == fixed[TRAIN_VOTES:]).double().mean())
 
 
 def forest_importances(codes: Tensor, factors: Tensor, ordered: Sequence[bool], *, seed: int) -> tuple[Tensor, Tensor]:
     """R [latent_dim, F] and informativeness [F] of Eastwood & Williams 2018, section 2, by random forests.
 
-    R_jk is how much latent j lowers the impurity of the forest that predicts factor k: columns sum to 1, or are 0 when
-    nothing could be split. As in the paper a forest regresses an ordered factor; for an unordered one, of which the
-    paper has none, it classifies. 80 % of the images train, 10 % choose the depth, 10 % give the error. Another
-    seed moves the scores by about 0.01 with 10,000 images, by 0.05 with 2000.
+    R_jk is how much latent j lowers the impurity of the forest that predicts factor k. Columns sum to 1, or are 0 if
+    no tree could split. As in the paper, a forest regresses an ordered factor; for an unordered factor, which the paper
+    does not have, it classifies. 80 % of the images train, 10 % choose the depth, and 10 % give the error. Another seed
+    changes the scores by about 0.01 with 10,000 images, and by 0.05 with 2000.
 
-    Informativeness is 1 less the paper's error: the root mean square over the factor's standard deviation, or the
-    misclassified fraction over that of always guessing the most frequent class. So 0 is a guess that sees no codes (a
-    forest can do a little worse) and 1 is perfect.
+    Informativeness is 1 minus the paper's error: the root mean square error over the factor's standard deviation, or
+    the misclassified fraction over that of always guessing the most frequent class. So 0 is a guess without the codes
+    (a forest can be a little worse) and 1 is perfect.
     """
     shuffled = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))
     tenth = len(codes) // 10
     parts = torch.split(shuffled, [len(codes) - 2 * tenth, tenth, tenth])
-    codes = _to_unit_range(codes)  # a tree of scikit-learn takes values within 1e-7 for equal
+    codes = _to_unit_range(codes)  # scikit-learn's trees treat values within 1e-7 as equal
     columns = [_forest(codes, factors[:, k], ordered[k], parts, seed) for k in range(factors.shape[1])]
-    return torch.stack([column for column, _ in columns], dim=1), torch.tensor([informed for _, informed in columns])
+    return torch.stack([column for column, _ in columns], dim=1), torch.tensor([score for _, score in columns])
 
 
 def _forest(codes: Tensor, factor: Tensor, ordered: bool, parts: Sequence[Tensor], seed: int) -> tuple[Tensor, float]:
@@ -202,20 +207,20 @@ def _forest(codes: Tensor, factor: Tensor, ordered: bool, parts: Sequence[Tensor
 
 
 def dci_disentanglement(importances: Tensor) -> float:
-    """Of R [latent_dim, F]: 1 less the entropy, base F, of each latent's row, weighted by its share of the sum of R."""
+    """1 minus the entropy, base F, of each latent's row of R [latent_dim, F], weighted by its share of the sum of R."""
     weights = importances.sum(1)
     return float((_concentration(importances) * weights).sum() / weights.sum().clamp(min=1e-12))
 
 
 def dci_completeness(importances: Tensor) -> float:
-    """Of R [latent_dim, F]: 1 less the entropy, base latent_dim, of each factor's column, mean over factors."""
+    """1 minus the entropy, base latent_dim, of each factor's column of R [latent_dim, F], mean over factors."""
     return float(_concentration(importances.T).mean())
 
 
 def _concentration(importances: Tensor) -> Tensor:
-    """Of each row: 1 if it has one entry that isn't 0, 0 if all are equal; [rows, columns] -> [rows].
+    """1 for a row with one entry that is not 0, 0 for one of equal entries or of zeros; [rows, columns] -> [rows].
 
-    A row of a single entry is 1, where there is nothing to spread over, and a row of zeros 0.
+    A row of a single entry is 1.
     """
     total = importances.sum(1, keepdim=True)
     shares = importances / torch.where(total > 0, total, 1)
@@ -224,13 +229,13 @@ def _concentration(importances: Tensor) -> Tensor:
 
 
 def _top_two_gap(scores: Tensor) -> Tensor:
-    """[latent_dim, F] -> [F]: of each factor the best latent's score less the second's, which is 0 if there is none."""
+    """For each factor, the score of the best latent minus that of the second (0 if none); [latent_dim, F] -> [F]."""
     best: Tensor = torch.cat([scores, torch.zeros_like(scores[:1])]).topk(2, dim=0).values
     return best[0] - best[1]
 
 
 def _to_unit_range(codes: Tensor) -> Tensor:
-    """Each latent from 0 to 1, a constant one 0."""
+    """Each latent scaled to [0, 1]; a constant one becomes 0."""
     low, high = codes.amin(0), codes.amax(0)
     return (codes - low) / torch.where(high > low, high - low, 1)
 

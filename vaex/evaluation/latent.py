@@ -1,6 +1,6 @@
-"""Densities over the latent space, fitted after training, to draw z from where the prior fits the codes badly.
+"""Densities over z, fitted after training, to sample z where the prior fits the codes badly.
 
-An autoencoder without a rate has no prior at all, and a VAE's aggregate posterior may be far from its own; Ghosh et al.
+An autoencoder without a rate has no prior, and the aggregate posterior of a VAE may be far from its prior. Ghosh et al.
 2020 (section 4) fit a mixture of Gaussians to the codes. Log densities are in nats per code, float64 on the CPU.
 """
 
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 LOG_TWO_PI = math.log(2 * math.pi)
-COVARIANCE_FLOOR = 1e-6  # of the codes' mean variance, added to each: else a component shrinks onto a single code
+COVARIANCE_FLOOR = 1e-6  # of the codes' mean variance: without it a component could shrink onto a single code
 
 
 class LatentSampler(Protocol):
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draws for a decoder, float32 [count, latent_dim] on the CPU; the generator is the CPU's."""
+        """Samples of z for a decoder, float32 [count, latent_dim] on the CPU, from a generator of the CPU."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """z [N, latent_dim] -> [N] nats, float64."""
 
 
 class StandardNormal:
-    """The prior of every model here, N(0, I)."""
+    """The prior of every model, N(0, I)."""
 
     def __init__(self, *, latent_dim: int) -> None:
         self.latent_dim = latent_dim
@@ -40,7 +40,7 @@ class GaussianMixture:
     """Σ_k weights_k N(means_k, covariances_k).
 
     Args:
-        weights: [K], summing to one.
+        weights: [K], with a sum of one.
         means: [K, latent_dim].
         covariances: [K, latent_dim, latent_dim], positive definite.
     """
@@ -66,12 +66,11 @@ class GaussianMixture:
 
     def log_joint(self, z: Tensor) -> Tensor:
         """log weights_k + log N(z; means_k, covariances_k), [N, K]."""
-        dimension = self.means.shape[1]
         columns = []
         for weight, mean, root in zip(self.weights, self.means, self.roots, strict=True):
             white = torch.linalg.solve_triangular(root, (z - mean).T, upper=False)  # [latent_dim, N]
             log_volume = root.diagonal().log().sum()
-            columns.append(weight.log() - log_volume - 0.5 * (white.square().sum(0) + dimension * LOG_TWO_PI))
+            columns.append(weight.log() - log_volume - 0.5 * (white.square().sum(0) + len(mean) * LOG_TWO_PI))
         return torch.stack(columns, dim=1)
 
 
@@ -82,16 +81,16 @@ def fit_mixture(
     *,
     seed: int = 0,
 ) -> tuple[GaussianMixture, dict[int, float]]:
-    """The mixture whose held-out codes are the most probable, and each candidate's mean log density of these, in nats.
+    """The mixture under which held-out codes are most probable, and each candidate's mean log density of them.
 
     Args:
-        codes_train: [N, latent_dim]: of a stochastic encoder draws from q(z|x), not its means, which lack its spread.
+        codes_train: [N, latent_dim]; for a stochastic encoder samples of q(z|x), since its means lack their spread.
         codes_heldout: [M, latent_dim], of other images.
-        components: the numbers of components to try.
+        components: numbers of components to try.
         seed: of the starting points.
 
     Raises:
-        ValueError: there is nothing to try, there are too few codes, or they are all the same or not finite.
+        ValueError: if there is nothing to try, or if the codes are too few, all equal or not finite.
     """
     if not components or not 1 <= min(components) <= max(components) <= len(codes_train) or not len(codes_heldout):
         raise ValueError(
@@ -102,24 +101,19 @@ def fit_mixture(
     variance = codes_train.var(0, correction=0).mean().item()
     if not 0 < variance < math.inf:
         raise ValueError(
-            f"the codes' variance is {variance}: no mixture fits; train the model further or at a lower beta"
+            f"the codes' variance is {variance}: no mixture fits; train the model longer or at a lower beta"
         )
-    fitted = {count: expectation_maximisation(codes_train, count, seed=seed) for count in components}
-    heldout = {count: mixture.log_prob(codes_heldout).mean().item() for count, mixture in fitted.items()}
-    return fitted[max(heldout, key=heldout.__getitem__)], heldout
+    mixtures = {count: expectation_maximisation(codes_train, count, seed=seed) for count in components}
+    heldout = {count: mixture.log_prob(codes_heldout).mean().item() for count, mixture in mixtures.items()}
+    return mixtures[max(heldout, key=heldout.__getitem__)], heldout
 
 
 def expectation_maximisation(
     codes: Tensor, components: int, *, seed: int = 0, iterations: int = 200, tolerance: float = 1e-4
 ) -> GaussianMixture:
-    """Maximum likelihood mixture of codes float64 [N, latent_dim], from a k-means++ start.
+    """Maximum-likelihood mixture of codes float64 [N, latent_dim], from a k-means++ start given by the seed.
 
-    Args:
-        codes: what to fit.
-        components: K.
-        seed: of the start.
-        iterations: at most.
-        tolerance: ends when the mean log density grows by less, in nats per code.
+    Ends after `iterations`, or when the mean log density grows by less than `tolerance`, in nats per code.
     """
     nearest = torch.cdist(codes, _spread_centres(codes, components, seed)).argmin(1)
     responsibilities = torch.nn.functional.one_hot(nearest, components).double()  # [N, K]
@@ -137,7 +131,7 @@ def expectation_maximisation(
 
 
 def _maximise(codes: Tensor, responsibilities: Tensor) -> GaussianMixture:
-    """The mixture of the greatest expected log joint density, given each component's share of each code [N, K]."""
+    """The mixture with the highest expected log joint density, for responsibilities [N, K] of components for codes."""
     counts = responsibilities.sum(0).clamp(min=1e-10)  # a component may have lost all its codes
     means = responsibilities.T @ codes / counts[:, None]
     floor = COVARIANCE_FLOOR * codes.var(0, correction=0).mean() * torch.eye(codes.shape[1], dtype=codes.dtype)
@@ -151,13 +145,13 @@ def _maximise(codes: Tensor, responsibilities: Tensor) -> GaussianMixture:
 def _spread_centres(codes: Tensor, count: int, seed: int) -> Tensor:
     """Greedy k-means++ (Arthur & Vassilvitskii 2007): codes far from each other, [count, latent_dim]."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = codes[torch.randint(len(codes), (1,), generator=generator)]
-    distance = (codes - chosen).square().sum(1)  # to the nearest chosen one
+    centres = codes[torch.randint(len(codes), (1,), generator=generator)]
+    distance = (codes - centres).square().sum(1)  # to the nearest centre
     candidates = 2 + int(math.log(count))
-    while len(chosen) < count:
-        # The tiny addend keeps the draw valid when every code has been chosen.
+    while len(centres) < count:
+        # The tiny addend keeps the probabilities valid when every code is a centre.
         index = torch.multinomial(distance + torch.finfo(distance.dtype).tiny, candidates, True, generator=generator)
         after = torch.minimum(torch.cdist(codes, codes[index]).square(), distance[:, None])
         best = after.sum(0).argmin()
-        chosen, distance = torch.cat([chosen, codes[index[best]][None]]), after[:, best]
-    return chosen
+        centres, distance = torch.cat([centres, codes[index[best]][None]]), after[:, best]
+    return centres
