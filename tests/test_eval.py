@@ -1,4 +1,4 @@
-"""`vaex eval`: runs of different kinds in one call, what is ranked and what isn't, and what it writes."""
+"""`vaex eval`: which runs are ranked together, what it writes, and metrics of the user."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,165 +18,214 @@ from safetensors.torch import load_file, save_file
 from vaex import cli
 from vaex.build import load_config, load_dataset, load_model
 from vaex.config.create import create
-from vaex.evaluation import measure as measured
+from vaex.errors import UserError
+from vaex.evaluation.comparison import Description, collapsed, comparison_group, ranking_group
 from vaex.evaluation.frozen_scale import freeze_scales
-from vaex.evaluation.ranking import Row, group_of, grouped
-from vaex.evaluation.table import as_csv, as_json, text
+from vaex.evaluation.measure import Evaluation, Measurement, measure
+from vaex.evaluation.metric import DECLARATIONS, Metric, declaration, declared
+from vaex.evaluation.metrics import MEASUREMENTS, METRICS
+from vaex.evaluation.table import Row, as_csv, as_json, ranked, text
 from vaex.runs.find import find_runs
 
-Here = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
 
 FEW = ("--samples", "5", "--device", "cpu", "--fid", "none")
+RUNS = {
+    "sweep/wide": [],
+    "sweep/noisy": ["dataset.dequantize=uniform"],
+    "optimal": ["likelihood/scale=optimal", "conditional=true"],
+    "coin": ["likelihood=bernoulli", "dataset.binarize=static"],
+    "grey": ["likelihood=cross_entropy"],
+    "code": ["objective=ae"],
+}
+SETTINGS = ["steps=12", "device=cpu", "figures.kinds=[]", "trainer.threads=1"]
+
+
+@dataclass
+class Evaluated:
+    """Runs, their results before and after one `vaex eval`, and what it printed."""
+
+    folder: Path
+    before: dict[str, dict[str, Any]]
+    after: dict[str, dict[str, Any]]
+    out: str
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    folder = tmp_path_factory.mktemp("evaluated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, overrides in RUNS.items():
+            cli.run("train", [*tiny, *SETTINGS, *overrides, f"hydra.run.dir={folder / name}"])
+        before = {name: results(folder / name) for name in RUNS}
+        printed: list[str] = []
+        patch.setattr("builtins.print", lambda *lines, **options: printed.extend(map(str, lines)))
+        places = dict.fromkeys(name.partition("/")[0] for name in RUNS)
+        cli.run("eval", [*places, *FEW, "--csv", "all.csv", "--json", "all.json"])
+    return Evaluated(folder, before, {name: results(folder / name) for name in RUNS}, "\n".join(printed))
 
 
 @pytest.fixture
-def runs(here: Here, tiny: list[str], capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """One tiny run, in the folder `name`."""
-
-    def run(name: str, *arguments: str) -> Path:
-        path = here(*tiny, "steps=12", "device=cpu", *arguments, folder=name)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # `train` asks Hydra for tracebacks, in what is here one process
-        capsys.readouterr()
-        return path
-
-    return run
+def a_run(evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of one run."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(evaluated.folder / "sweep/wide", tmp_path / "run"))
 
 
 def failed(capsys: Captured, *arguments: object) -> str:
     """The one line on standard error."""
     with pytest.raises(SystemExit) as stop:
-        cli.evaluate(list(map(str, arguments)))
+        cli.run("eval", list(map(str, arguments)))
     assert stop.value.code == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
 
 
-def test_runs_of_different_kinds_in_one_call_are_not_ranked_together(
-    runs: Callable[..., Path], tmp_path: Path, capsys: Captured
-) -> None:
-    folders = [
-        runs("sweep/narrow", "likelihood/scale=fixed", "likelihood.scale.value=0.01"),
-        runs("sweep/wide"),
-        runs("coin", "likelihood=bernoulli", "dataset.binarize=static"),
-        runs("grey", "likelihood=cross_entropy"),
-        runs("code", "objective=ae"),
+def test_only_numbers_of_the_same_images_are_ranked_together(evaluated: Evaluated) -> None:
+    groups = evaluated.out.strip().split("\n\n")
+    expected = [
+        ("8-bit images: mnist, 300 test images of 1 × 28 × 28, given the label", ("optimal",), "same 8-bit images"),
+        ("8-bit images", ("sweep/wide", "sweep/noisy"), "the probability of the same 8-bit images"),
+        ("Binary images", ("coin",), "one-bit images"),
+        ("cross_entropy, a pseudo-likelihood", ("grey",), "the probability of no image"),
+        ("Autoencoders", ("code",), "no bound"),
     ]
-    before = {path: results(path) for path in folders}
-    cli.evaluate(["sweep", "coin", "grey", "code", *FEW, "--csv", "all.csv", "--json", "all.json"])
-    out = capsys.readouterr().out
-    groups = out.strip().split("\n\n")
-    assert [group.split(",")[0] for group in groups] == [
-        "8-bit images",
-        "Binary images (binarize=static)",
-        "Pseudo-likelihoods",
-        "Autoencoders",
-    ]
-    assert max(map(len, out.splitlines())) <= 120
-    for group, names, reason in zip(
-        groups,
-        (("sweep/wide", "sweep/narrow"), ("coin",), ("grey",), ("code",)),
-        ("the probability of the same 8-bit images", "one-bit images", "the probability of no image", "no bound"),
-        strict=True,
-    ):
+    assert len(groups) == len(expected)
+    assert max(map(len, evaluated.out.splitlines())) <= 120
+    for group, (title, names, reason) in zip(groups, expected, strict=True):
+        assert group.startswith(title)
         table = [line.split() for line in group.splitlines()[1:]]
-        ranks = {line[1]: line[0] for line in table if len(line) > 2 and line[1] in {path for path in names}}
+        ranks = {line[1]: line[0] for line in table if len(line) > 2 and line[1] in names}
         assert set(ranks) == set(names)
+        assert list(ranks.values()) == (["–"] if title[0] in "cA" else ["1", "2"][: len(names)])
         assert " ".join(group.split()).count(reason) == 1
-        assert list(ranks.values()) == (["1", "2"] if len(names) == 2 else ["1"] if "coin" in names else ["–"])
-    assert "elbo" not in groups[3]
+    assert "elbo" not in groups[4] and "given the label" not in groups[1]
 
-    for path in folders:  # what the run wrote is still there, and still the same
-        now = results(path)
-        for name, value in before[path].items():
-            assert now[name] == pytest.approx(value, rel=1e-6), name
-        assert {"test/psnr", "test/ssim"} <= set(now)
-    wide, coin, grey, code = (results(path) for path in folders[1:])
-    assert wide["test/bits_per_dim"] == pytest.approx(wide["test/nll"] / (784 * math.log(2)) + 8)
-    assert coin["test/bits_per_dim"] == pytest.approx(coin["test/nll"] / (784 * math.log(2)))
-    for found, pixels in ((wide, "(k+u)/256"), (coin, "binary")):
-        assert found["test/scored_pixels"] == pixels
-        assert found["test/bits_per_dim_from"] == "importance" and found["test/nll_samples"] == 5
-        assert 0 < found["test/nll_stderr"] < 30
-    assert wide["test/nll"] < -wide["test/elbo_dequantized"] and coin["test/nll"] < -coin["test/elbo"]
-    assert wide["test/elbo_dequantized"] == pytest.approx(wide["test/elbo"], rel=0.2)
-    for found in (grey, code):
-        assert not {"test/nll", "test/bits_per_dim"} & set(found)
-    assert "test/elbo" in grey and "test/elbo" not in code
 
-    with (tmp_path / "all.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["run"] for row in rows] == ["sweep/wide", "sweep/narrow", "coin", "grey", "code"]
-    assert [row["rank"] for row in rows] == ["1", "2", "1", "", ""]
-    assert float(rows[0]["test/nll"]) == wide["test/nll"] and rows[4]["test/elbo"] == ""
-    objects = json.loads((tmp_path / "all.json").read_text())
-    assert (
-        objects[2]["likelihood"] == "bernoulli" and objects[2]["test/rate_per_latent"] == coin["test/rate_per_latent"]
+def test_what_training_wrote_stays_and_comes_out_again(evaluated: Evaluated) -> None:
+    for name, before in evaluated.before.items():
+        after = evaluated.after[name]
+        for key, value in before.items():
+            # A density of k/255 has no score until it is evaluated on (k+u)/256.
+            if not (key.startswith("test/image_") or "bits" in key or key == "test/nll_bound"):
+                same = pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+                assert after[key] == same, (name, key)
+        assert {"test/psnr", "test/ssim"} <= set(after)
+        assert Description.read(after) == Description.read(before) is not None
+
+
+def test_scores_of_the_image(evaluated: Evaluated) -> None:
+    wide, noisy, coin, grey, code = (
+        evaluated.after[name] for name in ("sweep/wide", "sweep/noisy", "coin", "grey", "code")
     )
+    bits = 784 * math.log(2)
+    for run, offset, pixels in ((wide, 8, "(k+u)/256"), (noisy, 8, "(k+u)/256"), (coin, 0, "binary")):
+        assert run["test/scored_pixels"] == pixels
+        assert run["test/bits_per_dim_from"] == "importance" and run["test/nll_samples"] == 5
+        assert run["test/bits_per_dim"] == pytest.approx(run["test/nll"] / bits + offset)
+        assert run["test/nll_bound"] == pytest.approx(run["test/bits_per_dim"] * bits)
+        assert 0 < run["test/nll_stderr"] < 30
+        assert run["test/bits_per_dim_stderr"] == pytest.approx(run["test/nll_stderr"] / bits)
+        assert run["test/image_elbo"] == pytest.approx(-run["test/image_distortion"] - run["test/image_rate"])
+        assert run["test/nll_bound"] < -run["test/image_elbo"]
+    assert wide["test/elbo_dequantized"] == pytest.approx(wide["test/elbo"], rel=0.2)
+    assert noisy["test/elbo_dequantized"] == pytest.approx(noisy["test/elbo"], rel=1e-6)
+    assert wide["test/image_elbo"] == pytest.approx(wide["test/elbo_dequantized"] - 784 * math.log(256))
+    assert coin["test/image_elbo"] == coin["test/elbo"]
+    for run in (grey, code):
+        assert not {"test/nll", "test/bits_per_dim", "test/nll_bound"} & set(run)
+    assert grey["test/image_elbo"] == grey["test/elbo"] and "test/elbo" not in code and "test/image_elbo" not in code
 
 
-def test_a_density_is_scored_alike_whether_or_not_it_was_trained_on_dequantized_pixels(
-    runs: Callable[..., Path], capsys: Captured
-) -> None:
-    """The two runs go into one group, and for the second test/elbo is already of what is scored."""
-    levels, noisy = runs("levels"), runs("noisy", "dataset.dequantize=uniform")
-    cli.evaluate([str(levels), str(noisy), "--samples", "0", "--device", "cpu", "--fid", "none"])
-    out = capsys.readouterr().out
-    assert out.count("8-bit images,") == 1 and "From the ELBO" in out
-    found = results(noisy)
-    assert found["test/elbo_dequantized"] == pytest.approx(found["test/elbo"], rel=1e-6)
-    assert found["test/bits_per_dim_from"] == "elbo" and "test/nll" not in found
-    assert found["test/bits_per_dim"] == pytest.approx(-found["test/elbo"] / (784 * math.log(2)) + 8, rel=1e-6)
+def test_training_scores_the_image_where_its_elbo_is_a_bound(evaluated: Evaluated) -> None:
+    wide, noisy, coin = (evaluated.before[name] for name in ("sweep/wide", "sweep/noisy", "coin"))
+    assert "test/bits_per_dim" not in wide and wide["test/image_elbo"] == wide["test/elbo"]
+    assert noisy["test/bits_per_dim"] == pytest.approx(-noisy["test/elbo"] / (784 * math.log(2)) + 8)
+    assert coin["test/bits_per_dim"] == pytest.approx(-coin["test/elbo"] / (784 * math.log(2)))
+    for run in (noisy, coin):
+        assert run["test/bits_per_dim_from"] == "elbo" and "test/bits_per_dim_stderr" not in run
+        assert run["test/nll_bound"] == pytest.approx(-run["test/image_elbo"])
+        assert ranking_group(run).ranked_by
 
 
-def test_a_conditional_model_is_ranked_with_no_other(runs: Callable[..., Path], capsys: Captured) -> None:
-    paths = [runs("plain"), runs("given", "conditional=true")]
-    cli.evaluate([*map(str, paths), *FEW])
-    out = capsys.readouterr().out
-    assert out.count("8-bit images,") == 2 and out.count("given the label") == 1
+def test_csv_and_json_hold_the_results_in_the_order_of_the_table(evaluated: Evaluated) -> None:
+    with (evaluated.folder / "all.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = ["optimal", "sweep/wide", "sweep/noisy", "coin", "grey", "code"]
+    assert [row["run"] for row in rows] == names
+    assert [row["rank"] for row in rows] == ["1", "1", "2", "1", "", ""]
+    assert float(rows[1]["test/nll"]) == evaluated.after["sweep/wide"]["test/nll"] and rows[5]["test/elbo"] == ""
+    coin = json.loads((evaluated.folder / "all.json").read_text())[3]
+    assert coin["likelihood"] == "bernoulli" and coin["beta"] == 1.0 and coin["scale"] is None
+    assert coin["test/rate_per_latent"] == evaluated.after["coin"]["test/rate_per_latent"]
 
 
-def test_a_collapsed_posterior_is_told(runs: Callable[..., Path], capsys: Captured) -> None:
-    path = runs("run")
-    weights = load_file(path / "model.safetensors")
+def test_a_later_evaluation_from_the_elbo_keeps_no_standard_error(a_run: Path, capsys: Captured) -> None:
+    cli.run("eval", [str(a_run), "--samples", "0", "--device", "cpu", "--fid", "none"])
+    after = results(a_run)
+    assert "computed from the ELBO" in capsys.readouterr().out
+    assert after["test/bits_per_dim_from"] == "elbo" and after["test/nll_samples"] == 5
+    assert after["test/nll_bound"] == pytest.approx(-after["test/image_elbo"])
+    assert not {"test/bits_per_dim_stderr", "test/nll_bound_stderr"} & set(after)
+
+
+def test_a_collapsed_posterior_is_reported(a_run: Path, capsys: Captured) -> None:
+    weights = load_file(a_run / "model.safetensors")
     for name in ("encoder.output.weight", "encoder.output.bias"):
         weights[name].zero_()  # q(z|x) = N(0, I) for every x
-    save_file(weights, path / "model.safetensors")
-    cli.evaluate([str(path), *FEW])
+    save_file(weights, a_run / "model.safetensors")
+    cli.run("eval", [str(a_run), "--samples", "0", "--device", "cpu", "--fid", "none"])
     out = " ".join(capsys.readouterr().out.split())
     assert "run: the posterior has collapsed (0 active units, rate 0 nats)" in out
-    assert measured.collapsed({"test/active_units": 0, "test/rate": 5.0}) is not None
-    assert "0.05" in str(measured.collapsed({"test/active_units": 2, "test/rate": 0.05}))
-    assert measured.collapsed({"test/active_units": 1, "test/rate": 0.5}) is None
-    assert measured.collapsed({"test/mse": 0.1}) is None
+    assert collapsed({"test/active_units": 0, "test/rate": 5.0}) is not None
+    assert "0.05" in str(collapsed({"test/active_units": 2, "test/rate": 0.05}))
+    assert collapsed({"test/active_units": 1, "test/rate": 0.5}) is None
+    assert collapsed({"test/mse": 0.1}) is None
 
 
-def test_a_scale_computed_from_the_error_is_set_from_the_training_split(runs: Callable[..., Path]) -> None:
-    path = runs("run", "likelihood/scale=optimal")
-    config, _ = load_config(path)
-    model, dataset = load_model(path), load_dataset(config.dataset)
+def test_a_scale_computed_from_the_error_is_set_from_the_training_split(evaluated: Evaluated) -> None:
+    path = evaluated.folder / "optimal"
+    model, dataset = load_model(path), load_dataset(load_config(path)[0].dataset)
     x = dataset.train.pixels / 255
-    expected = (model.reconstruct(x) - x).square().mean().sqrt().item()  # at the posterior's mean, near its draws'
+    # At the posterior's mean, which is near its samples.
+    expected = (model.reconstruct(x, dataset.train.labels) - x).square().mean().sqrt().item()
     model.likelihood.scale.frozen.zero_()
     freeze_scales(model, dataset.train, dataset.to_float)
     assert model.likelihood.scale.frozen.exp().item() == pytest.approx(expected, rel=0.05)
 
 
-def test_errors_are_one_line(runs: Callable[..., Path], tmp_path: Path, capsys: Captured) -> None:
-    path = runs("run")
-    assert "/no/such/run: no such folder" in failed(capsys, "/no/such/run")
+def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(evaluated: Evaluated) -> None:
+    path = evaluated.folder / "sweep/noisy"
+    config, _ = load_config(path)
+    model, dataset = load_model(path), load_dataset(config.dataset)
+    state = torch.get_rng_state()
+    objective = create("objective", config.objective)
+    first, again = (
+        measure(Evaluation(model, objective, dataset, samples=3, fid="none"), MEASUREMENTS) for _ in range(2)
+    )
+    assert first == again
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_errors_are_one_line(a_run: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "empty").mkdir()
-    assert "empty: no completed run there" in failed(capsys, "empty")
-    assert "RUN" in failed(capsys)
-    assert "--samples=-1" in failed(capsys, path, "--samples=-1")
-    assert "many" in failed(capsys, path, "--samples=many")
-    assert "--batch-size=0" in failed(capsys, path, "--batch-size=0")
-    assert "--device=gpu" in failed(capsys, path, "--device=gpu")
-    assert "--what" in failed(capsys, path, "--what")
-    assert "--csv=no/such/file.csv" in failed(capsys, path, "--csv=no/such/file.csv")
-    (path / "model.safetensors").write_bytes(b"damaged")
-    assert "model.safetensors: damaged" in failed(capsys, path)
+    for arguments, message in (
+        (["/no/such/run"], "/no/such/run: no such folder"),
+        (["empty"], "empty: no completed run"),
+        ([], "RUN"),
+        ([a_run, "--samples=-1"], "--samples=-1"),
+        ([a_run, "--samples=many"], "many"),
+        ([a_run, "--batch-size=0"], "--batch-size=0"),
+        ([a_run, "--device=gpu"], "--device=gpu"),
+        ([a_run, "--what"], "--what"),
+        ([a_run, "--csv=no/such/file.csv"], "--csv=no/such/file.csv"),
+        ([a_run, "--disentanglement"], "no known factors"),
+    ):
+        assert message in failed(capsys, *arguments)
+    (a_run / "model.safetensors").write_bytes(b"damaged")
+    assert "model.safetensors: damaged" in failed(capsys, a_run)
 
 
 def test_a_sweep_is_all_runs_in_it_in_order_and_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,76 +236,168 @@ def test_a_sweep_is_all_runs_in_it_in_order_and_each_once(tmp_path: Path, monkey
         (tmp_path / "sweep" / name / ".hydra" / "config.yaml").touch()
         if name != "unfinished":
             (tmp_path / "sweep" / name / "model.safetensors").touch()
-    found, skipped = find_runs([Path("sweep"), Path("sweep/2")])
-    assert [path.name for path in found] == ["2", "10"]
+    runs, skipped = find_runs([Path("sweep"), Path("sweep/2")])
+    assert [path.name for path in runs] == ["2", "10"]
     assert [path.name for path in skipped] == ["unfinished"]
     shutil.rmtree(tmp_path / "sweep" / "2")
     shutil.rmtree(tmp_path / "sweep" / "10")
-    with pytest.raises(Exception, match="no completed run"):
+    with pytest.raises(UserError, match="no completed run"):
         find_runs([Path("sweep")])
 
 
-def row(name: str, nll: float | None, crc: int = 1, **changes: Any) -> Row:
-    description: dict[str, Any] = {
-        "kind": "mass",
-        "stochastic": True,
-        "scored_pixels": "binary",
-        "conditional": False,
-        "dataset": f"digits {crc}",
-        "binarize": "static",
-        "crc": crc,
-    }
-    numbers = {"test/elbo": -100.0, "test/bits_per_dim": math.inf if nll is None else nll}
+# The table
+
+
+def row(name: str, nll: float | None, **changes: Any) -> Row:
+    """A run on binary images, importance-weighted unless `nll` is None."""
+    description = Description(
+        **{
+            "dataset": "digits",
+            "image_shape": (1, 28, 28),
+            "test_images": 100,
+            "test_sha256": "1",
+            "binarize": "static",
+            "dequantize": "none",
+            "conditional": False,
+            "stochastic": True,
+            "likelihood": "bernoulli",
+            "scale": None,
+            "likelihood_settings": "{}",
+            "kind": "mass",
+            "support": "binary",
+            "beta": 1.0,
+        }
+        | changes
+    )
+    numbers = {"test/image_elbo": -100.0, "test/nll_bound": 100.0, "test/bits_per_dim": 0.2}
+    numbers |= {"test/scored_pixels": "binary", "test/bits_per_dim_from": "elbo"}
     if nll is not None:
-        numbers["test/nll"] = nll
-    group = group_of(**description | changes)
-    return Row(name, "bernoulli", "mass", None, 1.0, 784, group, numbers)
+        numbers |= {"test/nll": nll, "test/nll_bound": nll, "test/nll_samples": 5}
+        numbers |= {"test/bits_per_dim_from": "importance"}
+    return Row(name, numbers | description.to_results())
 
 
-def test_only_the_same_images_are_ranked_together_and_lowest_is_first() -> None:
+def test_a_group_has_one_kind_of_bound_on_the_same_images_and_the_lowest_is_first() -> None:
     rows = [
         row("b", 90.0),
         row("a", 80.0),
         row("bound only", None),
-        row("other split", 1.0, crc=2),
-        row("other binarisation", 1.0, binarize="threshold"),
-        row("labels given", 1.0, conditional=True),
+        row("other split", 1.0, test_sha256="2"),
+        row("other binarization", 1.0, binarize="threshold"),
+        row("given labels", 1.0, conditional=True),
     ]
-    ranked = [[member.run for member in members] for _, members in grouped(rows)]
-    assert ["a", "b", "bound only"] in ranked and len(ranked) == 4
-    assert [rows[n].rank for n in range(3)] == [2, 1, 3]
+    groups = [[member.run for member in members] for _, members in ranked(rows)]
+    assert ["a", "b"] in groups and len(groups) == 5
+    elbo = next(metric for metric in METRICS if metric.key == "test/image_elbo")
+    assert comparison_group(elbo, rows[0].results) == comparison_group(elbo, rows[2].results)
 
 
-def test_numbers_that_are_not_finite_stand_last_and_are_valid_json() -> None:
+def test_numbers_that_are_not_finite_are_last_and_become_valid_json() -> None:
     rows = [row("infinite", math.inf), row("not a number", math.nan), row("good", 90.0)]
-    (_, members), *_ = grouped(rows)
+    ((_, members),) = ranked(rows)
     assert members[0].run == "good"
-    found = json.loads(as_json(rows), parse_constant=lambda name: pytest.fail(name))
-    assert [record["test/nll"] for record in found] == [90.0, None, None]
+    records = json.loads(as_json(rows), parse_constant=lambda name: pytest.fail(name))
+    assert [record["test/nll"] for record in records] == [90.0, None, None]
     assert "nan" not in as_csv(rows)
 
 
 def test_long_paths_lose_their_beginning_and_the_table_stays_in_120_columns() -> None:
     rows = [row("outputs/" + "very/" * 40 + f"job{n}", 90.0 + n) for n in range(12)]
-    lines = text(rows).splitlines()
+    lines = text(rows, METRICS).splitlines()
     assert max(map(len, lines)) <= 120
     assert any("…" in line and "job11" in line for line in lines)
 
 
-def test_a_density_of_binary_images_is_not_ranked() -> None:
-    group = row("x", 1.0, kind="density", scored_pixels=None).group
-    assert group.score is None and "without bound" in group.reason
+def test_densities_of_k_255_and_of_binary_images_are_not_ranked() -> None:
+    for changes, reason in (
+        ({"kind": "density"}, "values that are only 0 or 1"),
+        ({"kind": "density", "binarize": "none", "support": "real"}, "levels k/255"),
+    ):
+        results = row("x", 1.0, **changes).results
+        del results["test/scored_pixels"]
+        group = ranking_group(results)
+        assert group.ranked_by is None and not group.across_likelihoods
+        assert reason in group.reason and "without bound" in group.reason
+    with pytest.raises(ValueError, match="vaex eval adds it"):
+        ranking_group({"test/elbo": -1.0})
 
 
-def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(runs: Callable[..., Path]) -> None:
-    path = runs("run")
-    config, _ = load_config(path)
-    model, dataset = load_model(path), load_dataset(config.dataset)
-    state = torch.get_rng_state()
-    objective = create("objective", config.objective)
-    first, again = (measured.measure(model, objective, dataset, samples=3, generated=None) for _ in range(2))
-    assert first == again
-    assert torch.equal(state, torch.get_rng_state())
+# Metrics
+
+
+def test_every_metric_is_declared_once_and_stands_in_the_docs() -> None:
+    docs = (Path(__file__).parent.parent / "docs" / "numbers.md").read_text()
+    keys = [metric.key for metric in METRICS]
+    assert len(set(keys)) == len(keys)
+    assert [key for key in keys if f"`{key.partition('/')[2]}`" not in docs] == []
+
+
+def test_the_docs_name_every_key_of_results_json(evaluated: Evaluated) -> None:
+    docs = (Path(__file__).parent.parent / "docs" / "numbers.md").read_text()
+    keys = {key for run in evaluated.after.values() for key in run}
+    groups = {key.partition("/")[0] for key in keys}
+    assert groups <= {"test", "beta", "train", "model", "likelihood", "about"}
+    assert sorted(key for key in keys if f"`{key.partition('/')[2]}`" not in docs) == []
+
+
+PACKAGE = """
+from vaex.evaluation.measure import Measurement
+from vaex.evaluation.metric import Metric
+
+def brightness(evaluation):
+    total = sum(batch.x.sum().item() for batch in evaluation.batches())
+    return {"test/brightness": total / evaluation.images.pixels.numel()}
+
+def refuse(evaluation):
+    raise ValueError("these images are too dark")
+
+BRIGHTNESS = Measurement(brightness, (Metric("test/brightness", "brightness", digits=4),))
+REFUSED = Measurement(refuse, ())
+SKIPPED = Measurement(refuse, (), why_not=lambda evaluation: "no darkness: it is day")
+TAKEN = Measurement(brightness, (Metric("test/mse", "MSE"),))
+TWICE = Measurement(lambda evaluation: {"test/elbo": 0.0}, ())
+TENSOR = Measurement(lambda evaluation: {"test/x": evaluation.images.pixels}, ())
+"""
+
+
+def test_a_users_metric_joins_the_table_and_results_json_declares_it(
+    a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    (tmp_path / "brightness_of_images.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    quick = ("--samples", "0", "--device", "cpu", "--fid", "none")
+    own = ["--metric=brightness_of_images.BRIGHTNESS", "--metric=brightness_of_images.SKIPPED"]
+    cli.run("eval", [str(a_run), *quick, *own, "--csv", "own.csv"])
+    out = capsys.readouterr().out
+    after = results(a_run)
+    expected = load_dataset(load_config(a_run)[0].dataset).test.pixels.double().mean().item() / 255
+    assert after["test/brightness"] == pytest.approx(expected)
+    assert f"{expected:.4f}" in out and out.count("brightness") == 1
+    assert "run: no darkness: it is day" in out
+    assert declared([after]) == [Metric("test/brightness", "brightness", digits=4)]
+    assert "test/brightness" in Path("own.csv").read_text()
+
+    for name, message in (
+        ("REFUSED", "run: these images are too dark"),
+        ("TAKEN", "declares test/mse"),
+        ("TWICE", "test/elbo: two measurements return it"),
+        ("TENSOR", "test/x: is a Tensor"),
+        ("brightness", "must be a vaex.evaluation.measure.Measurement, and is a function"),
+        ("MISSING", "has no MISSING"),
+    ):
+        assert message in failed(capsys, a_run, *quick, f"--metric=brightness_of_images.{name}")
+    assert "there is no no_such_package" in failed(capsys, a_run, "--metric=no_such_package.X")
+    assert "must be a dotted name" in failed(capsys, a_run, "--metric=sharp")
+
+
+def test_a_declaration_survives_results_json() -> None:
+    metrics = [Metric("test/a", "a", "nats", 1, "lower", None, stderr_key="test/b"), Metric("test/c", "c")]
+    entry = json.loads(json.dumps(declaration(metrics)))
+    assert declared([{DECLARATIONS: entry}, {}, {DECLARATIONS: {"test/d": {"from": "elsewhere"}}}]) == metrics
+    assert metrics[0].stderr({"test/b": 2}) == 2 and metrics[1].stderr({}) is None
+    assert metrics[0].text(-1234.56) == "−1,234.6" and metrics[0].plain_text(-1234.56) == "-1234.6"
+    assert metrics[0].value({"test/a": math.nan}) is metrics[0].value({"test/a": True}) is None
+    assert isinstance(MEASUREMENTS[0], Measurement) and metrics[1].plain_text(None) == "–"
 
 
 def test_help_comes_without_torch() -> None:
