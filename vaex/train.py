@@ -37,7 +37,7 @@ from vaex.training.messages import end_message, start_message, summary
 from vaex.training.metrics_log import Hyperparameters
 from vaex.training.run import Run, Settings, StopRequested
 from vaex.training.signals import StopFlag, stop_on_signals
-from vaex.training.writer import NullWriter, RunWriter
+from vaex.training.writer import NullWriter, RunWriter, Writer
 
 log = logging.getLogger("vaex")
 
@@ -45,12 +45,14 @@ log = logging.getLogger("vaex")
 HPARAMS_METRICS = ["test/elbo", "test/rate", "test/distortion", "test/mse", "test/active_units"]
 
 
-def train(config: Config, folder: RunFolder, choices: dict[str, str], overrides: Sequence[str] = ()) -> float | None:
+def train(
+    config: Config, folder: RunFolder | None, choices: dict[str, str], overrides: Sequence[str] = ()
+) -> float | None:
     """Train to the end, or resume the run in the folder if `config.resume` is set.
 
     Args:
         config: checked.
-        folder: claimed, or reopened to resume. Only rank 0 writes to it.
+        folder: claimed, or reopened to resume; None in every process but rank 0.
         choices: the option chosen in each config group.
         overrides: KEY=VALUE as the user gave them, for the hparams table.
 
@@ -64,19 +66,19 @@ def train(config: Config, folder: RunFolder, choices: dict[str, str], overrides:
     """
     logging.raiseExceptions = False  # writing vaex.log fails too if the disk is full, which other files report
     stop_on_save_error = config.trainer.on_save_error == "stop"
-    writer = RunWriter(folder, stop=stop_on_save_error) if folder.written else NullWriter()
+    writer = RunWriter(folder, stop=stop_on_save_error) if folder else NullWriter()
     with writer.lock(), join_processes() as processes, stop_on_signals(under_torchrun=processes.size > 1) as stop:
-        writer.status("running")
+        writer.set_status("running")
         try:
             config, choices, overrides = processes.broadcast_from_rank0(lambda: (config, choices, overrides))
             return _train(config, choices, overrides, writer, processes, stop)
         except (KeyboardInterrupt, Interrupted) as interrupted:
             with suppress(WriteFailed):
-                writer.status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
+                writer.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
             raise
         except BaseException as error:
             with suppress(WriteFailed):
-                writer.status("failed", error=str(error), traceback=traceback.format_exc())
+                writer.set_status("failed", error=str(error), traceback=traceback.format_exc())
             if isinstance(error, PeerLost):
                 raise PeerLost(
                     f"{error}; vaex train resume={writer.path} continues from the last checkpoint"
@@ -93,7 +95,7 @@ def _train(
     config: Config,
     choices: dict[str, str],
     overrides: Sequence[str],
-    writer: NullWriter,
+    writer: Writer,
     processes: Processes,
     stop: StopFlag,
 ) -> float | None:
@@ -111,12 +113,12 @@ def _train(
     recorded = {"device": str(device), "image_shape": list(dataset.image_shape), "classes": dataset.classes}
     recorded |= {"choices": choices, "overrides": list(overrides)}
     recorded |= {"threads": torch.get_num_threads(), "ranks": processes.size}
-    writer.config(config, provenance() | recorded)
-    writer.status("running", steps=experiment.steps, process=os.getpid(), host=platform.node())
+    writer.write_config(config, provenance() | recorded)
+    writer.set_status("running", steps=experiment.steps, process=os.getpid(), host=platform.node())
     settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
     log.info(start_message(experiment, settings, processes, choices, writer.path))
 
-    checkpoint = processes.broadcast_from_rank0(writer.newest_checkpoint) if resumes else None
+    checkpoint = processes.broadcast_from_rank0(writer.load_newest) if resumes else None
     writer.check_space(model, experiment.optimizer)
     if resumes and not checkpoint:
         log.info("there is no checkpoint yet: starting at step 0")
@@ -140,9 +142,9 @@ def _train(
         writer.finish()
     beta = config.beta if "beta" in config.objective else None
     results = described(results, model, dataset, choices=choices, likelihood=config.likelihood, beta=beta)
-    writer.results(results, model.state_dict())
+    writer.write_results(results, model.state_dict())
     outcome = {"steps": progress.step, "best_step": progress.best_step, "monitored": progress.monitored}
-    writer.status("completed", **outcome, summary=summary(results))
+    writer.set_status("completed", **outcome, summary=summary(results))
     longer = f"steps={2 * config.steps}" if config.steps else f"epochs={2 * config.epochs}"
     log.info(end_message(experiment, results, writer.path, longer))
     return progress.monitored

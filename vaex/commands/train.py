@@ -48,22 +48,22 @@ def _run(flags: Namespace) -> None:
     hydra = hydra_of(flags)
     composed = compose(hydra, overrides, config_name=flags.config_name)
     recorded: dict[str, Any] | None = None
+    folder: RunFolder | None = None  # in every process but rank 0
     if resumes and resumes[-1] != "resume=null":
         path = unquoted_path(resumes[-1]).absolute()
         if not (path / CONFIG).is_file():
             raise UserError(f"resume={path}: has no {CONFIG}; give the folder of a run, as `vaex train` printed it")
         with read_write(composed.hydra):  # nothing of Hydra's in the folder is replaced
             composed.resume, composed.hydra.run.dir, composed.hydra.output_subdir = str(path), str(path), None
-        folder = RunFolder.reopen(relative(path))
-        saved, recorded = folder.read_config()
-        config = continued(check(composed), saved, overrides)
+        saved, recorded = RunFolder.reopen(relative(path)).read_config()
+        config, folder = continued(check(composed), saved, overrides), RunFolder(relative(path))
     else:
         config = check(composed)
         path = relative(Path(composed.hydra.run.dir).absolute())
-        folder = RunFolder.claim(path) if rank() == 0 else RunFolder(path, written=False)
+        folder = RunFolder.claim(path) if rank() == 0 else None
     try:
         run_job(hydra, composed, lambda _: train_in(folder, config, composed.hydra, recorded))
     except UserError:
-        if not recorded and folder.written:
+        if not recorded and folder:
             folder.discard()
         raise

@@ -30,11 +30,10 @@ class RunFolder:
 
     Args:
         path: the folder.
-        written: whether this process writes its files; False in every process of a distributed run but the first.
     """
 
-    def __init__(self, path: Path, *, written: bool = True) -> None:
-        self.path, self.written = path, written
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._lock: int | None = None  # a descriptor of the folder, while this process holds the lock
 
     @classmethod
@@ -112,9 +111,6 @@ class RunFolder:
         Raises:
             UserError: another process is still at work on the run.
         """
-        if not self.written:
-            yield
-            return
         deadline = time.monotonic() + wait
         while not self._try_lock():
             if time.monotonic() > deadline:
@@ -207,8 +203,6 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Replace the file's content, whole or not at all. Raises WriteFailed."""
-        if not self.written:
-            return
         path = self.path / name
         with WritePolicy(self.path).guard("file", path):
             replace_file(path, content)

@@ -70,11 +70,12 @@ def sweep_job(composed: DictConfig) -> float | None:
 
 
 def train_in(
-    folder: RunFolder, config: Config, hydra: HydraConf, recorded: dict[str, Any] | None = None
+    folder: RunFolder | None, config: Config, hydra: HydraConf, recorded: dict[str, Any] | None = None
 ) -> float | None:
     """Train, trusting the `_target_` names in the folders that the config came from.
 
     Args:
+        folder: None in every process but rank 0.
         hydra: Hydra's own node of the composed config.
         recorded: for a resumed run, its options and overrides as its config.yaml records them.
 

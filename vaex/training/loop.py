@@ -164,7 +164,7 @@ def check_kinds(settings: Settings) -> None:
 def _load_best(run: Run, step: int) -> State:
     """The weights with the lowest validation loss. Only rank 0 may call this."""
     try:
-        weights: State = run.writer.checkpoint(step)["model"]
+        weights: State = run.writer.load(step)["model"]
     except UserError as error:
         raise UserError(
             f"trainer.weights=best: {error}; to export the weights of the last step: "

@@ -6,7 +6,7 @@ from vaex.config.schema import FiguresConfig, TrainerConfig
 from vaex.training.checkpoint import State
 from vaex.training.distributed import Processes
 from vaex.training.signals import StopFlag
-from vaex.training.writer import NullWriter
+from vaex.training.writer import Writer
 
 
 class StopRequested(Exception):
@@ -37,7 +37,7 @@ class Run:
         checkpoint: the state to resume from; None to start at step 0.
     """
 
-    writer: NullWriter
+    writer: Writer
     processes: Processes
     stop: StopFlag
     checkpoint: State | None = None

@@ -98,7 +98,7 @@ class Session:
         self.progress.seconds = time.perf_counter() - self.started
         state = self.step.state_dict()
         state |= {"random": random_state(self.experiment.device), "progress": asdict(self.progress)}
-        self.run.writer.save_checkpoint(self.progress.step, state, self.progress.best_step, required)
+        self.run.writer.save(self.progress.step, state, self.progress.best_step, required)
 
     def _restore(self, state: State) -> None:
         try:
