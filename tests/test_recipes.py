@@ -1,4 +1,4 @@
-"""Every recipe runs, cut short, and is compared; and the figures that they promise: slow, minutes on two cores."""
+"""Every recipe runs, shortened, and is compared; the numbers that they promise are tests marked slow."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 RECIPES = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def all_threads():
     torch.set_num_threads(torch.get_num_interop_threads())
     yield
@@ -25,18 +25,13 @@ def all_threads():
 
 
 @pytest.fixture
-def reproduce(monkeypatch: pytest.MonkeyPatch, here: Callable[..., Path], tmp_path: Path) -> ModuleType:
-    """The script, its commands run in this process and its table written to an empty folder."""
+def reproduce(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The script, which runs vaex in this process and writes its table to an empty folder."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import reproduce
 
-    def vaex(verb: str, *arguments: str) -> None:
-        if verb == "train":
-            here(*arguments, folder=None)
-        else:
-            cli.evaluate(list(arguments))
-
-    monkeypatch.setattr(reproduce, "vaex", vaex)
+    monkeypatch.setattr(reproduce, "vaex", lambda verb, *arguments: cli.run(verb, list(arguments)))
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.md")
     return reproduce
 
@@ -47,23 +42,24 @@ def test_a_recipe_is_run_and_compared(
 ) -> None:
     text = (config_dir() / "experiment" / f"{name}.yaml").read_text()
     kind = next((kind for kind in ("conv", "resnet", "vit") if f"/architecture: {kind}" in text), "mlp")
-    overrides = [*small, *SMALL_NETWORKS[kind]]
-    if name == "celeba_vit":
-        overrides = [*SPRITES, "dataset.validation=20", "batch_size=32", *SMALL_NETWORKS[kind]]
-    if not name.startswith("aevb"):  # whose three epochs are compared
+    data = [*SPRITES, "dataset.validation=20", "batch_size=32"] if name == "celeba_vit" else small
+    overrides = [*data, *SMALL_NETWORKS[kind], "figures.kinds=[]"]
+    if not name.startswith("aevb"):  # each of whose three epochs is compared
         overrides.append("steps=2")
-    recipe = reproduce.RECIPES[name]
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", name, "--small", *overrides, "figures.kinds=[]"])
+    recipe = reproduce.RECIPES[name].shortened()
+    if recipe.sweep:
+        overrides.append("hydra/launcher=basic")  # in this process; test_sweeps.py tests the default
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", name, "--small", *overrides])
     with pytest.raises(SystemExit) as stop:
         reproduce.main()
     rows = [line for line in (tmp_path / "results.md").read_text().splitlines() if f"reproduce.py {name} " in line]
-    assert len(rows) == len(recipe.figures if recipe.small_figures is None else recipe.small_figures) > 0
+    assert len(rows) == len(recipe.checks) > 0
     assert stop.value.code == any("**no**" in row for row in rows)
     for row in rows:
         assert math.isfinite(float(row.split("|")[4]))
 
 
-# How a step can be run: none may cost accuracy. Single runs part after some hundred steps, as those of two seeds do.
+# No way of running a step may cost accuracy. Runs differ after some hundred steps, as those of two seeds do.
 MODES = {
     "float32": [],
     "compiled": ["trainer.compile=true"],
@@ -74,15 +70,17 @@ RUNS = [("float32", 0), ("float32", 1), ("compiled", 0), ("bf16", 0), ("bf16 com
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_threads")
 @pytest.mark.parametrize("mode, seed", RUNS)
 @pytest.mark.parametrize("name", ["aevb_bernoulli", "aevb_unit_gaussian", "aevb_gaussian"])
 def test_aevb(here: Callable[..., Path], reproduce: ModuleType, name: str, mode: str, seed: int) -> None:
     run = here(f"experiment={name}", f"seed={seed}", *MODES[mode])
-    for figure in reproduce.RECIPES[name].figures:
-        assert math.isfinite(figure.read(run)) and figure.low <= figure.read(run) <= figure.high, figure.title
+    for check in reproduce.RECIPES[name].checks:
+        assert math.isfinite(check.read(run)) and check.low <= check.read(run) <= check.high, check.title
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_threads")
 @pytest.mark.parametrize("mode, tolerance", [("compiled", 0.001), ("bf16", 0.03)])
 def test_a_run_reaches_the_same_however_its_step_is_run(here: Callable[..., Path], mode: str, tolerance: float) -> None:
     plain, other = (results(here("steps=600", *MODES[name], folder=name)) for name in ("float32", mode))
@@ -91,12 +89,14 @@ def test_a_run_reaches_the_same_however_its_step_is_run(here: Callable[..., Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_threads")
 def test_pytorch_example(here: Callable[..., Path], reproduce: ModuleType) -> None:
-    (figure,) = reproduce.RECIPES["pytorch_example"].figures
-    assert figure.low <= figure.read(here("experiment=pytorch_example")) <= figure.high
+    (check,) = reproduce.RECIPES["pytorch_example"].checks
+    assert check.low <= check.read(here("experiment=pytorch_example")) <= check.high
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_threads")
 def test_the_default_run_reaches_what_a_careful_practitioner_expects(here: Callable[..., Path]) -> None:
     numbers = results(here())
     assert numbers["test/elbo"] > 840
