@@ -84,6 +84,7 @@ class ComparisonGroup:
 
     Attributes:
         title: what the numbers describe.
+        name: the same in a few words, for the titles of plots.
         reason: one or two sentences: why these may be compared, and why with no others.
         key: what tells this group from others.
         order: position of the group in tables and reports.
@@ -92,6 +93,7 @@ class ComparisonGroup:
     """
 
     title: str
+    name: str
     reason: str
     key: tuple[object, ...]
     order: int
@@ -161,7 +163,8 @@ def _probability(about: Description, results: Results) -> ComparisonGroup | None
             "probability of the same 8-bit images. Other images and one-bit images are other data."
         )
     key = ("probability", order, *_same_images(about), samples)
-    return ComparisonGroup(f"{title}: {about.images}; {how}", reason, key, order, True, score)
+    name = f"{title} (binarize={about.binarize})" if about.binarize != "none" else title
+    return ComparisonGroup(f"{title}: {about.images}; {how}", name, reason, key, order, True, score)
 
 
 def _bits(about: Description, results: Results) -> ComparisonGroup | None:
@@ -181,7 +184,8 @@ def _elbo(about: Description, results: Results) -> ComparisonGroup | None:
         return _own(about, results)
     binary = results.get("test/scored_pixels") == "binary"
     title = f"{'Binary' if binary else '8-bit'} images: {about.images}"
-    return ComparisonGroup(title, ranked.reason, ("elbo", binary, *_same_images(about)), ranked.order, True)
+    key = ("elbo", binary, *_same_images(about))
+    return ComparisonGroup(title, ranked.name, ranked.reason, key, ranked.order, True)
 
 
 def _own(about: Description, results: Results) -> ComparisonGroup:
@@ -192,7 +196,7 @@ def _own(about: Description, results: Results) -> ComparisonGroup:
             "reconstruction errors can be compared, and they don't tell how well a model would generate."
         )
         key: tuple[object, ...] = ("autoencoder", *_same_images(about))
-        return ComparisonGroup(f"Autoencoders: {about.images}", reason, key, 3, True)
+        return ComparisonGroup(f"Autoencoders: {about.images}", "autoencoders", reason, key, 3, True)
     name = about.likelihood_name
     if about.kind == "pseudo":
         title, order = "a pseudo-likelihood", 2
@@ -210,7 +214,7 @@ def _own(about: Description, results: Results) -> ComparisonGroup:
             "its scale shrinks. It compares only within one likelihood, as a held-out log-density."
         )
     key = ("own", *_same_images(about), about.dequantize, name, about.likelihood_settings)
-    return ComparisonGroup(f"{name}, {title}: {about.images}", reason, key, order, False)
+    return ComparisonGroup(f"{name}, {title}: {about.images}", name, reason, key, order, False)
 
 
 def _images(about: Description, results: Results) -> ComparisonGroup:
@@ -219,7 +223,7 @@ def _images(about: Description, results: Results) -> ComparisonGroup:
         "and a small beta or a large z lowers an error by itself."
     )
     key = ("images", *_same_images(about), about.dequantize)
-    return ComparisonGroup(f"Reconstructions of {about.images}", reason, key, 7, True)
+    return ComparisonGroup(f"Reconstructions of {about.images}", about.dataset, reason, key, 7, True)
 
 
 def _samples(about: Description, results: Results) -> ComparisonGroup | None:
@@ -231,7 +235,8 @@ def _samples(about: Description, results: Results) -> ComparisonGroup | None:
         "image is, and vaex's own classifier is not comparable with Inception."
     )
     key = ("samples", *_same_images(about), count, draws, latent, results.get("test/fid_classifier"))
-    return ComparisonGroup(f"{count:,} {draws}, z from the {latent}, against {about.images}", reason, key, 6, True)
+    title = f"{count:,} {draws}, z from the {latent}, against {about.images}"
+    return ComparisonGroup(title, f"{count:,} {draws}", reason, key, 6, True)
 
 
 _GROUPS: dict[Comparison, Callable[[Description, Results], ComparisonGroup | None]] = {
