@@ -1,22 +1,28 @@
 """Fixtures: a small cut of the real MNIST files, and runs of the real command."""
 
+import copy
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from vaex.config.compose import compose, create_hydra
+from vaex.config.overrides import parse_overrides
 from vaex.config.schema import Config, check, config_dir
 from vaex.data.dataset import Source
 from vaex.data.mnist import mnist
@@ -70,12 +76,13 @@ def tiny(small: list[str]) -> list[str]:
     return [*small, "architecture.hidden=[16]", "architecture.activation=relu"]
 
 
-SMALL_NETWORKS = {
-    "mlp": ["architecture.hidden=[16]"],
-    "conv": ["architecture.widths=[4,8]", "architecture.hidden=8"],
-    "resnet": ["architecture.widths=[4,8]", "architecture.groups=2", "architecture.depth=1"],
-    "vit": ["architecture.hidden=8", "architecture.depth=1", "architecture.heads=2"],
-}
+def small_network(path: Path) -> list[str]:
+    """Overrides that make an architecture small, from the line `# Small (for tests): KEY=VALUE …` of its YAML file."""
+    line = re.search(r"^# Small \(for tests\): (.*)$", path.read_text(), flags=re.MULTILINE)
+    return [f"architecture.{override}" for override in line[1].split()] if line else []
+
+
+SMALL_NETWORKS = {path.stem: small_network(path) for path in sorted((config_dir() / "architecture").glob("*.yaml"))}
 
 SPRITES = ["dataset.source.rotations=2", "dataset.source.positions=2", "dataset.source.test=20"]
 
@@ -112,8 +119,18 @@ def data(small: list[str], pictures: Path) -> dict[str, list[str]]:
 
 
 def composed(*overrides: str) -> Config:
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return check(compose("train", list(overrides)))
+    """The checked config of `vaex train OVERRIDES`. Options are composed once in a session, since Hydra is slow."""
+    options = [override for override in overrides if (config_dir() / override.partition("=")[0]).is_dir()]
+    config = copy.deepcopy(_with_options(*options))
+    values = parse_overrides([override for override in overrides if override not in options])
+    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    return check(config)
+
+
+@cache
+def _with_options(*options: str) -> DictConfig:
+    composed = compose(create_hydra(), options)
+    return OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
 
 
 @dataclass
