@@ -1,12 +1,12 @@
-"""How fast vaex trains: images a second of its step, beside a loop as tutorials write it and beside the step's own
-matrix products and convolutions alone, which no training loop can beat.
+"""How fast vaex trains: images per second of its step, of a loop as tutorials write it, and of the step's own matrix
+products and convolutions alone, which no training loop can beat.
 
     python scripts/bench.py                               # every case on the CPU, about ten minutes
     python scripts/bench.py --device cuda                 # the same on a GPU
     python scripts/bench.py --cases mlp --rounds 25 --json bench.json
 
-Everything in one case takes turns, round after round and in another order each time, so that a busy machine slows all
-alike; what counts are the medians of the ratios within a round. Each has a process of its own.
+All contenders of a case take turns, in a new order in every round, so that a busy machine slows them alike. What counts
+are the medians of the ratios within a round. Each contender runs in a process of its own.
 """
 
 import argparse
@@ -45,14 +45,15 @@ from vaex.config.schema import check, config_dir
 from vaex.data.dataset import Images, Source
 from vaex.data.mnist import EMBEDDED
 from vaex.data.stream import IndexStream
+from vaex.training.capture import CapturedStep, compile_step
 from vaex.training.memory import keep_freed_memory
-from vaex.training.step import CapturedStep, TrainingStep
+from vaex.training.step import TrainingStep
 
 Run = Callable[[int], None]  # takes that many training steps
 TUTORIAL, IN_MEMORY = "tutorial loop", "tutorial loop, pictures decoded before"
 
 
-# The networks as a tutorial has them. vaex's are of the same layers.
+# The networks of tutorials. vaex's have the same layers.
 
 
 class TutorialMLP(nn.Module):
@@ -249,21 +250,14 @@ def training_step(case: Case, device: torch.device, *settings: str) -> tuple[Tra
         config = check(compose("train", overrides))
     experiment = build(config)
     experiment.model.train()
-    step = TrainingStep(
-        model=experiment.model,
-        objective=experiment.objective,
-        images=experiment.dataset.train.to(device),
-        to_float=experiment.dataset.to_float,
-        corruption=experiment.corruption,
-        optimizer=experiment.optimizer,
-        clip_norm=config.trainer.clip_norm,
-        compiled=config.trainer.compile == "true",
-    )
+    step = TrainingStep(experiment, experiment.dataset.train.to(device), config.trainer.clip_norm)
+    if config.trainer.compile == "true":
+        compile_step(step)
     return step, IndexStream(len(experiment.dataset.train), config.batch_size, config.seed, device)
 
 
 def ours(case: Case, device: torch.device, *settings: str, captured: bool = False) -> Run:
-    """vaex's step, its numbers read every 50 steps as in a run."""
+    """vaex's step, with its sums read every 50 steps, as in a run."""
     step, stream = training_step(case, device, *settings)
     take = CapturedStep(step, case.batch_size) if captured else step
     taken = 0
@@ -274,7 +268,7 @@ def ours(case: Case, device: torch.device, *settings: str, captured: bool = Fals
             take(stream.batch(taken))
             taken += 1
             if taken % 50 == 0:
-                step.take_sums()
+                step.sums.take()
 
     return run
 

@@ -6,12 +6,13 @@ between kernels (Python, autograd, dispatch).
     python scripts/profile_step.py --ops 20                           # and the slowest operations
     python scripts/profile_step.py --epoch                            # training, validation, pictures and checkpoint
 
-Shares of a step are those of the profiler, which makes it slower itself; its time is taken without.
+The shares of a step come from the profiler, which slows it down; the milliseconds are measured without it.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,12 +23,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from vaex.build import build
 from vaex.config.schema import check, config_dir
-from vaex.training.background import Background
-from vaex.training.checkpoint import Checkpoints
-from vaex.training.loop import Loop
+from vaex.runs.folder import RunFolder
+from vaex.training.distributed import Processes
+from vaex.training.loop import draw, evaluate_split
 from vaex.training.memory import keep_freed_memory
+from vaex.training.run import Run, Settings
+from vaex.training.session import Session
 from vaex.training.signals import StopFlag
-from vaex.training.writer import Record
+from vaex.training.writer import RunWriter
 
 KINDS = {
     "products": (*PRODUCTS, "mkldnn_convolution", "_convolution", "linear"),
@@ -37,7 +40,7 @@ KINDS = {
 
 
 def kind_of(name: str) -> str:
-    if name.startswith("graph_"):  # what torch.compile made
+    if name.startswith("graph_"):  # compiled by torch.compile
         return "other kernels"
     if not name.startswith("aten::"):
         return "between kernels"
@@ -76,35 +79,36 @@ def profile_case(name: str, mode: list[str], device: torch.device, steps: int, o
 
 
 def profile_epoch(overrides: list[str]) -> str:
-    """Seconds of each part of the run's first epoch, everything waited for."""
+    """Seconds that each part of the run's first epoch takes, with the device idle before and after it."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = check(compose("train", ["epochs=1", "trainer.capture=false", "trainer.compile=false", *overrides]))
     experiment = build(config)
+    settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
     with tempfile.TemporaryDirectory() as folder:
-        with Record(Path(folder), "metrics.jsonl", from_step=0) as record, Background() as background:
-            checkpoints = Checkpoints(Path(folder) / "checkpoints")
-            loop = Loop(experiment, config, Path(folder), checkpoints, record, background, StopFlag())
-            loop.started = time.perf_counter()
+        writer = RunWriter(RunFolder(Path(folder)), stop=True)
+        run = Run(writer, Processes(), StopFlag())
+        with writer.open(from_step=0, about={}):
+            session = Session(experiment, settings, run)
             experiment.model.train()
             parts = {}
 
-            def timed(name: str, function: object, *arguments: object) -> None:
+            def timed(name: str, function: Callable[..., object], *arguments: object) -> None:
                 synchronize(experiment.device)
                 started = time.perf_counter()
-                function(*arguments)  # type: ignore[operator]
+                function(*arguments)
                 synchronize(experiment.device)
                 parts[name] = time.perf_counter() - started
 
             def train() -> None:
                 for n in range(experiment.steps):
-                    loop.take_step(loop.feed.index(n))
+                    session.take_step(session.feed.index(n))
 
-            loop.take_step(loop.feed.index(0))
+            session.take_step(session.feed.index(0))
             timed("training", train)
-            timed("validation", loop.test, loop.validation)
-            timed("pictures", loop.draw)
-            timed("checkpoint", loop.save)
-            timed("writing them, in the background", background.wait)
+            timed("validation", evaluate_split, experiment, session.validation, run)
+            timed("pictures", draw, session)
+            timed("checkpoint", session.save)
+            timed("writing them, in the background", writer.wait)
     base = parts["training"]
     return "\n".join(f"| {name} | {value:.3f} | {100 * value / base:.1f} % |" for name, value in parts.items())
 
@@ -127,7 +131,7 @@ def main() -> None:
         print("| part of an epoch | seconds | of the training |\n|---|---|---|")
         print(profile_epoch([*arguments.epoch, f"device={arguments.device}"]))
         return
-    # Compiled kernels are told apart from the Python around them only when they report themselves.
+    # Only kernels that report themselves can be distinguished from the Python code around them.
     torch._inductor.config.cpp.enable_kernel_profile = True
     print("| case | mode | ms a step | products | optimizer | noise | other kernels | between kernels |")
     print("|---|---|---|---|---|---|---|---|")
