@@ -15,7 +15,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -139,7 +139,7 @@ def _check_location(key: str, name: str) -> None:
         raise UserError(_no_module(key, name, package))
     folder = Path(next(iter(spec.submodule_search_locations or ()), spec.origin or "")).parent.resolve()
     if {"site-packages", "dist-packages"} & set(folder.parts):
-        distributions = packages_distributions().get(package, [])
+        distributions = _distributions(tuple(sys.path)).get(package, [])
         requirements = [line for distribution in distributions for line in requires(distribution) or []]
         if not any(re.match(r"vaex[-_.]autoencoders(?![-\w.])", line, re.IGNORECASE) for line in requirements):
             raise UserError(_refusal(key, name))
@@ -148,6 +148,12 @@ def _check_location(key: str, name: str) -> None:
             f"{key}={name}: not run, because {package} was found only in the current folder; if you trust it, "
             f"set PYTHONPATH={folder}"
         )
+
+
+@cache
+def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """The installed distributions that provide each package on `path`, cached because the search takes a second."""
+    return packages_distributions()
 
 
 def _resolve(path: str) -> Path:
