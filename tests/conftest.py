@@ -203,3 +203,27 @@ def results(folder: Path) -> dict[str, Any]:
 def metrics(folder: Path, key: str) -> list[float]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line[key] for line in lines if key in line]
+
+
+# Training: runs that several tests share.
+
+# 1,000 training images in batches of 32: epochs end at steps 32 and 63.
+TWO_EPOCHS = ["epochs=2", "figures.every=1", "figures.kinds=[samples]", "figures.images=4", "trainer.log_every=5"]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A run of `vaex train` with these overrides, trained once for all tests. A test that changes it makes a copy."""
+    from vaex import cli
+
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def run(*overrides: str) -> Path:
+        if overrides not in runs:
+            runs[overrides] = tmp_path_factory.mktemp("trained") / "run"
+            with pytest.MonkeyPatch.context() as patched:
+                patched.chdir(runs[overrides].parent)
+                cli.run("train", [*overrides, f"hydra.run.dir={runs[overrides]}"])
+        return runs[overrides]
+
+    return run
