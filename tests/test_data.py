@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import write_idx
 
-from vaex.data.dataset import Dataset, Source, draw_binary
+from vaex.data.dataset import Dataset, Source, sample_binary
 from vaex.data.mnist import EMBEDDED, mnist, read_idx
 from vaex.data.stream import IndexStream
 
@@ -52,7 +52,7 @@ def test_static_binarisation_is_one_draw_for_all_machines(source: Source) -> Non
 
 def test_a_pixel_is_drawn_with_its_grey_as_probability() -> None:
     levels = torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8)
-    drawn = draw_binary(levels.repeat(200_000, 1), seed=3).float().mean(0) / 255
+    drawn = sample_binary(levels.repeat(200_000, 1), seed=3).float().mean(0) / 255
     p = levels / 255
     assert ((drawn - p).abs() <= 5 * (p * (1 - p) / 200_000).sqrt()).all()
 
@@ -120,7 +120,7 @@ class TestFiles:
         with pytest.raises(ValueError, match="not an idx file"):
             read_idx(path, dimensions=1)
         path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
-        with pytest.raises(ValueError, match="holds 47 bytes, its header promises 48"):
+        with pytest.raises(ValueError, match="holds 47 bytes, but its header announces 48"):
             read_idx(path, dimensions=3)
 
     def test_images_without_their_labels(self, folder: Path) -> None:

@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 
 from vaex.data import pictures
+from vaex.data.cache import folder_lock, map_array, new_file
 from vaex.data.dataset import Source
 from vaex.data.image_folder import image_folder
-from vaex.data.pictures import decode, decoded, mapped
+from vaex.data.pictures import decode, decode_pictures
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,12 @@ def one(path: Path, size: int = 8, channels: int = 3, crop: int | None = None) -
 
 
 def entries(cache: Path) -> list[Path]:
-    return sorted(cache.iterdir()) if cache.exists() else []
+    """Folders in the cache with any file but their lock."""
+    return sorted({path.parent for path in cache.glob("*/*") if path.name != ".lock"})
+
+
+def unfinished(cache: Path) -> list[Path]:
+    return list(cache.glob("*/*.tmp"))
 
 
 class TestPixels:
@@ -257,11 +263,11 @@ class TestFolder:
         assert len(test) > 5
 
     def test_accents_written_as_one_letter_or_two_are_one_name(self, root: Path) -> None:
-        from vaex.data.image_folder import _pictures
+        from vaex.data.image_folder import _find_pictures
 
         for form in ("\u00e9", "e\u0301"):
             save(root / form / "caf\u00e9" / f"{form}.png")
-        found = _pictures(str(root), str(root), [])
+        found = _find_pictures(str(root), str(root), [])
         assert len({p.label for p in found}) == 1
         assert len({p.position for p in found}) == 1 and len({p.file for p in found}) == 2
 
@@ -326,7 +332,7 @@ class TestLinks:
         (root / "a" / "up").symlink_to("../..")
         (root / "a" / "nothing.png").symlink_to("nowhere.png")
         assert sorted(sum(greys(load(root)), [])) == list(range(20))
-        message = next(m for m in caplog.messages if "links out of the folder" in m)
+        message = next(m for m in caplog.messages if "lead out of the folder" in m)
         assert "'out'" in message and "'similar'" in message and "2 more" in message and "\n" not in message
 
     def test_a_split_may_not_be_a_link_out(self, root: Path, tmp_path: Path) -> None:
@@ -383,11 +389,11 @@ class TestErrors:
         assert "channels=2: must be 1" in self.one_line(ValueError, root, channels=2)
         assert "size=0: must be at least 1" in self.one_line(ValueError, root, size=0)
         with pytest.raises(ValueError, match=r"dataset.source.crop=0: "):
-            decoded([root / "a/0.png"], root=root, size=8, channels=3, crop=0)
+            decode_pictures([root / "a/0.png"], root=root, size=8, channels=3, crop=0)
 
     def test_splits(self, root: Path, tmp_path: Path) -> None:
         fill(root / "train", 4)
-        assert f"no test; dataset.source.root={root}/train has" in self.one_line(ValueError, root)
+        assert f"no test; dataset.source.root={root}/train takes" in self.one_line(ValueError, root)
         save(root / "test" / "flat.png")
         assert "has no good test picture in a class's folder" in self.one_line(ValueError, root)
         save(tmp_path / "few" / "1.png")
@@ -444,7 +450,7 @@ class TestBadFiles:
         for n in (0, 41, 42, 99):
             files[n].write_bytes(b"")
         for _ in range(2):
-            pixels, rows = decoded(files, root=root, size=4, channels=1)
+            pixels, rows = decode_pictures(files, root=root, size=4, channels=1)
             assert rows == [n for n in range(100) if n not in (0, 41, 42, 99)]
             assert pixels[:, 0, 0, 0].tolist() == rows and pixels.shape == (96, 1, 4, 4)
 
@@ -459,12 +465,12 @@ class TestBadFiles:
 
         with monkeypatch.context() as patch:
             patch.setattr(pictures, "decode", closed)
-            assert decoded(files, root=root, size=4, channels=1)[1] == [0, 2]
-        assert decoded(files, root=root, size=4, channels=1)[1] == [0, 1, 2]
+            assert decode_pictures(files, root=root, size=4, channels=1)[1] == [0, 2]
+        assert decode_pictures(files, root=root, size=4, channels=1)[1] == [0, 1, 2]
 
     def test_odd_metadata_is_no_warning(self, root: Path) -> None:
         save(root / "a.jpg", (200, 30, 90), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
-        pixels, rows = decoded([root / "a.jpg"], root=root, size=4, channels=3)
+        pixels, rows = decode_pictures([root / "a.jpg"], root=root, size=4, channels=3)
         assert rows == [0]
 
 
@@ -482,7 +488,7 @@ class TestCache:
     def test_pictures_are_decoded_once(self, root: Path, cache: Path, tmp_path: Path, closed: Callable) -> None:
         fill(root)
         first = greys(load(root))
-        assert [path.name for path in entries(cache)] != [] and not list(cache.glob("*.tmp"))
+        assert len(entries(cache)) == 1 and not unfinished(cache)
         closed()
         assert greys(load(root)) == first
         root.rename(tmp_path / "moved")
@@ -507,7 +513,7 @@ class TestCache:
             nonlocal made
             made += 1
             arguments = {"size": 4, "channels": 1, "crop": None} | options
-            pixels, _ = decoded(files, root=root, **arguments)  # type: ignore[arg-type]
+            pixels, _ = decode_pictures(files, root=root, **arguments)  # type: ignore[arg-type]
             assert len(entries(cache)) == made
             return pixels
 
@@ -532,11 +538,11 @@ class TestCache:
 
     def test_a_changed_time_alone_makes_a_new_entry(self, root: Path) -> None:
         files = [save(root / f"{n}.bmp", n, "L") for n in range(50)]
-        assert decoded(files, root=root, size=4, channels=1)[0][1, 0, 0, 0] == 1
+        assert decode_pictures(files, root=root, size=4, channels=1)[0][1, 0, 0, 0] == 1
         sizes = {file.stat().st_size for file in files}
         time.sleep(0.01)
         assert save(files[1], 200, "L").stat().st_size in sizes and len(sizes) == 1
-        assert decoded(files, root=root, size=4, channels=1)[0][1, 0, 0, 0] == 200
+        assert decode_pictures(files, root=root, size=4, channels=1)[0][1, 0, 0, 0] == 200
 
     @pytest.mark.parametrize("file", ["pixels.npy", "index.json"])
     def test_damage_is_noticed(self, file: str, root: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -617,7 +623,7 @@ class TestCache:
             return array
 
         monkeypatch.setattr(np, "load", refuse)
-        assert mapped(tmp_path / "x.npy").tolist() == list(range(6))
+        assert map_array(tmp_path / "x.npy").tolist() == list(range(6))
 
 
 # Decodes the first folder of its arguments; says so, and stops in the midst of it while the second one's file exists.
@@ -634,51 +640,57 @@ def slow(file, **options):
     return whole(file, **options)
 pictures.decode = slow
 files = sorted(Path(sys.argv[1]).glob("*.png"))
-pixels, rows = pictures.decoded(files, root=Path(sys.argv[1]), size=4, channels=1)
+pixels, rows = pictures.decode_pictures(files, root=Path(sys.argv[1]), size=4, channels=1)
 print(pixels[:, 0, 0, 0].tolist() == sorted(range(len(files)), key=str))
 """
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class TestTogether:
-    def test_what_a_killed_one_leaves_does_not_count(self, root: Path, cache: Path) -> None:
+    def test_what_killed_processes_leave_is_removed_and_does_not_count(self, root: Path, cache: Path) -> None:
         fill(root)
         first = greys(load(root))
         (entry,) = entries(cache)
-        for rest in (entry.with_name(f"{entry.name}.tmp"), cache / "of-other-pictures.tmp"):
-            entry.rename(rest) if entry.exists() else rest.mkdir()
-            (rest / "pixels.npy").write_bytes(b"half of it")
-            (rest / "lock").touch()
+        (entry / "index.json").unlink()  # as if it had been killed before the end
+        for folder in (entry, cache / "of-other-pictures"):
+            folder.mkdir(exist_ok=True)
+            (folder / "pixels.npy.1.tmp").write_bytes(b"half of it")
         assert greys(load(root)) == first
-        assert entries(cache) == [entry]
+        assert entries(cache) == [entry] and not unfinished(cache)
 
     def test_two_at_once_decode_once(self, root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files = [save(root / f"{n}.png", n, "L") for n in range(40)]
-        whole, begun, go_on, opened = decode, threading.Event(), threading.Event(), []
+        begun, proceed, opened = threading.Event(), threading.Event(), []
 
         def slow(file: Path, **options: object) -> np.ndarray:
             opened.append(file)
             begun.set()
-            assert go_on.wait(60)
-            return whole(file, **options)  # type: ignore[arg-type]
+            assert proceed.wait(60)
+            return decode(file, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(pictures, "decode", slow)
         with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(decoded, files, root=root, size=4, channels=1)
-            assert begun.wait(60)
-            second = pool.submit(decoded, files, root=root, size=4, channels=1)
-            with pictures._claimed(
-                cache / "another"
-            ):  # clears away what dead processes left, and nothing of the living
-                assert len(list(cache.glob("*.tmp"))) == 2
-            time.sleep(0.05)
-            go_on.set()
+            try:
+                first = pool.submit(decode_pictures, files, root=root, size=4, channels=1)
+                assert begun.wait(60)
+                second = pool.submit(decode_pictures, files, root=root, size=4, channels=1)
+                pictures._remove_leftovers(cache / "another")
+                assert len(unfinished(cache)) == 1  # of a living process
+            finally:
+                proceed.set()
             for run in (first, second):
                 pixels, rows = run.result()
                 assert pixels[:, 0, 0, 0].tolist() == rows == list(range(40))
         assert sorted(opened) == sorted(files)
-        assert len(entries(cache)) == 1 and not list(cache.glob("*.tmp"))
+        assert len(entries(cache)) == 1 and not unfinished(cache)
 
-    def test_one_that_waited_for_another_that_failed_goes_on_itself(
+    def test_a_process_that_waited_for_one_that_failed_decodes_itself(
         self, root: Path, cache: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
@@ -687,16 +699,13 @@ class TestTogether:
         (entry,) = entries(cache)
         shutil.rmtree(entry)
         with ThreadPoolExecutor(1) as pool:
-            with pytest.raises(InterruptedError), pictures._claimed(entry) as work:
-                (work / "pixels.npy").write_bytes(b"half of it")
+            with pytest.raises(InterruptedError), folder_lock(entry), new_file(entry / "pixels.npy") as file:
+                file.write(b"half of it")
                 waiting = pool.submit(load, root)
-                deadline = time.monotonic() + 60
-                while "waiting for it" not in caplog.text:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
+                wait_until(lambda: "waiting for it" in caplog.text)
                 raise InterruptedError
             assert greys(waiting.result()) == first
-        assert entries(cache) == [entry]
+        assert entries(cache) == [entry] and not unfinished(cache)
 
 
 class TestProcesses:
@@ -707,12 +716,6 @@ class TestProcesses:
         command = [sys.executable, "-W", "error", "-c", PROCESS, str(root), str(tmp_path / "gate")]
         return lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def wait(self, path: Path) -> None:
-        deadline = time.monotonic() + 60
-        while not path.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
     @pytest.mark.slow
     def test_a_killed_one_leaves_nothing_that_counts(
         self, start: Callable, root: Path, tmp_path: Path, cache: Path
@@ -720,17 +723,17 @@ class TestProcesses:
         gate = tmp_path / "gate"
         gate.touch()
         process = start()
-        self.wait(tmp_path / "gate.0")
+        wait_until((tmp_path / "gate.0").exists)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert [path.suffix for path in entries(cache)] == [".tmp"]
-        # One that takes other pictures clears away what is left, and so does one that takes the same.
+        assert len(unfinished(cache)) == len(entries(cache)) == 1
+        # A process that decodes other pictures removes what is left.
         save(tmp_path / "other" / "x.png")
-        decoded([tmp_path / "other" / "x.png"], root=tmp_path / "other", size=4, channels=1)
-        assert [path.suffix for path in entries(cache)] == [""]
+        decode_pictures([tmp_path / "other" / "x.png"], root=tmp_path / "other", size=4, channels=1)
+        assert len(entries(cache)) == 1 and not unfinished(cache)
         files = sorted(root.glob("*.png"))
-        assert len(decoded(files, root=root, size=4, channels=1)[1]) == 80
-        assert [path.suffix for path in entries(cache)] == ["", ""]
+        assert len(decode_pictures(files, root=root, size=4, channels=1)[1]) == 80
+        assert len(entries(cache)) == 2 and not unfinished(cache)
 
     @pytest.mark.slow
     def test_two_at_once_decode_once_and_a_third_clears_nothing_away(
@@ -739,19 +742,18 @@ class TestProcesses:
         gate = tmp_path / "gate"
         gate.touch()
         first = start()
-        self.wait(tmp_path / "gate.0")
+        wait_until((tmp_path / "gate.0").exists)
         for mark in tmp_path.glob("gate.*"):
             mark.unlink()
         second = start()
         save(tmp_path / "other" / "x.png")
-        decoded([tmp_path / "other" / "x.png"], root=tmp_path / "other", size=4, channels=1)
-        assert len(list(cache.glob("*.tmp"))) == 1
-        time.sleep(0.1)
+        decode_pictures([tmp_path / "other" / "x.png"], root=tmp_path / "other", size=4, channels=1)
+        assert len(unfinished(cache)) == 1
         gate.unlink()
         for process in (first, second):
             out, error = process.communicate(timeout=60)
             assert (out, error) == ("True\n", "")
-        assert [path.suffix for path in entries(cache)] == ["", ""]
+        assert len(entries(cache)) == 2 and not unfinished(cache)
         index = json.loads(
             (max(entries(cache), key=lambda p: (p / "pixels.npy").stat().st_size) / "index.json").read_text()
         )

@@ -1,4 +1,4 @@
-"""CelebA, Liu et al. 2015: aligned faces of celebrities, cut to a centred square and scaled down."""
+"""CelebA, Liu et al. 2015: aligned faces of celebrities, cropped to a centred square and scaled down."""
 
 import os
 import tempfile
@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vaex.data.dataset import Images, Source
-from vaex.data.pictures import decoded
-from vaex.data.published import PublishedFile, dataset_folder, folder_lock, obtain, verify
+from vaex.data.pictures import decode_pictures
+from vaex.data.published import PublishedFile, dataset_folder, download_lock, obtain, verify
 
 ARCHIVE = "img_align_celeba.zip"
 PICTURES = "img_align_celeba"
@@ -23,21 +23,22 @@ TRAIN, VALIDATION, TEST = "0", "1", "2"  # in the partition file
 
 
 def celeba(*, root: str | None, download: bool, size: int, crop: int, attribute: str | None) -> Source:
-    """162,770 training pictures, then the authors' 19,867 for validation, as `train`; 19,962 test pictures.
+    """182,637 images for training and validation, and 19,962 test images.
 
-    `dataset.validation=19867` gives exactly the authors' three parts. No person is in two of them.
+    The last 19,867 of the training images are the authors' validation split, so `dataset.validation=19867` gives
+    exactly their three splits, which have no person in common.
 
     Args:
-        root: a folder with `list_eval_partition.txt`, and with the folder `img_align_celeba` or `img_align_celeba.zip`,
+        root: the folder of `list_eval_partition.txt` and of the folder `img_align_celeba` or of `img_align_celeba.zip`,
             which is then unpacked there; None for datasets/celeba in the cache folder.
-        download: whether to fetch files that are not there.
+        download: whether to download missing files.
         size: height and width of the result in pixels.
-        crop: side of the square cut from the centre of the 178 × 218 pixels before scaling. 148 and 140 are common.
-        attribute: one of the forty in `list_attr_celeba.txt`, such as Smiling, as labels 0 and 1; None for no labels.
+        crop: side in pixels of the square cut from the centre of the 178 × 218 before scaling; often 148 or 140.
+        attribute: one of the forty in `list_attr_celeba.txt`, such as Smiling, as label 0 or 1; None for no labels.
 
     Raises:
         OSError: a file is missing or can't be downloaded.
-        ValueError: a file is damaged or another's, or an option that makes no sense.
+        ValueError: a file is damaged or not the published one, or an option is out of range.
     """
     if not 1 <= crop <= WIDTH:
         raise ValueError(f"dataset.source.crop={crop}: must be from 1 to {WIDTH}, the width of the pictures")
@@ -46,32 +47,33 @@ def celeba(*, root: str | None, download: bool, size: int, crop: int, attribute:
     lists = [PARTITION] if attribute is None else [PARTITION, ATTRIBUTES]
     paths = obtain(folder, lists if unpacked else [*lists, ARCHIVE], _listing, download=download)
     verify(paths[: len(lists)], _listing)
-    part_of = dict(line.split() for line in paths[0].read_text().splitlines())
+    splits = dict(line.split() for line in paths[0].read_text().splitlines())  # file name -> split
     if not unpacked:
         _unpack(folder)
-    _check_complete(folder, set(part_of))
+    _check_complete(folder, set(splits))
 
-    names = [[name for name, part in part_of.items() if part == wanted] for wanted in (TRAIN, VALIDATION, TEST)]
-    flags = None if attribute is None else _flags(paths[1], attribute)
-    train, test = (
-        Images(_pixels(folder, chosen, size, crop), torch.tensor([flags[name] if flags else 0 for name in chosen]))
-        for chosen in (names[0] + names[1], names[2])
+    train, validation, test = (
+        [name for name, split in splits.items() if split == wanted] for wanted in (TRAIN, VALIDATION, TEST)
     )
-    if attribute is None:
-        return Source(train=train, test=test, classes=0)
-    return Source(train=train, test=test, classes=2, class_names=(f"not {attribute}", attribute))
+    labels = dict.fromkeys(splits, 0) if attribute is None else _read_labels(paths[1], attribute)
+
+    def load(names: list[str]) -> Images:
+        return Images(_pixels(folder, names, size, crop), torch.tensor([labels[name] for name in names]))
+
+    class_names = () if attribute is None else (f"not {attribute}", attribute)
+    return Source(load(train + validation), load(test), classes=len(class_names), class_names=class_names)
 
 
 def _unpack(folder: Path) -> None:
-    """Beside the archive, and under its name only when whole: torchvision would take half of it for all."""
-    with folder_lock(folder):
-        if (folder / PICTURES).is_dir():  # another run unpacked it meanwhile
+    """Unpack beside the archive. The folder gets its name when it is complete: torchvision doesn't notice a part."""
+    with download_lock(folder):
+        if (folder / PICTURES).is_dir():  # another process has unpacked it in the meantime
             return
         verify([folder / ARCHIVE], _listing)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as partial:
             with zipfile.ZipFile(folder / ARCHIVE) as archive:
                 for name in tqdm(archive.namelist(), desc=f"unpacking {ARCHIVE}", disable=None):
-                    archive.extract(name, partial)  # which drops any .. and leading / from names
+                    archive.extract(name, partial)  # drops any .. and leading / from names
             os.replace(Path(partial) / PICTURES, folder / PICTURES)
 
 
@@ -79,27 +81,28 @@ def _check_complete(folder: Path, names: set[str]) -> None:
     missing = names - set(os.listdir(folder / PICTURES))
     if missing:
         raise FileNotFoundError(
-            f"{folder / PICTURES}: lacks {len(missing)} of {len(names)} pictures, {min(missing)} for one; "
-            f"take the folder away and put {ARCHIVE} beside it, to have that unpacked"
+            f"{folder / PICTURES}: lacks {len(missing)} of {len(names)} pictures, for example {min(missing)}; "
+            f"remove the folder and put {ARCHIVE} in its place, which is then unpacked"
         )
 
 
 def _pixels(folder: Path, names: Sequence[str], size: int, crop: int) -> Tensor:
     files = [folder / PICTURES / name for name in names]
-    pixels, rows = decoded(files, root=folder / PICTURES, size=size, channels=3, crop=crop)
+    pixels, rows = decode_pictures(files, root=folder / PICTURES, size=size, channels=3, crop=crop)
     if len(rows) != len(files):
         damaged = sorted(set(range(len(files))) - set(rows))
-        raise ValueError(f"{files[damaged[0]]}: is damaged, as are {len(damaged) - 1} more; replace it from {ARCHIVE}")
+        more = len(damaged) - 1
+        raise ValueError(f"{files[damaged[0]]}: is damaged, and so are {more} more; replace them from {ARCHIVE}")
     return pixels
 
 
-def _flags(path: Path, attribute: str) -> dict[str, int]:
-    """Picture -> 1 where it has the attribute, else 0. The file: a count, a line of names, then a picture a line."""
+def _read_labels(path: Path, attribute: str) -> dict[str, int]:
+    """Picture -> 1 if it has the attribute, else 0. The file has a count, a line of names, and a line per picture."""
     _, header, *lines = path.read_text().splitlines()
-    known = header.split()
-    if attribute not in known:
-        raise ValueError(f"dataset.source.attribute={attribute}: must be one of {', '.join(known)}, or null")
-    column = 1 + known.index(attribute)
+    attributes = header.split()
+    if attribute not in attributes:
+        raise ValueError(f"dataset.source.attribute={attribute}: must be one of {', '.join(attributes)}, or null")
+    column = 1 + attributes.index(attribute)
     rows = (line.split() for line in lines)
     return {row[0]: int(row[column] == "1") for row in rows}
 

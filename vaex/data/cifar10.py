@@ -1,4 +1,4 @@
-"""CIFAR-10, Krizhevsky 2009, read from its pickles without running any."""
+"""CIFAR-10, Krizhevsky 2009, read from its pickles without executing anything that they name."""
 
 import io
 import pickle
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaex.data.arrays import cached_arrays
 from vaex.data.dataset import Images, Source
-from vaex.data.published import PublishedFile, dataset_folder, obtain, verify
+from vaex.data.published import PublishedFile, dataset_folder, load_published
 
 ARCHIVE = "cifar-10-python.tar.gz"
 BATCHES = "cifar-10-batches-py"
@@ -25,33 +24,24 @@ def cifar10(*, root: str | None, download: bool) -> Source:
     """50,000 training and 10,000 test pictures of 32 × 32 pixels in colour, in ten classes.
 
     Args:
-        root: a folder with the archive, which is read without unpacking it, or with the unpacked cifar-10-batches-py;
+        root: the folder of the archive, which is read without unpacking it, or of the unpacked cifar-10-batches-py;
             None for datasets/cifar10 in the cache folder.
-        download: whether to fetch the archive where there is neither.
+        download: whether to download the archive if neither exists.
 
     Raises:
         OSError: a file is missing or can't be downloaded.
-        ValueError: a file is damaged or another's.
+        ValueError: a file is damaged or not the published one.
     """
     folder = dataset_folder("cifar10", root, "")
     unpacked = (folder / BATCHES).is_dir() and not (folder / ARCHIVE).is_file()
+    files: tuple[str, ...] = (ARCHIVE,)
     if unpacked:
-        files = obtain(folder / BATCHES, TRAIN + TEST, _listing, download=False)
-    else:
-        files = obtain(folder, [ARCHIVE], _listing, download=download)
-
-    def decode() -> tuple[Images, Images]:
-        verify(files, _listing)
-        contents = {path.name: path.read_bytes() for path in files} if unpacked else _read_members(files[0])
-        train, test = (_join([read_batch(contents[name], name) for name in names]) for names in (TRAIN, TEST))
-        return train, test
-
-    train, test = cached_arrays("cifar10", files, decode)
-    return Source(train=train, test=test, classes=len(CLASSES), class_names=CLASSES)
+        folder, files, download = folder / BATCHES, TRAIN + TEST, False  # missing batches can't be downloaded singly
+    return load_published("cifar10", folder, files, _listing, _read_files, class_names=CLASSES, download=download)
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Makes numbers, strings, containers and numpy arrays; everything else a pickle could name or call is refused."""
+    """Loads numbers, strings, containers and numpy arrays; refuses everything else that a pickle can name or call."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
@@ -62,18 +52,25 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_batch(content: bytes, name: str) -> Images:
-    """A pickled dictionary of `data` [N, 3 · 32 · 32], channels first, and `labels` [N]; ValueError if it isn't one."""
+    """Unpickle a dictionary of `data` [N, 3 · 32 · 32], channels first, and `labels` [N]. ValueError for others."""
     try:
         entry = PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
         pixels = np.asarray(entry["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         labels = torch.tensor(entry["labels"], dtype=torch.int64)
-    except Exception as error:  # bytes that are no pickle raise nearly anything
+    except Exception as error:  # bytes that aren't a pickle can raise almost anything
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name}: not a batch of CIFAR-10 ({reason}); replace it") from error
     return Images(torch.from_numpy(pixels), labels)
 
 
-def _read_members(archive: Path) -> dict[str, bytes]:
+def _read_files(paths: Sequence[Path]) -> tuple[Images, Images]:
+    """The archive, or the batches."""
+    contents = _read_archive(paths[0]) if paths[0].name == ARCHIVE else {path.name: path.read_bytes() for path in paths}
+    train, test = (_join([read_batch(contents[name], name) for name in names]) for names in (TRAIN, TEST))
+    return train, test
+
+
+def _read_archive(archive: Path) -> dict[str, bytes]:
     contents = {}
     with tarfile.open(archive, "r:gz") as members:
         for member in members:

@@ -1,7 +1,8 @@
-"""What the encoder of a denoising autoencoder sees of an image: float32 [B, C, H, W] in, the same shape out.
+"""Corruption of the encoder's input in a denoising autoencoder, Vincent et al. 2010, section 3.3.
 
-The loss scores the decoder against the clean image. Vincent et al. 2010, section 3.3. All channels of a pixel share its
-fate. Noise is drawn anew for each batch, on the batch's device.
+A corruption is a callable: float32 images [B, C, H, W] in [0, 1] -> images of the same shape on the same device. It
+draws new noise at each call. The loss compares the decoder's output with the clean image. Masking and salt-and-pepper
+noise act on all channels of a pixel together.
 """
 
 import math
@@ -11,10 +12,10 @@ from torch import Tensor
 
 
 class Masking:
-    """Each pixel becomes 0 with probability `fraction`.
+    """Sets each pixel to 0 with probability `fraction`.
 
     Raises:
-        ValueError: fraction isn't from 0 to 1.
+        ValueError: `fraction` is not between 0 and 1.
     """
 
     def __init__(self, *, fraction: float) -> None:
@@ -25,10 +26,10 @@ class Masking:
 
 
 class GaussianNoise:
-    """x + std · N(0, 1), not clipped to [0, 1].
+    """Adds std · N(0, 1) to every value, without clipping to [0, 1].
 
     Raises:
-        ValueError: std is negative.
+        ValueError: `std` is negative or not finite.
     """
 
     def __init__(self, *, std: float) -> None:
@@ -41,10 +42,10 @@ class GaussianNoise:
 
 
 class SaltAndPepper:
-    """Each pixel becomes 0 or 1, either with probability `fraction` / 2.
+    """Sets each pixel to 0 with probability `fraction` / 2, and to 1 with the same probability.
 
     Raises:
-        ValueError: fraction isn't from 0 to 1.
+        ValueError: `fraction` is not between 0 and 1.
     """
 
     def __init__(self, *, fraction: float) -> None:

@@ -1,4 +1,19 @@
-"""Uint8 images with labels, their split, and the conversion of a batch to float32 in [0, 1]."""
+"""The interface of a dataset: a function that returns a `Source`, and `Dataset`, which splits it and makes floats.
+
+A dataset of your own is a function `(*, **options) -> Source` that a YAML file names:
+
+    _target_: vaex.data.dataset.Dataset
+    source:
+      _target_: mypackage.shapes  # called with the other keys below `source`: def shapes(*, root: str) -> Source
+      root: /data/shapes
+    validation: 1000
+    binarize: none
+    dequantize: none
+
+The function raises ValueError for a bad option or file and OSError for a missing one, with a one-line message that has
+the key (dataset.source.root=…), the value and the remedy. It returns the same images in the same order each time:
+`validation` is cut from the end of the training images, and a run that resumes relies on the order.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,16 +27,18 @@ Binarize = Literal["none", "threshold", "static", "dynamic"]
 Dequantize = Literal["none", "uniform"]
 Resident = bool | Literal["auto"]
 
-# Seeds of the fixed binarisation. Changing one changes every number ever measured on static data.
+# Seeds of the static binarization. Changing one changes every number ever measured on static data.
 STATIC_SEEDS = {"train": 20_131_220, "test": 20_150_901}
 
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images: `pixels` uint8 [N, C, H, W], `labels` int64 [N], and the factors they were made from, if known.
+    """Images with their labels. All tensors have N rows and lie on one device, the CPU in a `Source`.
 
-    `pixels` may be mapped from a file and larger than memory. `factors` is int64 [N, F], the index of each factor's
-    value.
+    Attributes:
+        pixels: uint8 [N, C, H, W], 0 is black. They may be mapped from a file and larger than memory.
+        labels: int64 [N], from 0 to the number of classes less 1; zeros for images without labels.
+        factors: int64 [N, F], the index of each factor's value, from 0; None if the factors are not known.
     """
 
     pixels: Tensor
@@ -41,7 +58,13 @@ class Images:
 
 @dataclass(frozen=True)
 class Factor:
-    """Something that varies between images on its own: `values` of them, in an order or, like shapes, in none."""
+    """A property that varies between images independently of the others, such as the position along x.
+
+    Attributes:
+        name: of the factor.
+        values: number of its values.
+        ordered: whether the values have an order; shapes, for one, have none.
+    """
 
     name: str
     values: int
@@ -50,9 +73,14 @@ class Factor:
 
 @dataclass(frozen=True)
 class Source:
-    """What a dataset's files hold, before vaex cuts a validation split off the training images.
+    """What the function of a dataset returns.
 
-    `classes` is the number of labels, 0 for images without any; `class_names` are theirs where they have some.
+    Attributes:
+        train: training images, from whose end `Dataset` cuts the validation split.
+        test: test images, of the same [C, H, W].
+        classes: number of classes, 0 for images without labels.
+        class_names: the name of each class, or empty.
+        factors: what the columns of `Images.factors` are; empty if the factors are not known.
     """
 
     train: Images
@@ -63,19 +91,19 @@ class Source:
 
 
 class Dataset:
-    """A source, split and with its rule for making floats.
+    """A source with its splits (`train`, `validation`, `test`) and the conversion of a batch of pixels to floats.
 
     Args:
-        source: the training and test images.
-        validation: number of images cut from the end of the training set; or a fraction of it, below 1.
-        binarize: `none`; `threshold` (x >= 0.5); `static` (each pixel drawn once with probability x, the same on every
-            machine); `dynamic` (drawn anew each time an image is used).
-        dequantize: `none` (x = k/255) or `uniform` (x = (k+u)/256, u ~ U[0, 1)), under which densities are comparable.
-        resident: whether the images are kept on the device, rather than streamed to it: True, False, or `auto`, if they
-            fit.
+        source: training and test images.
+        validation: number of images cut from the end of the training images; or, below 1, the fraction of them.
+        binarize: `none`; `threshold` (x >= 0.5); `static` (each pixel sampled once with probability x, with the same
+            result on every machine); `dynamic` (sampled again each time an image is used).
+        dequantize: `none` (x = k/255) or `uniform` (x = (k+u)/256, u ~ U[0, 1)), which makes densities comparable.
+        resident: whether the images are held on the device: True, False (batches are copied there), or `auto`, which
+            holds them there if they fit.
 
     Raises:
-        ValueError: an option or a size that makes no sense.
+        ValueError: an option is invalid, or the source's tensors don't have the shapes and types of `Images`.
     """
 
     def __init__(
@@ -94,14 +122,20 @@ class Dataset:
             if value not in choices:
                 raise ValueError(f"dataset.{name}={value}: must be one of {', '.join(choices)}")
         if binarize != "none" and dequantize != "none":
-            raise ValueError(f"dataset.dequantize={dequantize}: binary pixels have no noise to add; set it to none")
+            raise ValueError(f"dataset.dequantize={dequantize}: binary pixels need no noise; set it to none")
         if resident not in (True, False, "auto"):
             raise ValueError(f"dataset.resident={resident}: must be auto, true or false")
+        for part in (source.train, source.test):
+            if part.pixels.dtype != torch.uint8 or part.pixels.ndim != 4 or len(part.labels) != len(part.pixels):
+                raise ValueError(
+                    "dataset.source: must give pixels uint8 [N, C, H, W] and labels [N], not pixels "
+                    f"{part.pixels.dtype} {list(part.pixels.shape)} and labels {list(part.labels.shape)}"
+                )
         total = len(source.train)
         if not 0 <= validation < total or (validation > 1 and validation % 1):
             raise ValueError(
-                f"dataset.validation={validation}: must be from 0 to {total - 1}, the training images less 1, or a "
-                "fraction below 1"
+                f"dataset.validation={validation}: must be a number of images from 0 to {total - 1} (there are {total} "
+                "training images), or a fraction below 1"
             )
         cut = total - (int(validation) if validation >= 1 else min(round(validation * total), total - 1))
 
@@ -109,12 +143,9 @@ class Dataset:
         if binarize == "threshold":
             train, test = (replace(part, pixels=_threshold(part.pixels)) for part in (train, test))
         elif binarize == "static":
-            train, test = (
-                replace(part, pixels=draw_binary(part.pixels, STATIC_SEEDS[name]))
-                for name, part in (("train", train), ("test", test))
-            )
-        self.train, self.validation = train[:cut], train[cut:]
-        self.test = test
+            train = replace(train, pixels=sample_binary(train.pixels, STATIC_SEEDS["train"]))
+            test = replace(test, pixels=sample_binary(test.pixels, STATIC_SEEDS["test"]))
+        self.train, self.validation, self.test = train[:cut], train[cut:], test
         self.source = source
         self.classes = source.classes
         self.binarize = binarize
@@ -129,15 +160,15 @@ class Dataset:
 
     @cached_property
     def binary(self) -> bool:
-        """Whether every pixel the model sees is 0 or 1."""
+        """Whether every pixel that the model sees is 0 or 1."""
         if self.binarize != "none":
             return True
         if self.dequantize != "none":
             return False
-        return all(_has_only_0_and_255(part.pixels) for part in (self.train, self.validation, self.test))
+        return all(_is_binary(part.pixels) for part in (self.train, self.validation, self.test))
 
     def to_float(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 in [0, 1], on the same device; draws noise where the options ask."""
+        """Convert uint8 [B, C, H, W] to float32 in [0, 1] on the same device, with noise as the options say."""
         if self.dequantize == "uniform":
             return dequantize(pixels)
         x = pixels.to(torch.float32) / 255
@@ -153,26 +184,26 @@ def dequantize(pixels: Tensor) -> Tensor:
     return ((x + torch.rand_like(x)) / 256).clamp(2**-33, 1 - 2**-24)
 
 
-def draw_binary(pixels: Tensor, seed: int, chunk: int = 4096) -> Tensor:
-    """Draw each pixel once as 255 with probability k/255, else 0: uint8 [N, ...] -> uint8 [N, ...].
+def sample_binary(pixels: Tensor, seed: int, chunk: int = 4096) -> Tensor:
+    """Sample each pixel once, as 255 with probability k/255, else as 0: uint8 [N, ...] -> uint8 [N, ...].
 
-    PCG64's raw output is a fixed sequence of integers, and the comparison is in integers: the draw is identical
-    everywhere.
+    The raw output of PCG64 is a fixed sequence of integers and the comparison is one of integers, so the result is the
+    same on every machine and with every version of numpy.
     """
     stream = np.random.PCG64(seed)
-    drawn = torch.empty_like(pixels)
+    binary = torch.empty_like(pixels)
     for start in range(0, len(pixels), chunk):
-        part = pixels[start : start + chunk].numpy()
-        uniform = (stream.random_raw(part.size) >> np.uint64(32)).reshape(part.shape)
-        below = (uniform * np.uint64(255)) >> np.uint64(32)  # uniform on 0..254
-        drawn[start : start + chunk] = torch.from_numpy(np.where(below < part, np.uint8(255), np.uint8(0)))
-    return drawn
+        levels = pixels[start : start + chunk].numpy()
+        uniform = (stream.random_raw(levels.size) >> np.uint64(32)).reshape(levels.shape)
+        threshold = (uniform * np.uint64(255)) >> np.uint64(32)  # uniform on 0..254
+        binary[start : start + chunk] = torch.from_numpy(np.where(threshold < levels, np.uint8(255), np.uint8(0)))
+    return binary
 
 
 def _threshold(pixels: Tensor) -> Tensor:
     return (pixels >= 128).to(torch.uint8) * 255
 
 
-def _has_only_0_and_255(pixels: Tensor) -> bool:
-    """Looks at no more images than it takes to find another value."""
+def _is_binary(pixels: Tensor) -> bool:
+    """Whether all values are 0 or 255. Stops at the first 1,000 images with another value."""
     return all(int((part + 1).max()) <= 1 for part in torch.split(pixels, 1000) if len(part))  # 255 + 1 wraps to 0

@@ -1,4 +1,4 @@
-"""Where a training step finds its images: on the device, all of them, or streamed there from memory or a file."""
+"""The images that a training step reads: all of them on the device, or a batch at a time copied there."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -8,25 +8,25 @@ import torch
 from vaex.data.dataset import Images, Resident
 from vaex.data.stream import IndexStream
 
-SHARE = 0.5  # of a GPU's free memory that images may fill
+SHARE = 0.5  # of a GPU's free memory that `resident=auto` fills with images
 
 
 class Feed(Protocol):
-    """`images` on the device, and the rows of them that a step trains on."""
+    """`images` on the device, and the rows of them that make up the batch of a step."""
 
     images: Images
 
     def index(self, step: int) -> torch.Tensor:
-        """int64 [B] on the device, of the given 0-based step."""
+        """Rows of `images` for a step counted from 0: int64 [B] on the device."""
 
     def close(self) -> None:
-        """Nothing is asked for any more."""
+        """Free the feed's resources; `index` is not called again."""
 
 
 def images_on_device(images: Images, device: torch.device, resident: Resident) -> Images:
-    """The images on the device where they are to be kept there, else as they are.
+    """Copy the images to the device if `resident` is True, or if it is `auto` and they fit; else return them unchanged.
 
-    On a CPU there is nothing to be moved: images mapped from a file are read where they lie.
+    On a CPU nothing is copied: images mapped from a file are read from the map.
     """
     if resident == "auto":
         resident = device.type != "cuda" or images.pixels.numel() <= SHARE * torch.cuda.mem_get_info(device)[0]
@@ -36,15 +36,15 @@ def images_on_device(images: Images, device: torch.device, resident: Resident) -
 def make_feed(
     images: Images, batch_size: int, seed: int, device: torch.device, resident: Resident = "auto"
 ) -> "ResidentFeed | StreamedFeed":
-    """The same batches either way."""
-    there = images_on_device(images, device, resident)
-    if resident is False or there.pixels.device.type != device.type:
+    """A feed of shuffled batches. The batches are the same whether the images are resident or streamed."""
+    on_device = images_on_device(images, device, resident)
+    if resident is False or on_device.pixels.device.type != device.type:
         return StreamedFeed(images, batch_size, seed, device)
-    return ResidentFeed(there, batch_size, seed)
+    return ResidentFeed(on_device, batch_size, seed)
 
 
 class ResidentFeed:
-    """All images lie on the device."""
+    """All images are on the device."""
 
     def __init__(self, images: Images, batch_size: int, seed: int) -> None:
         self.images = images
@@ -58,9 +58,9 @@ class ResidentFeed:
 
 
 class StreamedFeed:
-    """The images of one batch lie on the device; the next is gathered meanwhile, in a thread, in pinned memory.
+    """One batch of images is on the device; a thread gathers the next one in pinned memory meanwhile.
 
-    Two host buffers take turns, so that one is filled while the other is still being copied.
+    There are two host buffers, so that the thread fills one while the other is still being copied to the device.
     """
 
     def __init__(self, images: Images, batch_size: int, seed: int, device: torch.device) -> None:
@@ -80,14 +80,14 @@ class StreamedFeed:
             torch.empty(shape, dtype=torch.uint8, device=device),
             torch.empty(batch_size, dtype=torch.int64, device=device),
         )
-        self._all = torch.arange(batch_size, device=device)
+        self._all_rows = torch.arange(batch_size, device=device)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vaex-feed")
         self._next: tuple[int, Future[None]] | None = None
 
     def index(self, step: int) -> torch.Tensor:
-        """Also puts the batch of that step into `images`."""
+        """Copy the batch of the step into `images` and return all of its rows."""
         if self._next is None or self._next[0] != step:
-            self._ask(step)
+            self._prefetch(step)
         assert self._next is not None
         self._next[1].result()
         buffer, copied = self._buffers[step % 2], self._copied[step % 2]
@@ -95,13 +95,13 @@ class StreamedFeed:
         self.images.labels.copy_(buffer.labels, non_blocking=True)
         if copied is not None:
             copied.record()
-        self._ask(step + 1)
-        return self._all
+        self._prefetch(step + 1)
+        return self._all_rows
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _ask(self, step: int) -> None:
+    def _prefetch(self, step: int) -> None:
         self._next = (step, self._pool.submit(self._fill, self.stream.batch(step), step % 2))
 
     def _fill(self, rows: torch.Tensor, slot: int) -> None:

@@ -1,4 +1,4 @@
-"""Any folder of pictures as a dataset, labelled by its sub-folders."""
+"""A folder of pictures as a dataset, with its sub-folders as labels."""
 
 import hashlib
 import logging
@@ -11,17 +11,17 @@ from pathlib import Path
 import torch
 
 from vaex.data.dataset import Images, Source
-from vaex.data.pictures import decoded
+from vaex.data.pictures import decode_pictures
 
 log = logging.getLogger("vaex")
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-HELD_OUT = ("test", "val", "valid", "validation")  # the first that is there holds the test split
+HELD_OUT = ("test", "val", "valid", "validation")  # the first of these that exists is the test split
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file, its name relative to the root, and its label: a sub-folder's name, or "" where it lies in none."""
+    """A file, its name relative to the root, and its label: a sub-folder's name, or "" if it is in none."""
 
     file: Path
     name: str
@@ -29,87 +29,91 @@ class Picture:
 
     @property
     def position(self) -> float:
-        """In [0, 1): where it stands in the dataset. The name alone decides it, the same on every machine."""
+        """Where it stands in the dataset, in [0, 1). It depends on the name alone, so all machines agree."""
         digest = hashlib.sha256(self.name.encode("utf-8", "surrogateescape")).digest()
         return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def image_folder(*, root: str | None, size: int, channels: int, test: float) -> Source:
-    """Pictures in a folder, in a fixed order shuffled by name, with a training and a test split.
+    """Pictures in a folder, shuffled by their names, with a training and a test split.
 
-    The splits are the sub-folders `train` and `test` where there are such; a `val` or `valid` beside them is the last
-    of the training images, or the test split if there is no `test`. In a folder without splits a picture's name
-    decides, so that adding pictures moves none from one split to the other.
+    The splits are the sub-folders `train` and `test`. A `val` or `valid` beside them becomes the end of the training
+    images, or the test split if there is no `test`. Without such sub-folders a picture's name decides on its split, so
+    adding pictures moves none from one split to the other.
 
-    Labels are the first-level sub-folders with pictures in them, sorted; a single one says nothing and is no label.
-    Hidden files and links out of the folder are skipped. A file with several names in a split is taken once.
+    Labels are the first-level sub-folders that contain pictures, sorted. If there is just one, there are no labels.
+    Hidden files and links that lead out of the folder are skipped. A file with several names in a split counts once.
 
     Args:
         root: the folder.
-        size: side of the square images made of the pictures, in pixels.
+        size: side of the square images, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        test: fraction of the pictures in the test split, where the folder doesn't say which these are.
+        test: fraction of the pictures in the test split, if the folder has no sub-folders for the splits.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds too few good pictures, or an option makes no sense.
+        FileNotFoundError: the folder doesn't exist.
+        ValueError: the folder has too few pictures that can be decoded, or an option is out of range.
         OSError: a folder in it can't be read, or the cache's disk is too full.
     """
     if not 0 < test < 1:
         raise ValueError(f"dataset.source.test={test}: must be between 0 and 1, a fraction of the pictures")
-    wanted = "a folder of pictures, in sub-folders if they have labels"
+    requirement = "a folder of pictures, in sub-folders if they have labels"
     if root is None or not os.path.isdir(os.path.expanduser(root)):
         raise FileNotFoundError(
-            f"dataset.source.root={'null' if root is None else root}: must be {wanted}; "
+            f"dataset.source.root={'null' if root is None else root}: must be {requirement}; "
             "for example dataset.source.root=/data/flowers"
         )
     folder = os.path.realpath(os.path.expanduser(root))
     skipped: list[str] = []
     try:
-        splits = _splits(folder)
-        parts = [_pictures(scope, folder, skipped) for scope in splits or [folder]]
+        splits = _split_folders(folder)
+        parts = [_find_pictures(split, folder, skipped) for split in splits or [folder]]
     except OSError as error:
-        raise OSError(f"dataset.source.root={root}: can't be read whole ({error})") from error
+        raise OSError(f"dataset.source.root={root}: can't be read completely ({error})") from error
     if skipped:
-        log.warning(f"{root}: {_some(skipped)} skipped: links out of the folder, or to nothing")
+        log.warning(f"{root}: {_enumerate(skipped)} skipped: these links lead out of the folder, or to nothing")
     class_names = sorted({picture.label for part in parts for picture in part} - {""})
     if len(class_names) < 2:
         class_names = []
     else:
-        loose = [picture.name for part in parts for picture in part if not picture.label]
-        if loose:
-            log.warning(f"{root}: {_some(loose)} left out: beside the classes' folders, not in one")
+        unlabelled = [picture.name for part in parts for picture in part if not picture.label]
+        if unlabelled:
+            log.warning(f"{root}: {_enumerate(unlabelled)} left out: beside the folders of the classes, not in one")
         parts = [[picture for picture in part if picture.label] for part in parts]
 
     if splits:
-        training, tested = [picture for part in parts[:-1] for picture in part], parts[-1]
+        train_pictures, test_pictures = sum(parts[:-1], []), parts[-1]
     else:
-        training = [picture for picture in parts[0] if picture.position < 1 - test]
-        tested = parts[0][len(training) :]
-    every = training + tested
-    if not every:
-        raise ValueError(f"dataset.source.root={root}: holds no pictures ({' '.join(SUFFIXES)}); give {wanted}")
-    pixels, rows = decoded([picture.file for picture in every], root=Path(folder), size=size, channels=channels)
+        train_pictures = [picture for picture in parts[0] if picture.position < 1 - test]
+        test_pictures = parts[0][len(train_pictures) :]
+    pictures = train_pictures + test_pictures
+    if not pictures:
+        raise ValueError(f"dataset.source.root={root}: holds no pictures ({' '.join(SUFFIXES)}); give {requirement}")
+    files = [picture.file for picture in pictures]
+    pixels, rows = decode_pictures(files, root=Path(folder), size=size, channels=channels)
 
-    cut = sum(row < len(training) for row in rows)
+    cut = sum(row < len(train_pictures) for row in rows)
     for split, count in (("training", cut), ("test", len(rows) - cut)):
         if not count and splits:
             where = " in a class's folder" if class_names else ""
             raise ValueError(f"dataset.source.root={root}: has no good {split} picture{where}; add some")
         if not count:
             raise ValueError(
-                f"dataset.source.test={test}: leaves no {split} picture of {len(rows)}; change it, or add some"
+                f"dataset.source.test={test}: leaves no {split} picture of {len(rows)}; change it, or add pictures"
             )
     index = {name: label for label, name in enumerate(class_names)}
-    labels = torch.tensor([index.get(every[row].label, 0) for row in rows])
-    untrained = [name for name, label in index.items() if label not in labels[:cut]]
-    if untrained:
-        log.warning(f"{root}: no good training picture of {_some(untrained)}")
+    labels = torch.tensor([index.get(pictures[row].label, 0) for row in rows])
+    empty_classes = [name for name, label in index.items() if label not in labels[:cut]]
+    if empty_classes:
+        log.warning(f"{root}: no good training picture of {_enumerate(empty_classes)}")
     log.info(f"{root}: {len(rows) - cut} test and {cut} training pictures, {len(class_names) or 'no'} classes")
     if len(splits) > 2:
-        held = sum(len(parts[0]) <= row < len(training) for row in rows)
+        count = sum(len(parts[0]) <= row < len(train_pictures) for row in rows)
         names = " and ".join(os.path.basename(split) for split in splits[1:-1])
-        log.info(f"{root}: the last {held} of these are from {names}; dataset.validation={held} trains on none of them")
+        log.info(
+            f"{root}: the last {count} training pictures are from {names}; dataset.validation={count} trains on none "
+            "of them"
+        )
     return Source(
         train=Images(pixels[:cut], labels[:cut]),
         test=Images(pixels[cut:], labels[cut:]),
@@ -118,39 +122,42 @@ def image_folder(*, root: str | None, size: int, channels: int, test: float) -> 
     )
 
 
-def _splits(root: str) -> list[str]:
-    """The sub-folders for training, for validation if any, and for the test; none in a folder without splits."""
+def _split_folders(root: str) -> list[str]:
+    """The sub-folders of the training, any validation, and the test split, in this order; empty if there are none."""
     folders = {
         entry.name.lower(): entry.path
         for entry in os.scandir(root)
-        if os.path.isdir(entry.path) and entry.name[0] != "." and _holds(root, os.path.realpath(entry.path))
+        if os.path.isdir(entry.path) and entry.name[0] != "." and _contains(root, os.path.realpath(entry.path))
     }
     held_out = [folders[name] for name in HELD_OUT if name in folders]
     if held_out and "train" in folders:
         return [folders["train"], *held_out[1:], held_out[0]]
     if folders and folders.keys() <= {"train", *HELD_OUT}:
-        found, missing = next(iter(folders.values())), "train" if held_out else "test"
+        folder, missing = next(iter(folders.values())), "train" if held_out else "test"
         raise ValueError(
-            f"dataset.source.root={root}: holds {os.path.basename(found)} but no {missing}; "
-            f"dataset.source.root={found} has both splits drawn from that"
+            f"dataset.source.root={root}: holds {os.path.basename(folder)} but no {missing}; "
+            f"dataset.source.root={folder} takes both splits from that folder"
         )
     return []
 
 
-def _pictures(scope: str, root: str, skipped: list[str]) -> list[Picture]:
-    """The pictures in a folder and below, by position. Links come last, so that a file has its own name if it can."""
-    found: dict[str, str] = {}  # the name that a real path is reached by
-    seen: set[str] = set()
+def _find_pictures(scope: str, root: str, skipped: list[str]) -> list[Picture]:
+    """The pictures in a folder and below it, sorted by position; links to be skipped are appended to `skipped`.
+
+    Links are followed last, so that a file has its own name if it can be reached without a link.
+    """
+    names: dict[str, str] = {}  # real path of a picture -> the path by which it was reached first
+    visited: set[str] = set()  # real paths of folders
     folders, links = deque([scope]), deque[str]()
     while folders or links:
         path = folders.popleft() if folders else links.popleft()
         real = os.path.realpath(path)
-        if not _holds(root, real) or not os.path.exists(real):
+        if not _contains(root, real) or not os.path.exists(real):
             skipped.append(os.path.relpath(path, root))
         elif os.path.isfile(real) and path.lower().endswith(SUFFIXES):
-            found.setdefault(real, path)
-        elif os.path.isdir(real) and real not in seen:
-            seen.add(real)
+            names.setdefault(real, path)
+        elif os.path.isdir(real) and real not in visited:
+            visited.add(real)
             for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
                 if entry.name[0] == ".":
                     continue
@@ -159,21 +166,21 @@ def _pictures(scope: str, root: str, skipped: list[str]) -> list[Picture]:
                 elif entry.is_dir():
                     folders.append(entry.path)
                 elif entry.is_file() and entry.name.lower().endswith(SUFFIXES):
-                    found.setdefault(os.path.join(real, entry.name), entry.path)
+                    names.setdefault(os.path.join(real, entry.name), entry.path)
     pictures = []
-    outer, inner = len(os.path.join(root, "")), len(os.path.join(scope, ""))
-    for path in found.values():
-        label, slash, _ = path[inner:].partition("/")
-        # Some systems take a letter and its accent apart in a name.
-        name, label = (unicodedata.normalize("NFC", part) for part in (path[outer:], label if slash else ""))
+    root_length, scope_length = (len(os.path.join(folder, "")) for folder in (root, scope))
+    for path in names.values():
+        label, slash, _ = path[scope_length:].partition("/")
+        # Some file systems store a letter and its accent as two characters.
+        name, label = (unicodedata.normalize("NFC", text) for text in (path[root_length:], slash and label))
         pictures.append(Picture(Path(path), name, label))
     return sorted(pictures, key=lambda picture: (picture.position, picture.name))
 
 
-def _holds(folder: str, real: str) -> bool:
+def _contains(folder: str, real: str) -> bool:
     return os.path.join(real, "").startswith(os.path.join(folder, ""))
 
 
-def _some(names: list[str]) -> str:
+def _enumerate(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(repr(name) for name in names[:3]) + more

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-from vaex.data.arrays import cached_arrays
 from vaex.data.dataset import Images, Source
 from vaex.data.idx import parse_idx
-from vaex.data.published import Listing, PublishedFile, dataset_folder, obtain, verify
+from vaex.data.published import PublishedFile, dataset_folder, load_published
 
 FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -38,41 +38,27 @@ def fashion_mnist(*, root: str | None, download: bool) -> Source:
     """60,000 training and 10,000 test pictures of clothes in ten classes.
 
     Args:
-        root: a folder with the four idx `.gz` files; None for datasets/fashion_mnist in the cache folder.
-        download: whether to fetch files that are not there.
+        root: the folder of the four idx `.gz` files; None for datasets/fashion_mnist in the cache folder.
+        download: whether to download missing files.
 
     Raises:
         OSError: a file is missing or can't be downloaded.
-        ValueError: a file is damaged or another's.
+        ValueError: a file is damaged or not the published one.
     """
-
-    def listing() -> Sequence[PublishedFile]:
-        from torchvision.datasets import FashionMNIST
-
-        return _listed(FashionMNIST.mirrors, FashionMNIST.resources)
-
-    return _four_files(
-        "fashion_mnist", dataset_folder("fashion_mnist", root, "FashionMNIST/raw"), listing, download, FASHION
-    )
+    return _load_idx_files("fashion_mnist", "FashionMNIST", root, download, FASHION)
 
 
 def kmnist(*, root: str | None, download: bool) -> Source:
     """60,000 training and 10,000 test images of ten handwritten hiragana. Arguments and errors as `fashion_mnist`."""
-
-    def listing() -> Sequence[PublishedFile]:
-        from torchvision.datasets import KMNIST
-
-        return _listed(KMNIST.mirrors, KMNIST.resources)
-
-    return _four_files("kmnist", dataset_folder("kmnist", root, "KMNIST/raw"), listing, download, KUZUSHIJI)
+    return _load_idx_files("kmnist", "KMNIST", root, download, KUZUSHIJI)
 
 
 def emnist(*, root: str | None, download: bool, split: EmnistSplit) -> Source:
     """Handwritten letters and digits, upright: the authors' files hold every image transposed.
 
     Args:
-        root: a folder with `gzip.zip`, which has all splits; None for datasets/emnist in the cache folder.
-        download: whether to fetch it.
+        root: the folder of `gzip.zip`, which has all splits; None for datasets/emnist in the cache folder.
+        download: whether to download it if it is missing.
         split: `balanced` has 47 classes (112,800 / 18,800 images), `letters` 26 (124,800 / 20,800; labels 0 to 25, but
             1 to 26 in the files), `digits` 10 (240,000 / 40,000), `mnist` 10 (60,000 / 10,000), `byclass` 62 and
             `bymerge` 47 (697,932 / 116,323).
@@ -88,41 +74,45 @@ def emnist(*, root: str | None, download: bool, split: EmnistSplit) -> Source:
 
         return [PublishedFile(EMNIST_ARCHIVE, EMNIST.md5, (EMNIST.url,))]
 
-    def read(part: str) -> Images:
-        with zipfile.ZipFile(path) as archive:
-            name = f"gzip/emnist-{split}-{part}"
-            pixels = parse_idx(gzip.decompress(archive.read(f"{name}-images-idx3-ubyte.gz")), name, dimensions=3)
-            labels = parse_idx(gzip.decompress(archive.read(f"{name}-labels-idx1-ubyte.gz")), name, dimensions=1)
-        first = 1 if split == "letters" else 0
-        return Images(pixels.transpose(1, 2).unsqueeze(1).contiguous(), labels.to(torch.int64) - first)
+    def read(paths: Sequence[Path]) -> tuple[Images, Images]:
+        with zipfile.ZipFile(paths[0]) as archive:
+            names = [f"gzip/emnist-{split}-{name.replace('t10k', 'test')}" for name in FILES]
+            train, test = _parse_files([archive.read(name) for name in names], names)
+        return upright(train), upright(test)
 
-    def decode() -> tuple[Images, Images]:
-        verify([path], listing)
-        return read("train"), read("test")
+    def upright(images: Images) -> Images:
+        return Images(images.pixels.mT.contiguous(), images.labels - (1 if split == "letters" else 0))
 
     folder = dataset_folder("emnist", root, "EMNIST/raw")
-    [path] = obtain(folder, [EMNIST_ARCHIVE], listing, download=download)
-    train, test = cached_arrays(f"emnist {split}", [path], decode)
-    return Source(train=train, test=test, classes=len(CHARACTERS[split]), class_names=tuple(CHARACTERS[split]))
+    names = tuple(CHARACTERS[split])
+    return load_published(
+        f"emnist {split}", folder, [EMNIST_ARCHIVE], listing, read, class_names=names, download=download
+    )
 
 
-def _listed(mirrors: Sequence[str], resources: Sequence[tuple[str, str]]) -> list[PublishedFile]:
-    return [PublishedFile(name, md5, tuple(mirror + name for mirror in mirrors)) for name, md5 in resources]
+def _load_idx_files(name: str, kind: str, root: str | None, download: bool, class_names: tuple[str, ...]) -> Source:
+    """`kind` is the dataset's class in torchvision."""
+
+    def listing() -> Sequence[PublishedFile]:
+        from torchvision import datasets
+
+        published = getattr(datasets, kind)
+        return [
+            PublishedFile(file, md5, tuple(m + file for m in published.mirrors)) for file, md5 in published.resources
+        ]
+
+    def read(paths: Sequence[Path]) -> tuple[Images, Images]:
+        return _parse_files([path.read_bytes() for path in paths], paths)
+
+    folder = dataset_folder(name, root, f"{kind}/raw")
+    return load_published(name, folder, FILES, listing, read, class_names=class_names, download=download)
 
 
-def _four_files(name: str, folder: Path, listing: Listing, download: bool, class_names: tuple[str, ...]) -> Source:
-    paths = obtain(folder, FILES, listing, download=download)
+def _parse_files(packed: Sequence[bytes], names: Sequence[str | Path]) -> tuple[Images, Images]:
+    """The four files in the order of FILES."""
 
-    def decode() -> tuple[Images, Images]:
-        verify(paths, listing)
-        train, train_labels, test, test_labels = (
-            parse_idx(gzip.decompress(path.read_bytes()), path, dimensions)
-            for path, dimensions in zip(paths, (3, 1, 3, 1), strict=True)
-        )
-        return (
-            Images(train.unsqueeze(1), train_labels.to(torch.int64)),
-            Images(test.unsqueeze(1), test_labels.to(torch.int64)),
-        )
+    def parse(index: int, dimensions: int) -> Tensor:
+        return parse_idx(gzip.decompress(packed[index]), names[index], dimensions)
 
-    train, test = cached_arrays(name, paths, decode)
-    return Source(train=train, test=test, classes=len(class_names), class_names=class_names)
+    train, test = (Images(parse(i, 3).unsqueeze(1), parse(i + 1, 1).to(torch.int64)) for i in (0, 2))
+    return train, test

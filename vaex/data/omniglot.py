@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vaex.data.arrays import cached_arrays
 from vaex.data.dataset import Images, Source
-from vaex.data.published import PublishedFile, dataset_folder, obtain, verify
+from vaex.data.published import PublishedFile, dataset_folder, load_published
 
 FILES = ("images_background.zip", "images_evaluation.zip")
 SIDE = 105  # pixels, as published
@@ -19,32 +18,30 @@ SIDE = 105  # pixels, as published
 def omniglot(*, root: str | None, download: bool, size: int) -> Source:
     """19,280 training (background) and 13,180 test (evaluation) images, light strokes on black, without labels.
 
-    The two sets share no character and no alphabet, so labels of one mean nothing in the other: there are none. The
-    training images are in the order of their alphabets, and so a validation split of 1,900 is the last three, which
-    training never sees either. Published as black strokes on white, 105 × 105 in two levels; here scaled down with a
-    triangle filter, which makes grey of thin strokes, and inverted, as MNIST is. Not the 24,345 / 8,070 images of Burda
-    et al. 2015, which mix all alphabets: likelihoods on those are of other data.
+    The two sets share no character and no alphabet, so a label of one would mean nothing in the other. Training images
+    are in the order of their alphabets, so a validation split of 1,900 images is the last three alphabets, which the
+    model isn't trained on. The published images are binary, 105 × 105, with black strokes on white. They are scaled
+    down with a triangle filter, which turns thin strokes grey, and inverted, to look like MNIST. These are not the
+    24,345 / 8,070 images of Burda et al. 2015, which mix all alphabets: their likelihoods can't be compared with these.
 
     Args:
-        root: a folder with the two zip files, which are read without unpacking them; None for datasets/omniglot in the
+        root: the folder of the two zip files, which are read without unpacking them; None for datasets/omniglot in the
             cache folder.
-        download: whether to fetch files that are not there.
+        download: whether to download missing files.
         size: height and width in pixels, at most 105.
 
     Raises:
         OSError: a file is missing or can't be downloaded.
-        ValueError: a file is damaged or another's, or a size that makes no sense.
+        ValueError: a file is damaged or not the published one, or the size is out of range.
     """
     if not 1 <= size <= SIDE:
         raise ValueError(f"dataset.source.size={size}: must be from 1 to {SIDE}, the size of the originals")
-    paths = obtain(dataset_folder("omniglot", root, "omniglot-py"), FILES, _listing, download=download)
 
-    def decode() -> tuple[Images, Images]:
-        verify(paths, _listing)
+    def read(paths: Sequence[Path]) -> tuple[Images, Images]:
         return _read(paths[0], size), _read(paths[1], size)
 
-    train, test = cached_arrays(f"omniglot {size}", paths, decode)
-    return Source(train=train, test=test, classes=0)
+    folder = dataset_folder("omniglot", root, "omniglot-py")
+    return load_published(f"omniglot {size}", folder, FILES, _listing, read, class_names=(), download=download)
 
 
 def _read(path: Path, size: int) -> Images:

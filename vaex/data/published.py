@@ -1,7 +1,6 @@
-"""Files of published datasets: found in a folder, or downloaded into it, whole and once, through torchvision."""
+"""Files of published datasets: read from a folder, or downloaded into it once, through torchvision, and verified."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import socket
@@ -11,14 +10,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from vaex.data.cache import cache_folder
+from vaex.data.cache import cache_folder, cached_arrays, file_key, folder_lock
+from vaex.data.dataset import Images, Source
 
 SILENCE = 30  # seconds without a byte after which a download has failed
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file as its authors published it, under one of `urls` or as a file of Google Drive, with its MD5."""
+    """A file as its authors published it: its MD5, and its addresses or the id of a file of Google Drive."""
 
     name: str
     md5: str
@@ -26,100 +26,128 @@ class PublishedFile:
     drive_id: str = ""
 
 
-# torchvision holds the tables of checksums and addresses. A function, because importing it takes seconds.
+# torchvision has the checksums and addresses. A listing is a function because importing torchvision takes seconds.
 Listing = Callable[[], Sequence[PublishedFile]]
 
 
 def dataset_folder(name: str, root: str | None, subfolder: str) -> Path:
-    """Where a dataset's files are: in `root`, or under `subfolder` of it, where torchvision would put them.
+    """The folder of a dataset's files: `root`, or torchvision's `subfolder` of it if that exists.
 
-    None stands for datasets/<name> in vaex's cache folder.
+    A root of None is datasets/<name> in the cache folder of vaex.
     """
     folder = cache_folder() / "datasets" / name if root is None else Path(root).expanduser()
     return folder / subfolder if (folder / subfolder).is_dir() else folder
 
 
+def load_published(
+    name: str,
+    folder: Path,
+    files: Sequence[str],
+    listing: Listing,
+    read: Callable[[Sequence[Path]], tuple[Images, Images]],
+    *,
+    class_names: tuple[str, ...],
+    download: bool,
+) -> Source:
+    """The source that `read` decodes from verified files; later runs map its images from the cache.
+
+    Args:
+        name: the dataset with every option that changes what `read` returns.
+        folder, files, listing, download: as for `obtain`.
+        read: takes the paths of the files in their order and returns the training and test images.
+        class_names: of the labels 0, 1, ...; empty for images without labels.
+
+    Raises:
+        OSError: a file is missing or can't be downloaded.
+        ValueError: a file is damaged or a different one of that name.
+    """
+    paths = obtain(folder, files, listing, download=download)
+
+    def decode() -> tuple[Images, Images]:
+        verify(paths, listing)
+        return read(paths)
+
+    train, test = cached_arrays(name, paths, decode)
+    return Source(train=train, test=test, classes=len(class_names), class_names=class_names)
+
+
 def obtain(folder: Path, names: Sequence[str], listing: Listing, *, download: bool) -> list[Path]:
-    """Paths of the named files, the missing ones downloaded first if so asked. Files that are there stay as they are.
+    """Paths of the named files. Missing files are downloaded if `download` is set; existing files are never changed.
 
     Raises:
         FileNotFoundError: a file is missing.
-        OSError: a file can't be downloaded, or what came isn't what was published.
+        OSError: a file can't be downloaded, or the download differs from what was published.
     """
     missing = [name for name in names if not (folder / name).is_file()]
     if missing and not download:
         raise FileNotFoundError(
             f"{folder}: {', '.join(missing)} not found; put {'it' if len(missing) == 1 else 'them'} there, "
-            "give the folder that has all files as dataset.source.root=…, or set dataset.source.download=true"
+            "set dataset.source.root=… to a folder that has all files, or set dataset.source.download=true"
         )
     if missing:
-        listed = {file.name: file for file in listing()}
-        with folder_lock(folder):
+        published = {file.name: file for file in listing()}
+        with download_lock(folder):
             for name in missing:
-                if not (folder / name).is_file():  # another run may have brought it meanwhile
-                    _download(listed[name], folder, missing)
+                if not (folder / name).is_file():  # another process may have downloaded it in the meantime
+                    _download(published[name], folder, missing)
     return [folder / name for name in names]
 
 
 def verify(paths: Sequence[Path], listing: Listing) -> None:
-    """Raises ValueError for a file whose MD5 is not the published one. What passed once is taken on trust later."""
-    marks = {path: cache_folder() / "verified" / digest("", [path]) for path in paths}
-    doubtful = [path for path in paths if not marks[path].exists()]
-    listed = {file.name: file for file in (listing() if doubtful else ())}
-    for path in doubtful:
+    """Raise ValueError for a file whose MD5 is not the published one. A file that passed isn't read again."""
+    marks = {path: cache_folder() / "verified" / file_key("", [path]) for path in paths}
+    unverified = [path for path in paths if not marks[path].exists()]
+    published = {file.name: file.md5 for file in (listing() if unverified else ())}
+    for path in unverified:
         with path.open("rb") as content:
-            found = hashlib.file_digest(content, "md5").hexdigest()
-        if found != listed[path.name].md5:
+            md5 = hashlib.file_digest(content, "md5").hexdigest()
+        if md5 != published[path.name]:
             raise ValueError(
-                f"{path}: has MD5 {found}, as published it has {listed[path.name].md5}; it is damaged or another of "
-                "that name: replace it"
+                f"{path}: has MD5 {md5}, but the published file has {published[path.name]}; it is damaged or a "
+                "different file of that name: replace it"
             )
         with contextlib.suppress(OSError):
             marks[path].parent.mkdir(parents=True, exist_ok=True)
             marks[path].touch()
 
 
-def digest(key: str, files: Sequence[Path]) -> str:
-    """SHA-256 of a key with the files' paths, sizes and times of last change: another when one of them changes."""
-    state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr((key, state)).encode()).hexdigest()
-
-
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Makes the folder and lets one process at a time work in it; the others of a sweep wait."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise OSError(
-            f"{folder}: can't be written to ({error.strerror}); give one that can be as dataset.source.root=…"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # which ends with the process, however that ends
+def download_lock(folder: Path) -> Iterator[None]:
+    """Create the folder and let one process at a time add files to it; the others of a sweep wait.
+
+    Raises:
+        OSError: the folder can't be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(folder_lock(folder))
+        except OSError as error:
+            raise OSError(
+                f"{folder}: can't be written to ({error.strerror}); set dataset.source.root=… to a writable folder"
+            ) from error
         yield
 
 
 def _download(file: PublishedFile, folder: Path, missing: Sequence[str]) -> None:
-    """Into a folder of its own first: a file under its name is whole, whenever the process is killed."""
-    before = socket.getdefaulttimeout()
+    """Download into a temporary folder first: a file under its own name is complete, even if the process is killed."""
+    timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as partial:
             _fetch(file, partial)
             os.replace(Path(partial) / file.name, folder / file.name)
-    except Exception as error:  # urllib, http, torchvision and gdown each have kinds of their own
+    except Exception as error:  # urllib, http, torchvision and gdown raise exceptions of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
             f"{folder}: {file.name} could not be downloaded ({reason}); try again, put {', '.join(missing)} there, "
-            "or give the folder that has all files as dataset.source.root=…"
+            "or set dataset.source.root=… to a folder that has all files"
         ) from error
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout)
 
 
 def _fetch(file: PublishedFile, folder: str) -> None:
-    """With a progress bar; torchvision checks the MD5 and raises RuntimeError when it is wrong."""
+    """Download with a progress bar. torchvision checks the MD5 and raises RuntimeError if it is wrong."""
     from torchvision.datasets.utils import download_file_from_google_drive, download_url
 
     if file.drive_id:

@@ -1,20 +1,20 @@
-"""The order in which training images are used: shuffled epochs laid end to end."""
+"""The order in which training images are used: one random permutation after another."""
 
 import torch
 from torch import Tensor
 
 
 class IndexStream:
-    """Batches of row indices from permutation after permutation, nothing dropped and every batch full.
+    """Batches of row indices. Each epoch is a permutation of all images; all batches have the same size.
 
-    A batch may straddle two epochs, so the step's shapes never change. The stream is a pure function of
-    (size, seed, step): nothing needs to be saved to resume it exactly.
+    A batch may straddle two epochs, so no image is dropped and the shapes in a training step never change. The indices
+    are a function of (size, batch_size, seed, step), so resuming a run needs no saved state.
 
     Args:
         size: number of training images.
         batch_size: indices in a batch, at most `size`.
         seed: of the permutations.
-        device: where the indices live.
+        device: the device of the indices.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class IndexStream:
         self._window = torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> Tensor:
-        """Row indices [B] of the given 0-based step."""
+        """Row indices, int64 [B], of a step counted from 0."""
         epoch, start = divmod(step * self.batch_size, self.size)
         if epoch != self._epoch:
             two = torch.cat([self._permutation(epoch), self._permutation(epoch + 1)])
