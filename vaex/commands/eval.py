@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaex.commands.arguments import Parser
+from vaex.commands.datasets import LatestDataset
 from vaex.errors import UserError
-from vaex.runs.find import LatestDataset, find_runs, short_names
+from vaex.runs.find import find_runs, short_names
 
 if TYPE_CHECKING:
     from vaex.evaluation.measure import Measurement

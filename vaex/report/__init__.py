@@ -1,1 +1,1 @@
-"""What `vaex report` writes, one subject a file: runs and what differs between them, statistics, plots, pages."""
+"""The report of a sweep: its runs and what differs between them, statistics over seeds, plots, and the page itself."""

@@ -1,19 +1,19 @@
 """The runs of a report, read from their folders, whatever state they are in. Imports no torch."""
 
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vaex.config.schema import config_dir
-from vaex.errors import UserError
-from vaex.runs.find import short_names
+from vaex.evaluation.comparison import ComparisonGroup, Description, comparison_group
+from vaex.evaluation.metric import Metric
+from vaex.runs.find import run_folders, short_names
 from vaex.runs.folder import CONFIG, RESULTS, STATUS
 
 Value = str | int | float | bool | tuple[Any, ...] | None
@@ -22,17 +22,16 @@ STATES = ("completed", "failed", "interrupted", "running")
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder.
+    """What the folder of one run contains.
 
     Attributes:
-        name: its path from where all the runs are.
+        name: its path from the folder that contains all runs.
         status: completed, failed, interrupted, running, or unknown.
-        reason: the last line of what stopped it, or of what in its folder can't be read; empty where nothing did.
-        config: dotted key -> value. Empty when the run ended before it wrote one.
-        choices: group -> option.
-        overrides: what was asked for on the command line, of a run without a config.
-        image_shape: (channels, height, width), when there is a config.
-        results: results.json, empty when there is none.
+        reason: the last line of the error or reason in status.json, or which files can't be read; else empty.
+        config: dotted key -> value; empty if the run ended before it wrote one.
+        choices: config group -> option.
+        overrides: the overrides on the command line, of a run without a config.
+        results: results.json; empty if there is none.
     """
 
     path: Path
@@ -42,7 +41,6 @@ class Run:
     config: Mapping[str, Value]
     choices: Mapping[str, str]
     overrides: Mapping[str, Value]
-    image_shape: tuple[int, int, int] | None
     results: Mapping[str, Any]
 
     @property
@@ -50,84 +48,70 @@ class Run:
         return self.config.get("seed", self.overrides.get("seed"))
 
     @property
-    def complete(self) -> bool:
-        """Whether its test numbers count."""
-        return self.status == "completed" and bool(self.results) and self.image_shape is not None
+    def completed(self) -> bool:
+        return self.status == "completed" and bool(self.results)
+
+    @cached_property
+    def about(self) -> Description | None:
+        """What the test numbers describe; None where results.json does not say it."""
+        return Description.read(self.results)
+
+    def group(self, metric: Metric) -> ComparisonGroup | None:
+        """The runs with which this one's number may be compared; None where it may not, or where there is no number."""
+        if metric not in self._groups:
+            self._groups[metric] = comparison_group(metric, self.results)
+        return self._groups[metric]
+
+    def value(self, metric: Metric, group: ComparisonGroup) -> float | None:
+        """The number, if it belongs to the group."""
+        return metric.value(self.results) if self.group(metric) == group else None
+
+    @cached_property
+    def _groups(self) -> dict[Metric, ComparisonGroup | None]:
+        return {}
 
 
 def collect(folders: Iterable[Path]) -> list[Run]:
-    """Every run in the folders, each once, jobs 2 and 10 in that order.
+    """Every run in the folders, each once, with jobs 2 and 10 in that order.
 
     Raises:
-        UserError: a folder is missing or holds no run.
+        UserError: a folder does not exist or contains no run.
     """
-    found: dict[Path, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give folders of runs or sweeps, as `vaex train` printed them")
-        inside = list(_run_folders(folder))
-        if not inside:
-            raise UserError(f"{folder}: no run there, with {CONFIG} or {STATUS}; give the folder of one, or of a sweep")
-        for path in inside:
-            found.setdefault(path.resolve(), path)
-    paths = sorted(found.values(), key=_natural)
-    defaults = _flat(_train_defaults())
+    paths = run_folders(folders)
+    train = yaml.safe_load((config_dir() / "train.yaml").read_text())
+    defaults = _flatten({key: value for key, value in train.items() if key not in ("defaults", "hydra")})
     return [_read(path, name, defaults) for path, name in zip(paths, short_names(paths), strict=True)]
-
-
-def _run_folders(folder: Path) -> Iterator[Path]:
-    for path, folders, files in os.walk(folder):
-        if CONFIG in files or STATUS in files:
-            yield Path(path)
-            folders.clear()
-        else:
-            folders[:] = [name for name in folders if name != ".hydra"]  # holds what Hydra composed, and no run
-
-
-def _natural(path: Path) -> list[tuple[float, str]]:
-    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))
-    return [(float(part), "") if n % 2 else (-1.0, part) for n, part in enumerate(parts)]
-
-
-def _train_defaults() -> dict[str, Any]:
-    content = yaml.safe_load((config_dir() / "train.yaml").read_text())
-    return {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
 
 
 def _read(path: Path, name: str, defaults: Mapping[str, Value]) -> Run:
     problems: list[str] = []
-    status = _mapping(path / STATUS, problems)
-    results = _mapping(path / RESULTS, problems)
-    content = _mapping(path / CONFIG, problems)
+    status, results, content = (_read_mapping(path / file, problems) for file in (STATUS, RESULTS, CONFIG))
     recorded = content.pop("recorded", None)
-    recorded = recorded if isinstance(recorded, dict) else {}
-    choices = recorded.get("choices")
-    shape = recorded.get("image_shape")
+    choices = recorded.get("choices") if isinstance(recorded, dict) else None
     state = status.get("status")
     if state is None and not (path / STATUS).exists():
         state = "completed" if results else None
-    told = str(status.get("error") or status.get("reason") or status.get("traceback") or "").strip()
+    reason = str(status.get("error") or status.get("reason") or status.get("traceback") or "").strip()
     return Run(
         path=path,
         name=name,
         status=state if state in STATES else "unknown",
-        reason=told.splitlines()[-1] if told else "; ".join(problems),
-        config={**defaults, **_flat(content)} if content else {},
+        reason=reason.splitlines()[-1] if reason else "; ".join(problems),
+        config={**defaults, **_flatten(content)} if content else {},
         choices={str(group): str(option) for group, option in choices.items()} if isinstance(choices, dict) else {},
         overrides={} if content else _overrides(path / ".hydra" / "overrides.yaml"),
-        image_shape=(shape[0], shape[1], shape[2]) if isinstance(shape, list) and len(shape) == 3 else None,
         results=results,
     )
 
 
-def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
-    """A JSON or YAML file's mapping; where it can't be read an empty one, and why among the problems."""
+def _read_mapping(path: Path, problems: list[str]) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file; empty if it can't be read, and then `problems` gets the reason."""
     try:
         text = path.read_text()
-        content = json.loads(text) if path.suffix == ".json" else _yaml(text)
+        content = json.loads(text) if path.suffix == ".json" else _read_yaml(text)
         if isinstance(content, dict):
             return content
-        problems.append(f"{path.name}: damaged (no mapping)")
+        problems.append(f"{path.name}: damaged (not a mapping)")
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -137,44 +121,39 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _yaml(text: str) -> dict[str, Any]:
-    """A mapping, read by its keys: runs of a sweep share most of their config, and what they share is parsed once."""
+def _read_yaml(text: str) -> dict[str, Any]:
+    """A mapping, parsed key by key: runs of a sweep share most of their config, and equal parts are parsed once."""
     content: dict[str, Any] = {}
     for part in re.split(r"^(?=[\w'\"])", text, flags=re.MULTILINE):
-        parsed = _parsed(part)
+        parsed = _parse_yaml(part)
         if isinstance(parsed, dict):
             content |= parsed
         elif parsed is not None:
-            raise ValueError("no mapping")
+            raise ValueError("not a mapping")
     return content
 
 
-_parsed = cache(yaml.safe_load)
+_parse_yaml = cache(yaml.safe_load)
 
 
 def _overrides(path: Path) -> dict[str, Value]:
     try:
-        lines = yaml.safe_load(path.read_text())
-        pairs = [str(line).lstrip("+~").partition("=") for line in lines]
-        return {key: _plain(yaml.safe_load(value)) for key, _, value in pairs}
+        pairs = [str(line).lstrip("+~").partition("=") for line in yaml.safe_load(path.read_text())]
+        return {key: _hashable(yaml.safe_load(value)) for key, _, value in pairs}
     except (OSError, TypeError, ValueError, yaml.YAMLError):
         return {}
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
-    """Nested mappings -> dotted keys; lists become tuples, which can be told apart in sets."""
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
+    """Nested mappings -> dotted keys."""
     flat: dict[str, Value] = {}
     for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _plain(value)
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": _hashable(value)}
     return flat
 
 
-def _plain(value: Any) -> Value:
-    if isinstance(value, list):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, dict):
-        return tuple((key, _plain(item)) for key, item in value.items())
+def _hashable(value: Any) -> Value:
+    if isinstance(value, list | dict):
+        items = value.items() if isinstance(value, dict) else value
+        return tuple(_hashable(list(item) if isinstance(item, tuple) else item) for item in items)
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -1,27 +1,28 @@
-"""Which swept value goes along the plots and down the sheets, what makes a line, and what is held. Imports no torch."""
+"""What plots and sheets show: the axis along them, one line for each other configuration. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vaex.report.axes import Axis, Design, as_number, shown
-from vaex.report.collect import Value
-from vaex.report.scores import Scale, Scored
-from vaex.report.statistics import Configuration, Metric, Summary
+from vaex.evaluation.comparison import ComparisonGroup
+from vaex.evaluation.metric import Metric
+from vaex.report.axes import Axis, as_number, value_text
+from vaex.report.collect import Run, Value
+from vaex.report.statistics import Configuration, Study, Summary
 
-MOST_LINES = 8  # as many as there are colours
+MOST_LINES = 8  # the number of colours
 
 
 @dataclass(frozen=True)
 class Line:
-    """Configurations that differ in the value along the plot only. `number` says which colour it has in all plots."""
+    """Configurations that differ only in the value along the plot. `number` decides the colour, equal in all plots."""
 
     label: str
     number: int
     members: tuple[tuple[float, Configuration], ...]
 
-    def points(self, metric: Metric, scale: Scale) -> list[tuple[float, Summary]]:
-        found = [(x, configuration.summary(metric, scale)) for x, configuration in self.members]
-        return [(x, over_seeds) for x, over_seeds in found if over_seeds]
+    def points(self, metric: Metric, group: ComparisonGroup) -> list[tuple[float, Summary]]:
+        summaries = [(x, configuration.summary(metric, group)) for x, configuration in self.members]
+        return [(x, summary) for x, summary in summaries if summary]
 
 
 @dataclass(frozen=True)
@@ -29,97 +30,90 @@ class View:
     """A numeric axis, and the lines along it.
 
     Attributes:
-        held: other numeric axes, each with the value that all lines have.
-        left_out: labels of lines for which there is no room.
+        fixed: other numeric axes, each with the value at which all lines are taken.
+        left_out: labels of the lines for which there is no room.
     """
 
     axis: Axis
     lines: tuple[Line, ...]
-    held: tuple[tuple[Axis, Value], ...]
+    fixed: tuple[tuple[Axis, Value], ...]
     left_out: tuple[str, ...]
 
     @property
     def gaps(self) -> list[str]:
-        """What of each line has no completed run."""
+        """The points of each line that have no completed run."""
         return [
             f"{line.label}, {self.axis.key}={x:g}"
             for line in self.lines
             for x in self.axis.numbers
-            if x not in [there for there, _ in line.members]
+            if x not in [member for member, _ in line.members]
         ]
 
     @property
     def caption(self) -> str:
-        """What a reader must know of what is not in the picture; empty where all is."""
-        held = ", ".join(f"{axis.key}={shown(value)}" for axis, value in self.held)
-        parts = [f"Throughout {held}."] * bool(held)
-        if self.left_out:
-            parts.append(f"Left out for want of room: {', '.join(self.left_out)}.")
+        """Which part of the runs the picture shows; empty if it shows all."""
+        values = ", ".join(f"{axis.key}={value_text(value)}" for axis, value in self.fixed)
+        parts = [f"At {values}."] * bool(values)
+        parts += [f"Left out for lack of space: {', '.join(self.left_out)}."] * bool(self.left_out)
         return " ".join(parts)
 
 
-def views(design: Design, found: Sequence[Configuration]) -> list[View]:
-    """One for each numeric axis along which there is something to see, beta first."""
-    numeric = [axis for axis in design.axes if axis.numeric]
-    categories = [axis for axis in design.axes if not axis.numeric]
-    names = list(dict.fromkeys(_part(design, configuration, categories) for configuration in found))
+def views(study: Study) -> list[View]:
+    """One for each numeric axis along which some line has two points, beta first."""
+    axes = study.design.axes
+    numeric = [axis for axis in axes if axis.numeric]
+    categories = [axis for axis in axes if not axis.numeric]
+
+    def category(configuration: Configuration) -> tuple[Value, ...]:
+        return tuple(value for axis, value in zip(axes, configuration.values, strict=True) if axis in categories)
+
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(map(category, study.configurations)))}
     made = []
     for axis in sorted(numeric, key=lambda axis: axis.key != "beta"):
-        held = tuple((other, _middle(other, design, found)) for other in numeric if other != axis)
+        fixed = tuple((other, _typical_value(other, study)) for other in numeric if other != axis)
         members: dict[tuple[Value, ...], list[tuple[float, Configuration]]] = {}
-        for configuration in found:
-            at = dict(zip(design.axes, configuration.values, strict=True))
-            x = as_number(at[axis])
-            if x is not None and configuration.items and all(at[other] in (value, None) for other, value in held):
-                members.setdefault(_part(design, configuration, categories), []).append((x, configuration))
+        for configuration in study.configurations:
+            values = dict(zip(axes, configuration.values, strict=True))
+            x = as_number(values[axis])
+            if x is not None and configuration.runs and all(values[other] in (value, None) for other, value in fixed):
+                members.setdefault(category(configuration), []).append((x, configuration))
         lines = [
-            Line(_line_label(design, name, categories, found), names.index(name), tuple(points))
+            Line(study.design.label(name, categories) or _likelihood(study), numbers[name], tuple(points))
             for name, points in members.items()
         ]
         if max(map(len, members.values()), default=0) > 1:
-            made.append(View(axis, tuple(lines[:MOST_LINES]), held, tuple(line.label for line in lines[MOST_LINES:])))
+            made.append(View(axis, tuple(lines[:MOST_LINES]), fixed, tuple(line.label for line in lines[MOST_LINES:])))
     return made
 
 
-def rows(design: Design, found: Sequence[Configuration]) -> list[tuple[str, list[tuple[str, Scored]]]]:
-    """The sheets of pictures: each a title, and its labelled rows down the swept value, of the first seed each.
+def sheet_rows(study: Study) -> list[tuple[str, list[tuple[str, Run]]]]:
+    """The sheets of pictures: each a title and labelled rows along the first view, with the first seed of each.
 
-    Where nothing numeric was swept, one sheet has a row for each configuration. What has no completed run has no row.
+    If nothing numeric was swept, one sheet has a row for each configuration. Configurations without a completed run
+    have no row.
     """
-    for view in views(design, found)[:1]:
-        sheets = [
-            (line.label, [(f"{view.axis.key}={shown(x)}", _first(c)) for x, c in line.members]) for line in view.lines
-        ]
-        break
-    else:
-        sheets = [("", [(configuration.label, _first(configuration)) for configuration in found])]
-    there = [(title, [(label, item) for label, item in cells if item]) for title, cells in sheets]
-    return [(title, cells) for title, cells in there if cells]
+    sheets = [
+        (line.label, [(f"{view.axis.key}={value_text(x)}", configuration) for x, configuration in line.members])
+        for view in views(study)[:1]
+        for line in view.lines
+    ] or [("", [(configuration.label, configuration) for configuration in study.configurations])]
+    rows = [(title, [(label, min(c.runs, key=_seed)) for label, c in cells if c.runs]) for title, cells in sheets]
+    return [(title, cells) for title, cells in rows if cells]
 
 
-def _first(configuration: Configuration) -> Scored | None:
-    seeds = [(as_number(item.run.seed) or 0.0, n) for n, item in enumerate(configuration.items)]
-    return configuration.items[min(seeds)[1]] if seeds else None
+def _seed(run: Run) -> float:
+    return as_number(run.seed) or 0.0
 
 
-def _part(design: Design, configuration: Configuration, axes: Sequence[Axis]) -> tuple[Value, ...]:
-    at = dict(zip(design.axes, configuration.values, strict=True))
-    return tuple(at[axis] for axis in axes)
+def _likelihood(study: Study) -> str:
+    """The name of a line if lines do not differ."""
+    return next((run.choices.get("likelihood", "likelihood") for run in study.completed), "")
 
 
-def _line_label(
-    design: Design, name: Sequence[Value], categories: Sequence[Axis], found: Sequence[Configuration]
-) -> str:
-    """Of what differs between lines; where nothing does, the likelihood that all have."""
-    if label := design.label(name, categories):
-        return label
-    return next((item.row.likelihood for configuration in found for item in configuration.items), "")
-
-
-def _middle(axis: Axis, design: Design, found: Sequence[Configuration]) -> Value:
-    """The value that most completed configurations have, and of several the one in the middle."""
-    n = design.axes.index(axis)
-    counts = {value: sum(bool(c.items) and c.values[n] == value for c in found) for value in axis.values}
-    counts.pop(None, None)
-    most = [value for value, count in counts.items() if count == max(counts.values())]
+def _typical_value(axis: Axis, study: Study) -> Value:
+    """The value that most completed configurations have; the middle one of several."""
+    n = study.design.axes.index(axis)
+    completed = [configuration.values[n] for configuration in study.configurations if configuration.runs]
+    counts = {value: completed.count(value) for value in axis.values if value is not None}
+    most: Sequence[Value] = [value for value, count in counts.items() if count == max(counts.values())]
     return most[(len(most) - 1) // 2]

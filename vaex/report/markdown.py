@@ -1,16 +1,14 @@
-"""A report as Markdown, its pictures beside it."""
+"""A report as Markdown, with its pictures in files beside it."""
 
 import re
 
-from vaex.report.blocks import Block, Cards, Document, Pictures, Points, Table, Text
+from vaex.report.document import Block, Cards, Definitions, Document, Pictures, Table, Text
 
 
 def markdown(document: Document) -> str:
     parts = [f"# {document.title}", document.lead + "."]
     for section in document.sections:
-        if section.blocks:
-            parts.append(f"## {section.title}")
-            parts += [_block(block) for block in section.blocks]
+        parts += [f"## {section.title}", *map(_block, section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -18,22 +16,22 @@ def _block(block: Block) -> str:
     match block:
         case Text(text):
             return _text(text)
-        case Points(points):
-            return "\n".join(f"- **{_cell(name)}**: {_text(text)}" for name, text in points)
+        case Definitions(entries):
+            return "\n".join(f"- **{_escape(name)}**: {_text(text)}" for name, text in entries)
         case Cards(cards):
-            header = ("column", "of", "best", "value", "")
-            rows = tuple((card.title, card.of, card.winner, card.value, "; ".join(card.lines)) for card in cards)
+            header = ("metric", "compared between", "best", "value", "")
+            rows = tuple((card.title, card.group, card.winner, card.value, "; ".join(card.lines)) for card in cards)
             return _table(Table(header, rows, frozenset({3})))
         case Table():
-            return (f"**{_cell(block.title)}**\n\n" if block.title else "") + _table(block)
+            return (f"**{_escape(block.title)}**\n\n" if block.title else "") + _table(block)
         case Pictures(pictures):
-            return "\n\n".join(f"![{_cell(picture.title)}]({picture.file})" for picture in pictures)
+            return "\n\n".join(f"![{_escape(picture.title)}]({picture.file})" for picture in pictures)
 
 
 def _table(table: Table) -> str:
     rule = ["--:" if n in table.numbers else "---" for n in range(len(table.header))]
-    rows = [[_code(cell) if n in table.code else _cell(cell) for n, cell in enumerate(row)] for row in table.rows]
-    lines = [[_cell(cell) for cell in table.header], rule, *rows]
+    rows = [[_code(cell) if n in table.code else _escape(cell) for n, cell in enumerate(row)] for row in table.rows]
+    lines = [[_escape(cell) for cell in table.header], rule, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -42,13 +40,9 @@ def _code(cell: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Nothing of it is markup but `code` in backticks."""
-    parts = text.split("`")
-    return "".join(f"`{part}`" if n % 2 else _cell(part) for n, part in enumerate(parts))
+    """Escape all markup except `code` in backticks."""
+    return "".join(f"`{part}`" if n % 2 else _escape(part) for n, part in enumerate(text.split("`")))
 
 
-def _cell(text: str) -> str:
-    """Nothing of it is markup."""
-    for character in "\\|<*_[":
-        text = text.replace(character, "\\" + character)
-    return re.sub(r"\s+", " ", text)
+def _escape(text: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"([\\|<*_\[])", r"\\\1", text))

@@ -1,28 +1,28 @@
-"""A report as one HTML page that needs nothing but itself: no network, no other file."""
+"""A report as one HTML page that needs no network and no other file."""
 
 import re
 from base64 import b64encode
 from html import escape
+from pathlib import Path
 
-from vaex.report.blocks import Block, Card, Cards, Document, Picture, Pictures, Points, Section, Table, Text
 from vaex.report.collect import STATES
-from vaex.report.look import CSS, SORTING
+from vaex.report.document import Block, Card, Cards, Definitions, Document, Picture, Pictures, Section, Table, Text
 
-LONG = 60  # letters in a cell that may be wrapped
+LONG = 60  # characters; longer cells may be wrapped
 
 
 def page(document: Document) -> str:
-    sections = [section for section in document.sections if section.blocks]
-    links = "".join(f'<a href="#{_anchor(section)}">{escape(section.title)}</a>' for section in sections)
-    body = "\n".join(map(_section, sections))
+    style, script = (Path(__file__).with_name(f"report.{kind}").read_text() for kind in ("css", "js"))
+    links = "".join(f'<a href="#{_anchor(section)}">{escape(section.title)}</a>' for section in document.sections)
+    body = "\n".join(map(_section, document.sections))
     title = escape(document.title)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n"
+        f"<style>\n{style}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n"
         f'<p class="lead">{escape(document.lead)}</p>\n<nav>{links}</nav>\n{body}\n</main>\n'
-        f"<script>{SORTING}</script>\n</body>\n</html>\n"
+        f"<script>\n{script}</script>\n</body>\n</html>\n"
     )
 
 
@@ -39,8 +39,8 @@ def _block(block: Block) -> str:
     match block:
         case Text(text, kind):
             return f'<p class="{kind}">{_inline(text)}</p>'
-        case Points(points):
-            return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{_inline(text)}</dd>' for name, text in points)}</dl>"
+        case Definitions(entries):
+            return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{_inline(text)}</dd>' for name, text in entries)}</dl>"
         case Cards(cards):
             return f'<div class="cards">{"".join(map(_card, cards))}</div>'
         case Table():
@@ -51,14 +51,14 @@ def _block(block: Block) -> str:
 
 
 def _inline(text: str) -> str:
-    """Escaped, with `code` as such."""
+    """Escaped text, with `code` in backticks as a code element."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _card(card: Card) -> str:
     lines = "".join(f"<li>{_inline(line)}</li>" for line in card.lines)
     return (
-        f'<div class="card"><div class="what">{escape(card.title)}</div><div class="of">{escape(card.of)}</div>'
+        f'<div class="card"><div class="metric">{escape(card.title)}</div><div class="group">{escape(card.group)}</div>'
         f'<div class="value">{escape(card.value)}</div><div class="winner">{escape(card.winner)}</div>'
         f"<ul>{lines}</ul></div>"
     )
@@ -77,9 +77,9 @@ def _table(table: Table) -> str:
 
 
 def _cell(table: Table, n: int, cell: str) -> str:
-    kinds = ["n"] * (n in table.numbers) + [cell] * (cell in STATES) + ["long"] * (len(cell) > LONG)
+    classes = ["n"] * (n in table.numbers) + [cell] * (cell in STATES) + ["long"] * (len(cell) > LONG)
     text = f"<code>{escape(cell)}</code>" if n in table.code else escape(cell)
-    return f"<td{_class(' '.join(kinds))}>{text}</td>"
+    return f"<td{_class(' '.join(classes))}>{text}</td>"
 
 
 def _class(names: str) -> str:
@@ -91,11 +91,8 @@ def _picture(picture: Picture) -> str:
     if picture.svg:
         return f'<figure class="plot" role="img" aria-label="{title}">{picture.svg}</figure>'
     strips = "".join(
-        f'<span>{escape(label)}</span><img alt="{escape(label)}" src="{_data(png)}">' for label, png in picture.strips
+        f'<span>{escape(label)}</span><img alt="{escape(label)}" src="data:image/png;base64,{b64encode(png).decode()}">'
+        for label, png in picture.strips
     )
     heading = f"<h3>{title}</h3>" if title else ""
     return f'<figure class="sheet">{heading}<div class="strips">{strips}</div></figure>'
-
-
-def _data(png: bytes) -> str:
-    return "data:image/png;base64," + b64encode(png).decode()

@@ -1,112 +1,129 @@
-"""Pictures of many models in line: the same test images, and the same z, run down the columns."""
+"""Aligned pictures of many models: every column shows the same test image, or the same z."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vaex.build import load_model
 from vaex.data.dataset import Dataset
 from vaex.errors import UserError
 from vaex.evaluation.split import evaluating, fixed_noise
 from vaex.figures.sheet import encode_png, enlarged, framed, grid, writable
 from vaex.model import Autoencoder
-from vaex.report.scores import Scored
-from vaex.runs.find import LatestDataset
+from vaex.report.collect import Run
 
-COLUMNS = 12  # pictures in a row
+COLUMNS = 12  # images in a row
 MOST_ROWS = 8  # models in a sheet
 MOST_MODELS = 40  # in a report
 SEED = 1  # of z
 
-Asked = tuple[str, Sequence[tuple[str, Scored]]]  # title, and labelled runs from top to bottom
+Rows = tuple[str, Sequence[tuple[str, Run]]]  # title of a sheet, and its labelled runs from top to bottom
+Models = Sequence[tuple[str, Autoencoder]]
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """How the model of a run and its dataset are loaded. Both raise UserError if that is impossible."""
+
+    model: Callable[[Path], Autoencoder]
+    dataset: Callable[[Path], Dataset]
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One likelihood's. `images` float [rows, columns, C, H, W] in [0, 1], a label for each row."""
+    """The pictures of one line of the plots. `images` are float [rows, columns, C, H, W] in [0, 1]."""
 
     title: str
     labels: tuple[str, ...]
     images: Tensor
 
     def png(self) -> bytes:
-        """With its labels, dark on white."""
-        names = [writable(label, str(n)) for n, label in enumerate(self.labels)]
-        return encode_png(framed(grid(self.images, rows=names)))
+        """The sheet with its labels, dark on white."""
+        labels = [writable(label, str(n)) for n, label in enumerate(self.labels)]
+        return encode_png(framed(grid(self.images, rows=labels)))
 
     def strips(self) -> list[bytes]:
-        """One picture a row, the gaps transparent."""
-        return [strip(row) for row in self.images]
+        """One PNG for each row, transparent between the images."""
+        return [_strip(row) for row in self.images]
 
 
 @dataclass(frozen=True)
 class Sheets:
-    """`remarks` say what is not there and why."""
+    """`remarks` say which rows are left out and why."""
 
-    reconstructions: tuple[Sheet, ...]
-    samples: tuple[Sheet, ...]
-    seeds: tuple[str, ...]
-    remarks: tuple[str, ...]
+    reconstructions: list[Sheet] = field(default_factory=list)
+    samples: list[Sheet] = field(default_factory=list)
+    seeds: dict[str, None] = field(default_factory=dict)
+    remarks: dict[str, None] = field(default_factory=dict)
+
+    def remark(self, text: str) -> None:
+        self.remarks[text] = None
 
 
-def draw(asked: Sequence[Asked]) -> Sheets:
-    """Load one model for each row, the images of each sheet's dataset, and decode."""
-    remarks: list[str] = []
-    chosen, left_out = _chosen(asked)
+def draw(rows: Sequence[Rows], loaders: Loaders) -> Sheets:
+    """Load one model for each row, and decode its codes of the test images and samples of z."""
+    sheets = Sheets()
+    rows, left_out = choose(rows)
     if left_out:
-        remarks.append(f"Left out for want of room: {', '.join(left_out)}.")
-    datasets = LatestDataset()
-    reconstructions, samples, seeds = [], [], []
-    for title, cells in chosen:
-        first, models = cells[0][1], []
-        try:
-            dataset = datasets.of(first.run.path)[2]
-        except UserError as error:
-            remarks.append(f"{title or 'All'}: left out; {error}")
-            continue
-        for label, item in cells:
-            where = ", ".join(part for part in (title, label) if part) or item.run.name
-            if item.images != first.images:
-                remarks.append(f"{where}: left out, since its images are other ones than those above it.")
+        sheets.remark(f"Left out for lack of space: {', '.join(left_out)}.")
+    for title, cells in rows:
+        first: tuple[Tensor, Tensor] | None = None
+        models = []
+        for label, run in cells:
+            name = ", ".join(filter(None, (title, label))) or run.name
+            try:
+                images = _test_images(loaders.dataset(run.path))
+            except UserError as error:
+                sheets.remark(f"{name if first else title or 'All rows'}: left out; {error}")
+                if first is None:  # the next rows are probably of the same dataset, which could be a slow download
+                    break
+                continue
+            first = first or images
+            if not torch.equal(images[0], first[0]):
+                sheets.remark(f"{name}: left out, because its test images differ from those in the rows above.")
                 continue
             try:
-                models.append((label, load_model(item.run.path)))
-                seeds.append(str(item.run.seed))
-            except Exception as error:  # also of a model's code that isn't vaex's: one run must not cost the report
-                remarks.append(f"{where}: left out; {str(error).splitlines()[0] if str(error) else repr(error)}")
-        if not models:
+                models.append((label, loaders.model(run.path)))
+                sheets.seeds[str(run.seed)] = None
+            except Exception as error:  # also of a user's own model code: one run must not cost the report
+                sheets.remark(f"{name}: left out; {str(error).splitlines()[0] if str(error) else repr(error)}")
+        if first is None or not models:
             continue
-        reconstructions.append(reconstructed(title, models, dataset))
-        drawn = [(label, model) for label, model in models if model.stochastic]
-        if drawn:
-            samples.append(sampled(title, drawn))
-            if len({model.latent_dim for _, model in drawn}) > 1:
-                remarks.append(f"{title or 'Samples'}: a z of fewer numbers is the beginning of one of more.")
-            if any(model.classes for _, model in drawn):
-                remarks.append(f"{title or 'Samples'}: each column is given a label, the classes in turn.")
-    return Sheets(tuple(reconstructions), tuple(samples), tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(remarks)))
+        sheets.reconstructions.append(reconstruct(title, models, *first))
+        stochastic = [(label, model) for label, model in models if model.stochastic]
+        if stochastic:
+            sheets.samples.append(sample(title, stochastic))
+            if len({model.latent_dim for _, model in stochastic}) > 1:
+                sheets.remark(f"{title or 'Samples'}: a z of fewer dimensions is the first part of a longer one.")
+            if any(model.classes for _, model in stochastic):
+                sheets.remark(f"{title or 'Samples'}: the columns are given the classes in turn as their labels.")
+    return sheets
 
 
-def reconstructed(title: str, models: Sequence[tuple[str, Autoencoder]], dataset: Dataset) -> Sheet:
-    """The first images of the test split, and below them the decoder's mean at each posterior's mean."""
-    shown = dataset.test[:COLUMNS]
+def _test_images(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """The first test images, float [columns, C, H, W] with the same noise every time, and their labels."""
+    batch = dataset.test[:COLUMNS]
     with fixed_noise(torch.device("cpu")):
-        x = dataset.to_float(shown.pixels)
+        return dataset.to_float(batch.pixels), batch.labels
+
+
+def reconstruct(title: str, models: Models, x: Tensor, labels: Tensor) -> Sheet:
+    """The images, and below them the decoder's mean at the posterior mean of each model."""
     rows = [x]
     for _, model in models:
         with evaluating(model):
-            rows.append(model.decode(model.encode(x, shown.labels).mean, shown.labels).mean)
+            rows.append(model.decode(model.encode(x, labels).mean, labels).mean)
     return Sheet(title, ("test images", *(label for label, _ in models)), torch.stack(rows))
 
 
-def sampled(title: str, models: Sequence[tuple[str, Autoencoder]]) -> Sheet:
-    """The decoder's means at the same draws from the prior; a conditional model is given the classes in turn."""
-    z = prior_draws(max(model.latent_dim for _, model in models))
+def sample(title: str, models: Models) -> Sheet:
+    """The decoder's means at the same samples from the prior; conditional models are given the classes in turn."""
+    z = prior_samples(max(model.latent_dim for _, model in models))
     rows = []
     for _, model in models:
         labels = torch.arange(COLUMNS) % model.classes if model.classes else None
@@ -115,12 +132,12 @@ def sampled(title: str, models: Sequence[tuple[str, Autoencoder]]) -> Sheet:
     return Sheet(title, tuple(label for label, _ in models), torch.stack(rows))
 
 
-def prior_draws(latent_dim: int) -> Tensor:
+def prior_samples(latent_dim: int) -> Tensor:
     """[columns, latent_dim], the same every time."""
     return torch.randn(COLUMNS, latent_dim, generator=torch.Generator().manual_seed(SEED))
 
 
-def strip(images: Tensor, gap: int = 2) -> bytes:
+def _strip(images: Tensor, gap: int = 2) -> bytes:
     """float [N, C, H, W] in [0, 1] -> PNG of one row, transparent between the images."""
     pixels = enlarged(images).numpy()
     count, channels, height, width = pixels.shape
@@ -134,19 +151,18 @@ def strip(images: Tensor, gap: int = 2) -> bytes:
     return file.getvalue()
 
 
-def _chosen(asked: Sequence[Asked]) -> tuple[list[Asked], list[str]]:
-    """At most so many rows a sheet, evenly picked, and so many models in all; and labels of what that leaves out."""
-    chosen: list[Asked] = []
+def choose(rows: Sequence[Rows]) -> tuple[list[Rows], list[str]]:
+    """At most MOST_ROWS evenly spaced rows of each sheet and MOST_MODELS in all, and the labels of the others."""
+    chosen: list[Rows] = []
     left_out = []
     room = MOST_MODELS
-    for title, cells in asked:
+    for title, cells in rows:
         count = min(len(cells), MOST_ROWS, room)
-        picked = {round(n * (len(cells) - 1) / max(1, count - 1)) for n in range(count)}
-        kept = [cell for n, cell in enumerate(cells) if n in picked]
-        if kept:
-            chosen.append((title, kept))
-            room -= len(kept)
-        gone = [label for n, (label, _) in enumerate(cells) if n not in picked]
-        if gone:
-            left_out.append(f"{title}: {', '.join(gone)}" if title and kept else title or ", ".join(gone))
+        positions = {round(n * (len(cells) - 1) / max(1, count - 1)) for n in range(count)}
+        if count:
+            chosen.append((title, [cell for n, cell in enumerate(cells) if n in positions]))
+            room -= count
+        others = [label for n, (label, _) in enumerate(cells) if n not in positions]
+        if others:
+            left_out.append(f"{title}: {', '.join(others)}" if title and count else title or ", ".join(others))
     return chosen, left_out

@@ -1,53 +1,42 @@
-"""Runs as arguments of a verb: which folders are meant, what they are called, and their data. Imports no torch."""
+"""Finding the runs that the arguments of a command name, and short names for them. Imports no torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from vaex.errors import UserError
 
-if TYPE_CHECKING:
-    from vaex.config.schema import Config
-    from vaex.data.dataset import Dataset
+
+def run_folders(paths: Iterable[Path]) -> list[Path]:
+    """Every run folder in the paths, each once, with jobs 2 and 10 in that order.
+
+    Raises:
+        UserError: a path does not exist or contains no run.
+    """
+    return _search(paths, lambda folder: True, "no run there, with {config} or {status}")
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Folders of runs, each once; and those inside a sweep that have a config but no weights.
+    """The run folders in the paths that have weights, and those that have none.
 
     Raises:
-        UserError: a path that is no run and holds none.
+        UserError: a path does not exist or contains no run with weights.
     """
-    from vaex.runs.folder import CONFIG, WEIGHTS  # with which OmegaConf is imported
+    from vaex.runs.folder import CONFIG, WEIGHTS  # imports OmegaConf
 
-    found: dict[Path, Path] = {}
-    skipped: dict[Path, Path] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(
-                f"{path}: no such folder; give the folder of a run or of a sweep, as `vaex train` printed it"
-            )
-        inside = [path] if (path / CONFIG).is_file() else sorted(file.parent for file in path.rglob(CONFIG))
-        inside = [folder for folder in inside if folder.name != ".hydra"]  # what Hydra composed, not a run
-        whole = [folder for folder in inside if (folder / WEIGHTS).is_file()]
-        if not whole:
-            raise UserError(
-                f"{path}: no completed run there, with {CONFIG} and {WEIGHTS}; give the folder of one, or of a sweep"
-            )
-        found |= {folder.resolve(): folder for folder in whole}
-        skipped |= {folder.resolve(): folder for folder in inside if folder not in whole}
-    return sorted(found.values(), key=_natural), sorted(skipped.values(), key=_natural)
+    def completed(folder: Path) -> bool:
+        return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Jobs 2 and 10 of a sweep in that order."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in path.parts]
+    paths = list(paths)
+    runs = _search(paths, completed, "no completed run there, with {config} and {weights}")
+    return runs, [folder for folder in run_folders(paths) if folder not in runs]
 
 
 def short_names(runs: list[Path]) -> list[str]:
-    """Each run's path from where they all are; a single one's from here."""
+    """The path of each run from the folder that contains them all; a single run's from the working directory."""
     paths = [os.path.relpath(run) for run in runs]
     if len(paths) == 1:
         return paths
@@ -55,25 +44,33 @@ def short_names(runs: list[Path]) -> list[str]:
     return [os.path.relpath(path, shared) for path in paths]
 
 
-class LatestDataset:
-    """Runs of a sweep mostly share their data: it is read again only when the next run has other data."""
+def _search(paths: Iterable[Path], wanted: Callable[[Path], bool], problem: str) -> list[Path]:
+    from vaex.runs.folder import CONFIG, STATUS, WEIGHTS
 
-    def __init__(self) -> None:
-        self._group: dict[str, Any] | None = None
-        self._dataset: Dataset | None = None
+    folders: dict[Path, Path] = {}  # resolved -> as found from the argument
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; give the folder of a run or a sweep, as `vaex train` printed it")
+        runs = [folder for folder in _walk(path, {CONFIG, STATUS}) if wanted(folder)]
+        if not runs:
+            reason = problem.format(config=CONFIG, status=STATUS, weights=WEIGHTS)
+            raise UserError(f"{path}: {reason}; give the folder of a run or a sweep")
+        for folder in runs:
+            folders.setdefault(folder.resolve(), folder)
+    return sorted(folders.values(), key=_natural_order)
 
-    def of(self, run: Path) -> tuple[Config, dict[str, Any], Dataset]:
-        """The run's config, what was recorded with it, and its dataset.
 
-        Raises:
-            UserError: there is no run, its data can't be had, or they are no longer of the size they were.
-        """
-        from vaex.build import load_config, load_dataset
+def _walk(path: Path, names: set[str]) -> Iterator[Path]:
+    """Folders with one of the files; those inside such a folder belong to its run."""
+    for folder, inside, files in os.walk(path):
+        if names & set(files):
+            yield Path(folder)
+            inside.clear()
+        else:
+            inside[:] = [name for name in inside if name != ".hydra"]  # has Hydra's own config.yaml
 
-        config, recorded = load_config(run)
-        if self._dataset is None or config.dataset != self._group:
-            self._dataset, self._group = load_dataset(config.dataset), config.dataset
-        shape = list(self._dataset.image_shape)
-        if shape != list(recorded["image_shape"]):
-            raise UserError(f"{run}: trained on images of {recorded['image_shape']}, and its dataset now has {shape}")
-        return config, recorded, self._dataset
+
+def _natural_order(path: Path) -> list[tuple[float, str]]:
+    """Sort by the value of numbers in the path, not by their digits."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))
+    return [(float(part), "") if n % 2 else (-1.0, part) for n, part in enumerate(parts)]

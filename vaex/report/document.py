@@ -1,4 +1,4 @@
-"""What a report is made of, before it is HTML or Markdown. Texts may hold `code` in backticks."""
+"""The parts of a report, before they are rendered as HTML or Markdown. Texts may contain `code` in backticks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,15 +11,15 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Points:
-    """A list, each with what it is about in front."""
+class Definitions:
+    """A list of terms, each with its explanation."""
 
-    points: tuple[tuple[str, str], ...]
+    entries: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """`numbers` are the columns to align on the right; `code` those of paths and keys."""
+    """`numbers` are the columns to align on the right; `code` those that contain paths and keys."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -31,10 +31,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Card:
-    """The best of a column: what is measured, of what, by whom, and what else there is to know."""
+    """The best configuration by one metric; `group` says between which runs the metric is compared."""
 
     title: str
-    of: str
+    group: str
     value: str
     winner: str
     lines: tuple[str, ...]
@@ -47,7 +47,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file beside the page. In the page a plot stands as its `svg`, and a sheet as labelled `strips` of PNG."""
+    """A file beside the page. The page itself contains a plot as `svg`, and a sheet as labelled `strips` of PNG."""
 
     file: str
     title: str
@@ -61,7 +61,7 @@ class Pictures:
     pictures: tuple[Picture, ...]
 
 
-Block = Text | Points | Table | Cards | Pictures
+Block = Text | Definitions | Table | Cards | Pictures
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """`lead` is the line under the title; `remarks` are for the terminal too."""
+    """`lead` is the line below the title; `remarks` are printed in the terminal, too. No section is empty."""
 
     title: str
     lead: str
