@@ -1,4 +1,4 @@
-"""Disentanglement scores of codes built by hand: perfect, entangled and random ones, closed forms, and invariances."""
+"""Disentanglement scores of constructed codes: perfect, entangled and random ones, closed forms, and invariances."""
 
 import math
 from itertools import combinations, product
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vaex.data.dataset import Factor, Images
+from vaex.evaluation import disentanglement as module
 from vaex.evaluation.codes import codes
 from vaex.evaluation.disentanglement import (
     BINS,
@@ -37,6 +38,11 @@ PERFECT = torch.cat([CLEAN, NOISE[:, :2]], dim=1)
 NOISY = torch.cat([CLEAN + 0.4 * NOISE[:, 2:], NOISE[:, :2]], dim=1)
 # Two columns of a latent hold a factor equally, with 4/9 of its variance each.
 ENTANGLED = CLEAN @ torch.tensor([[2.0, 2, -1], [2, -1, 2], [-1, 2, 2]], dtype=torch.float64) / 3
+
+
+@pytest.fixture(autouse=True)
+def fewer_forests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEPTHS", (2, 16))
 
 
 def test_a_perfect_code_has_every_score_at_its_best() -> None:
@@ -338,7 +344,7 @@ def test_codes_are_the_posterior_means_in_the_order_of_the_images(classes: int) 
             super().__init__()
             self.weight = nn.Parameter(torch.ones(()))
 
-        def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
             assert not self.training and not torch.is_grad_enabled()
             label = 0 if condition is None else condition.argmax(1, keepdim=True)
             mean = x.flatten(1)[:, :2] * self.weight + label

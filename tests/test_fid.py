@@ -17,13 +17,13 @@ from vaex.evaluation.fid import (
 
 
 def precision_recall(real: torch.Tensor, fake: torch.Tensor, k: int = 3) -> tuple[float, float]:
-    among = neighbourhoods(real, fake, k=k, k_density=1)
-    return among.precision, among.recall
+    values = neighbourhoods(real, fake, k=k, k_density=1)
+    return values["precision"], values["recall"]
 
 
 def density_coverage(real: torch.Tensor, fake: torch.Tensor, k: int = 5) -> tuple[float, float]:
-    among = neighbourhoods(real, fake, k=1, k_density=k)
-    return among.density, among.coverage
+    values = neighbourhoods(real, fake, k=1, k_density=k)
+    return values["density"], values["coverage"]
 
 
 def random(seed: int, *shape: int) -> torch.Tensor:

@@ -1,7 +1,10 @@
-"""Distances of what a model generates: a model that copies, one that draws noise, and one that has learnt something."""
+"""Distances of generated images: of a model that copies, of one that adds noise, and of a trained one."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +13,16 @@ from torch import nn
 
 from vaex import cli
 from vaex.data.dataset import Dataset, Images, Source
-from vaex.evaluation.generation import generation_quality
+from vaex.errors import UserError
+from vaex.evaluation import generation
+from vaex.evaluation.classifier import MNIST_WEIGHTS_SHA256, classifier_for
+from vaex.evaluation.generation import GENERATION, generation_quality
+from vaex.evaluation.measure import Evaluation, measure
+from vaex.likelihoods.base import PixelDistribution
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.scale import Fixed
 from vaex.model import Autoencoder
+from vaex.objectives import AE
 
 SHAPE = (1, 28, 28)
 
@@ -21,7 +30,7 @@ SHAPE = (1, 28, 28)
 @pytest.fixture(scope="module")
 def dataset(source: Source) -> Dataset:
     """Embedded MNIST, whose classifier is packaged, with fewer test images."""
-    test = Images(source.test.pixels[:600], source.test.labels[:600])
+    test = Images(source.test.pixels[:300], source.test.labels[:300])
     return Dataset(source=Source(source.train, test, 10), validation=5000, binarize="none", dequantize="none")
 
 
@@ -39,34 +48,51 @@ def copying(scale: float) -> Autoencoder:
     return Autoencoder(encoder=Copy(), decoder=Copy(), likelihood=likelihood, latent_dim=784)
 
 
+def quality(model: Autoencoder, dataset: Dataset, **options: Any) -> dict[str, Any]:
+    results = generation_quality(Evaluation(model, AE(), dataset, **options))
+    return {name.removeprefix("test/"): value for name, value in results.items()}
+
+
 def test_a_copy_is_at_no_distance_and_noise_is_far(dataset: Dataset) -> None:
-    numbers = generation_quality(copying(0.5), dataset, draws="means", latent="prior")
+    numbers = quality(copying(0.5), dataset)
     assert numbers["fid_reconstruction"] == pytest.approx(0, abs=1e-6)
     assert numbers["fid"] > 20 * numbers["fid_floor"] > 0
     assert numbers["precision"] < 0.05 and numbers["coverage"] < 0.05
-    assert numbers["fid_images"] == 600 and numbers["fid_draws"] == "means" and numbers["fid_latent"] == "prior"
+    assert numbers["fid_images"] == 300 and numbers["fid_draws"] == "means" and numbers["fid_latent"] == "prior"
+    assert numbers["fid_classifier"] == MNIST_WEIGHTS_SHA256
 
 
-def test_pixel_noise_is_part_of_an_image_only_when_asked_for(dataset: Dataset) -> None:
-    numbers = generation_quality(copying(0.5), dataset, draws="noise", latent="prior")
-    assert numbers["fid_reconstruction"] > 10 and numbers["fid_draws"] == "noise"
-
-
-def test_the_numbers_are_the_same_every_time(dataset: Dataset) -> None:
-    first, second = (generation_quality(copying(0.5), dataset, draws="noise", latent="prior") for _ in range(2))
+def test_pixel_noise_is_part_of_an_image_only_on_request_and_is_the_same_every_time(dataset: Dataset) -> None:
+    first, second = (quality(copying(0.5), dataset, fid="noise") for _ in range(2))
+    assert first["fid_reconstruction"] > 10 and first["fid_draws"] == "noise"
     assert first == second
+
+
+def test_a_distribution_that_cannot_be_sampled_is_an_error(dataset: Dataset) -> None:
+    class Flat(PixelDistribution):
+        pass
+
+    model = copying(0.5)
+    model.likelihood.forward = lambda h, x=None: Flat(h.shape)  # type: ignore[method-assign]
+    evaluation = Evaluation(model, AE(), dataset, fid="noise")
+    with pytest.raises(UserError, match="--fid=noise: Flat has no sample.*; use --fid=means; --fid=none leaves"):
+        measure(evaluation, [GENERATION])
+
+
+def test_images_without_labels_have_no_distances_unless_requested(dataset: Dataset) -> None:
+    unlabelled = Dataset(source=replace(dataset.source, classes=0), validation=0, binarize="none", dequantize="none")
+    for fid, reasons in ((None, ["no FID: the images have no labels to train a classifier with"]), ("none", [])):
+        assert measure(Evaluation(copying(0.5), AE(), unlabelled, fid=fid), [GENERATION]) == ({}, reasons)
 
 
 def test_other_data_get_a_classifier_of_their_own(dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("VAEX_CACHE", str(tmp_path))
+    monkeypatch.setattr(generation, "classifier_for", partial(classifier_for, epochs=1))
     train = Images(dataset.source.train.pixels[:128], dataset.source.train.labels[:128])
     other = Dataset(source=Source(train, dataset.source.test, 10), validation=28, binarize="none", dequantize="none")
-    numbers = generation_quality(copying(0.5), other, draws="means", latent="prior")
+    numbers = quality(copying(0.5), other)
     assert len(list(tmp_path.glob("classifier-*.safetensors"))) == 1
-    assert (
-        numbers["fid_classifier"]
-        != generation_quality(copying(0.5), dataset, draws="means", latent="prior")["fid_classifier"]
-    )
+    assert numbers["fid_classifier"] != MNIST_WEIGHTS_SHA256
 
 
 @pytest.mark.slow
@@ -76,18 +102,17 @@ def test_eval_writes_the_distances_and_says_what_they_are_of(
     monkeypatch.setenv("VAEX_CACHE", str(tmp_path / "cache"))
     run, code = here(*tiny, "steps=12"), here(*tiny, "steps=12", "objective=ae", folder="code")
     capsys.readouterr()
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    cli.evaluate([str(run), str(code), "--samples", "0"])
+    cli.run("eval", [str(run), str(code), "--samples", "0"])
     out = capsys.readouterr().out
     assert "FID of 300 means, z from the prior" in out and "FID of 300 means, z from the mixture of" in out
     assert results(run)["test/fid"] > results(run)["test/fid_floor"] > 0
     with pytest.raises(SystemExit):
-        cli.evaluate([str(run), "--samples", "0", "--inception"])
+        cli.run("eval", [str(run), "--samples", "0", "--inception"])
     assert "pip install 'vaex-autoencoders[inception]'" in capsys.readouterr().err
 
 
 class ByClass(nn.Module):
-    """Decodes to an image of the class asked for, or of the next one."""
+    """Decodes to an image of the requested class, or of a class `off` further."""
 
     def __init__(self, images: Images, off: int) -> None:
         super().__init__()
@@ -98,17 +123,13 @@ class ByClass(nn.Module):
         return self.examples[(z[:, -10:].argmax(1) + self.off) % 10]
 
 
-@pytest.mark.parametrize("off, agreement", [(0, 1.0), (1, 0.0)])
-def test_a_conditional_models_samples_are_held_against_the_class_asked_for(
-    dataset: Dataset, off: int, agreement: float
-) -> None:
+def test_the_samples_of_a_conditional_model_are_compared_with_the_requested_class(dataset: Dataset) -> None:
     class Encoder(nn.Module):
         def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
             return torch.zeros(len(x), 4)
 
     likelihood = Gaussian(image_shape=SHAPE, scale=Fixed(image_shape=SHAPE, value=0.5), bounded_mean=False)
-    model = Autoencoder(
-        encoder=Encoder(), decoder=ByClass(dataset.train, off), likelihood=likelihood, latent_dim=2, classes=10
-    )
-    numbers = generation_quality(model, dataset, draws="means", latent="prior")
-    assert numbers["class_agreement"] == pytest.approx(agreement, abs=0.001)
+    for off, agreement in ((0, 1.0), (1, 0.0)):
+        decoder = ByClass(dataset.train, off)
+        model = Autoencoder(encoder=Encoder(), decoder=decoder, likelihood=likelihood, latent_dim=2, classes=10)
+        assert quality(model, dataset)["class_agreement"] == pytest.approx(agreement, abs=0.001)

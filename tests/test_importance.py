@@ -36,7 +36,7 @@ class PosteriorEncoder(nn.Module):
         self.project = (weight / SIGMA**2) / precision
         self.variance, self.shift, self.widen = 1 / precision, shift, widen
 
-    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         mean = (x.flatten(1) - 0.3) @ self.project + self.shift * self.variance.sqrt()
         return torch.cat([mean, (self.variance * self.widen).log().expand_as(mean)], dim=1)
 
@@ -86,8 +86,10 @@ def test_with_the_exact_posterior_every_weight_is_p_of_x(images: Images, exact: 
     assert estimate.stderr == pytest.approx(exact.std().item() / COUNT**0.5, rel=1e-4)
 
 
-def test_with_a_wrong_posterior_the_elbo_misses_the_kl_and_the_weights_mend_it(images: Images, exact: Tensor) -> None:
-    estimate = importance_nll(ppca(SHIFT, WIDEN), images, to_float, samples=20_000, batch_size=50_000)
+def test_with_a_wrong_posterior_the_elbo_misses_the_kl_and_the_weights_correct_it(
+    images: Images, exact: Tensor
+) -> None:
+    estimate = importance_nll(ppca(SHIFT, WIDEN), images, to_float, samples=5000, batch_size=50_000)
     assert estimate.elbo == pytest.approx(-exact.mean().item() - GAP, abs=0.01)
     assert estimate.nll == pytest.approx(exact.mean().item(), abs=0.01)
 
@@ -96,19 +98,19 @@ def test_the_bound_tightens_with_samples_from_above(images: Images, exact: Tenso
     nll = [
         importance_nll(
             ppca(SHIFT, WIDEN),
-            Images(*(t.repeat_interleave(40, 0) for t in (images.pixels, images.labels))),
+            Images(*(t.repeat_interleave(20, 0) for t in (images.pixels, images.labels))),
             to_float,
             samples=k,
         ).nll
-        for k in (1, 2, 8, 64, 512)
+        for k in (1, 4, 256)
     ]
-    error = 0.03  # of K = 1: a log weight's standard deviation is about 1.1, over 2,000 images
+    error = 0.04  # of K = 1: a log weight's standard deviation is about 1.1, over 1,000 images
     assert all(later < earlier + error for earlier, later in zip(nll, nll[1:], strict=False)), nll
     assert nll[0] == pytest.approx(exact.mean().item() + GAP, abs=4 * error)
-    assert nll[-1] == pytest.approx(exact.mean().item(), abs=0.01)
+    assert nll[-1] == pytest.approx(exact.mean().item(), abs=0.02)
 
 
-@pytest.mark.parametrize("batch_size", [7, 50, 64, 128, 10_000])
+@pytest.mark.parametrize("batch_size", [50, 64, 10_000])
 def test_chunks_make_no_difference(images: Images, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
     """The result is the logsumexp over all K weights, K = 130 being above and below the batch size."""
     chunks: list[Tensor] = []
@@ -129,7 +131,7 @@ def test_chunks_make_no_difference(images: Images, monkeypatch: pytest.MonkeyPat
 
 
 def _runs(chunks: list[Tensor]) -> list[tuple[int, int]]:
-    """Which chunks are of the same images: those that add up to 130 draws."""
+    """Which chunks are of the same images: those that add up to 130 samples."""
     runs, start, count = [], 0, 0
     for n, chunk in enumerate(chunks):
         count += len(chunk)
@@ -164,7 +166,7 @@ def test_a_conditional_model_is_scored_with_its_labels() -> None:
             return z[:, 1:].argmax(1).float().view(-1, 1, 1, 1)  # the label
 
     class Prior(nn.Module):
-        def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
             return torch.zeros(len(x), 2)
 
     shape = (1, 1, 1)

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from scipy.signal import convolve2d
 from torch import Tensor, nn
 
-from vaex.data.dataset import Images
-from vaex.evaluation.reconstruction import mean_squared_error, psnr, reconstruction_errors, ssim
+from vaex.data.dataset import Dataset, Images, Source
+from vaex.evaluation.measure import Evaluation
+from vaex.evaluation.reconstruction import image_mse, psnr, reconstruction_errors, ssim
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.scale import Fixed
 from vaex.model import Autoencoder
+from vaex.objectives import AE
 
 Array = NDArray[np.float64]
 
@@ -93,9 +95,9 @@ def test_over_a_split_psnr_is_averaged_over_images_and_nothing_is_dropped() -> N
     images = Images(levels.view(5, 1, 1, 1).repeat(1, *shape), torch.zeros(5, dtype=torch.int64))
     mse = [(k / 255 - 0.5) ** 2 for k in levels.tolist()]
     x = images.pixels / 255
+    dataset = Dataset(source=Source(images, images, 1), validation=0, binarize="none", dequantize="none")
     for batch_size in (2, 5):
-        errors = reconstruction_errors(model, images, lambda pixels: pixels / 255, batch_size=batch_size)
-        assert errors.mse == pytest.approx(sum(mse) / 5, rel=1e-6)
-        assert errors.psnr == pytest.approx(-10 * sum(map(math.log10, mse)) / 5, rel=1e-6)
-        assert errors.ssim == pytest.approx(ssim(torch.full_like(x, 0.5), x).mean().item(), rel=1e-9)
-    assert mean_squared_error(torch.full_like(x, 0.5), x).tolist() == pytest.approx(mse, rel=1e-6)
+        errors = reconstruction_errors(Evaluation(model, AE(), dataset, images_per_batch=batch_size))
+        assert errors["test/psnr"] == pytest.approx(-10 * sum(map(math.log10, mse)) / 5, rel=1e-6)
+        assert errors["test/ssim"] == pytest.approx(ssim(torch.full_like(x, 0.5), x).mean().item(), rel=1e-9)
+    assert image_mse(0.5 - x).tolist() == pytest.approx(mse, rel=1e-6)

@@ -117,13 +117,13 @@ def _bound(evaluation: Evaluation) -> dict[str, Any]:
 BOUND = Measurement(
     _bound,
     (
-        Metric("test/elbo", "elbo", "nats", 2, "higher", None, headline=True, column=""),
-        Metric("test/rate", "rate", "nats", 2, None, None, headline=True, column=""),
-        Metric("test/distortion", "distortion", "nats", 2, None, None, headline=True, column=""),
-        Metric("test/loss", "loss", "nats", 2, None, None, headline=True, column=""),
+        Metric("test/elbo", "elbo", "nats", 2, "higher", None, column=""),
+        Metric("test/rate", "rate", "nats", 2, None, None, column=""),
+        Metric("test/distortion", "distortion", "nats", 2, None, None, column=""),
+        Metric("test/loss", "loss", "nats", 2, None, None, column=""),
         MSE,
-        Metric("test/mse_corrupted", "mse corrupted", digits=5, comparable=None, headline=True, column=""),
-        Metric("test/mse_restored", "mse restored", digits=5, better="lower", headline=True, column=""),
-        Metric("test/active_units", "active units", digits=0, headline=True, column="AU"),
+        Metric("test/mse_corrupted", "mse corrupted", digits=5, comparable=None, column=""),
+        Metric("test/mse_restored", "mse restored", digits=5, better="lower", column=""),
+        Metric("test/active_units", "active units", digits=0, column="AU"),
     ),
 )

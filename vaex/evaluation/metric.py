@@ -26,7 +26,6 @@ class Metric:
         digits: digits after the decimal point.
         better: which direction is better; None where neither is.
         comparable: which runs it may be compared between; None to compare it with nothing.
-        headline: whether the summary after training and the table of a sweep show it.
         stderr_key: key of its standard error; None where none is estimated.
         column: its heading in the terminal table; None for the title, empty to leave it out.
     """
@@ -37,7 +36,6 @@ class Metric:
     digits: int = 3
     better: Literal["lower", "higher"] | None = None
     comparable: Comparison | None = "images"
-    headline: bool = False
     stderr_key: str | None = None
     column: str | None = None
 
