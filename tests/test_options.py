@@ -4,7 +4,6 @@ import itertools
 import re
 
 import pytest
-import torch
 from conftest import SMALL_NETWORKS, composed
 from hydra import compose, initialize_config_dir
 
@@ -25,19 +24,18 @@ def losses(overrides: list[str], steps: int) -> list[float]:
     experiment = build(composed(*overrides))
     experiment.model.train()
     step = TrainingStep(experiment, experiment.dataset.train)
-    stream = IndexStream(len(experiment.dataset.train), 32, 0, experiment.device)
+    stream = IndexStream(len(experiment.dataset.train), 16, 0, experiment.device)
     values = []
     for n in range(steps):
         step(stream.batch(n))
         interval = step.sums.take()
-        assert interval.skipped == 0
+        assert interval.skipped == 0  # the loss and all gradients are finite
         values.append(interval.sums["loss"])
     return values
 
 
 def assert_trains(overrides: list[str], steps: int) -> None:
     values = losses(overrides, steps)
-    assert torch.tensor(values).isfinite().all()
     assert sum(values[-3:]) < sum(values[:3]), values
 
 
@@ -85,24 +83,22 @@ def test_recipe_trains(name: str, data: dict[str, list[str]]) -> None:
     images, network = data["mnist"], []
     if choices.get("dataset", "mnist") not in data:
         images, network = data["image_folder"], SMALL_NETWORKS[choices["architecture"]]
-    assert_trains([*images, "dataset.validation=0", "batch_size=32", f"experiment={name}", *network], steps=12)
+    assert_trains([*images, "dataset.validation=0", "batch_size=32", f"experiment={name}", *network], steps=8)
 
 
 @pytest.mark.parametrize("scale", options("likelihood/scale"))
-@pytest.mark.parametrize("likelihood", ["gaussian", "laplace"])
-def test_any_family_takes_any_scale_with_any_architecture(likelihood: str, scale: str, tiny: list[str]) -> None:
-    """Architectures alternate, so that each rule and each family meets two of them."""
-    flat = (likelihood == "gaussian") == (options("likelihood/scale").index(scale) % 2 == 0)
-    network = [] if flat else ["architecture=conv", *SMALL_NETWORKS["conv"]]
-    choice = [f"likelihood={likelihood}", f"likelihood/scale={scale}", *network]
-    assert torch.tensor(losses([*tiny, *choice], steps=2)).isfinite().all()
+def test_scale_rule_trains(scale: str, tiny: list[str]) -> None:
+    """Families and architectures alternate, since any of them combines with any rule."""
+    n = options("likelihood/scale").index(scale)
+    network = ["architecture=conv", *SMALL_NETWORKS["conv"]] if n // 2 % 2 else []
+    likelihood = ["gaussian", "laplace"][n % 2]
+    losses([*tiny, f"likelihood={likelihood}", f"likelihood/scale={scale}", *network], steps=2)
 
 
 @pytest.mark.parametrize("binarize", ["none", "threshold", "static", "dynamic"])
 @pytest.mark.parametrize("precision, conditional", [("float32", False), ("bf16", True)])
 def test_ways_to_use_the_data(binarize: str, precision: str, conditional: bool, tiny: list[str]) -> None:
-    choice = [f"dataset.binarize={binarize}", f"precision={precision}", f"conditional={conditional}"]
-    assert torch.tensor(losses([*tiny, *choice], steps=2)).isfinite().all()
+    losses([*tiny, f"dataset.binarize={binarize}", f"precision={precision}", f"conditional={conditional}"], steps=2)
 
 
 def test_defaults_are_what_the_documents_say() -> None:
