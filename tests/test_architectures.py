@@ -1,42 +1,61 @@
-"""Encoders and decoders: any size, any channels, every weight used, and no image mixed with another."""
+"""Encoders and decoders: any size, any channels, every weight used, and no image mixed with another.
+
+Every architecture in conf/architecture is tested, at the small sizes that its YAML file gives.
+"""
 
 import math
 import re
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL_NETWORKS, composed
 from torch import nn
 
-from vaex.architectures import conv, mlp, resnet, vit
+from vaex.architectures import resnet, vit
+from vaex.build import build_model
+from vaex.config.create import create
+from vaex.errors import UserError
 
-# Small ones, by the constructor arguments that their YAML files give.
-ARCHITECTURES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "mlp": (mlp, {"hidden": [12, 8], "activation": "silu"}),
-    "conv": (conv, {"widths": [4, 6], "hidden": 8, "activation": "silu"}),
-    "resnet": (resnet, {"widths": [4, 8], "depth": 1, "groups": 2, "activation": "silu"}),
-    "vit": (vit, {"patch_size": 4, "hidden": 8, "depth": 2, "heads": 2, "mlp_ratio": 2}),
-}
-SIZES = [(28, 28), (32, 32), (48, 48), (64, 64)]
-ODD = [(27, 35), (5, 4), (33, 18)]
-CASES = [(name, size) for name in ARCHITECTURES for size in SIZES] + [
-    (name, size) for name in ("mlp", "conv", "resnet") for size in ODD
-]
+ARCHITECTURES = list(SMALL_NETWORKS)
+SIZES = [(28, 28), (32, 32), (48, 64), (27, 35), (5, 4), (33, 18)]
 CLASSES = 3
+
+
+@cache
+def group(name: str) -> dict[str, Any]:
+    """The composed config of an architecture at its small sizes."""
+    return composed(f"architecture={name}", *SMALL_NETWORKS[name]).architecture
+
+
+def network(part: str, name: str, size: tuple[int, int], channels: int, classes: int, **changed: Any) -> nn.Module:
+    """An encoder to 6 features, or a decoder from 5 features and the classes to 2 channels."""
+    module: nn.Module = create(
+        f"architecture.{part}",
+        group(name)[part] | changed,
+        image_shape=(channels, *size),
+        out_features=6,
+        condition_features=classes,
+        in_features=5 + classes,
+        out_channels=2,
+    )
+    return module
 
 
 def pair(
     name: str, size: tuple[int, int], channels: int = 1, classes: int = 0, **changed: Any
 ) -> tuple[nn.Module, nn.Module]:
-    """An encoder to 6 features and a decoder from 5 (and the classes) to 2 channels, none of its weights zero."""
+    """Encoder and decoder, none of their weights zero. Skips the test if the architecture refuses the size."""
     torch.manual_seed(0)
-    module, arguments = ARCHITECTURES[name]
-    arguments = arguments | changed
-    encoder = module.Encoder(image_shape=(channels, *size), out_features=6, condition_features=classes, **arguments)
-    decoder = module.Decoder(in_features=5 + classes, image_shape=(channels, *size), out_channels=2, **arguments)
+    try:
+        encoder, decoder = (network(part, name, size, channels, classes, **changed) for part in ("encoder", "decoder"))
+    except UserError as error:
+        assert size not in ((28, 28), (32, 32)), error
+        pytest.skip(str(error))
     with torch.no_grad():
         for parameter in [*encoder.parameters(), *decoder.parameters()]:
-            parameter += 0.05 * torch.randn_like(parameter)  # so that nothing is zero because it began there
+            parameter += 0.05 * torch.randn_like(parameter)  # no weight stays at an initial value of zero
     return encoder, decoder
 
 
@@ -53,26 +72,27 @@ def inputs(
     return x, condition, torch.cat([z, condition], dim=1)
 
 
-@pytest.mark.parametrize("classes", [0, CLASSES])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name, size", CASES)
+@pytest.mark.parametrize("channels, classes", [(1, 0), (1, CLASSES), (3, CLASSES)])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_shapes_and_a_gradient_in_every_weight_and_every_input(
     name: str, size: tuple[int, int], channels: int, classes: int
 ) -> None:
     encoder, decoder = pair(name, size, channels, classes)
     x, condition, z = inputs(size, channels, classes)
-    given = [tensor.requires_grad_() for tensor in (x, z, condition) if tensor is not None]
-    code, h = encoder(x, condition), decoder(z)
+    tensors = [tensor.requires_grad_() for tensor in (x, z, condition) if tensor is not None]
+    code, h = encoder(x) if condition is None else encoder(x, condition), decoder(z)
     assert code.shape == (3, 6) and h.shape == (3, 2, *size)
     assert code.isfinite().all() and h.isfinite().all()
     (code.square().sum() + h.square().sum()).backward()
     for parameter in [*encoder.parameters(), *decoder.parameters()]:
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any()
-    for tensor in given:
+    for tensor in tensors:
         assert tensor.grad is not None and (tensor.grad != 0).all()  # every pixel counts, those at the edges too
 
 
-@pytest.mark.parametrize("name, size", CASES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_images_of_a_batch_do_not_mix(name: str, size: tuple[int, int]) -> None:
     encoder, decoder = pair(name, size, classes=CLASSES)
     x, condition, z = inputs(size, classes=CLASSES)
@@ -91,7 +111,8 @@ def test_images_of_a_batch_do_not_mix(name: str, size: tuple[int, int]) -> None:
         torch.testing.assert_close(decoder(z[1:2])[0], decoder(z)[1])
 
 
-@pytest.mark.parametrize("name, size", CASES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_number_in_z_and_each_label_changes_every_pixel_in_its_own_way(name: str, size: tuple[int, int]) -> None:
     _, decoder = pair(name, size, classes=CLASSES)
     z = inputs(size, classes=CLASSES)[2][:1]
@@ -106,27 +127,26 @@ def test_each_number_in_z_and_each_label_changes_every_pixel_in_its_own_way(name
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_same_in_training_and_evaluation(name: str) -> None:
     """No BatchNorm, no dropout, no state: a run resumes exactly, and runs can be stacked."""
-    for network, given in zip(pair(name, (28, 28)), inputs((28, 28))[::2], strict=True):
-        assert not any(isinstance(module, nn.modules.batchnorm._NormBase) for module in network.modules())
+    for module, batch in zip(pair(name, (28, 28)), inputs((28, 28))[::2], strict=True):
+        assert not any(isinstance(part, nn.modules.batchnorm._NormBase) for part in module.modules())
         with torch.no_grad():
-            torch.testing.assert_close(network.train()(given), network.eval()(given))
-        assert set(network.state_dict()) == {parameter for parameter, _ in network.named_parameters()}
+            torch.testing.assert_close(module.train()(batch), module.eval()(batch))
+        assert set(module.state_dict()) == {parameter for parameter, _ in module.named_parameters()}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_last_layer_is_linear(name: str) -> None:
-    """What comes out grows with its weights, however large, and changes its sign with theirs."""
-    for network, given in zip(pair(name, (28, 28)), inputs((28, 28))[::2], strict=True):
-        last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)]
-        output = getattr(network, "output", last[-1])
+    """The output is proportional to the weights of the last layer, however large they are."""
+    for module, batch in zip(pair(name, (28, 28)), inputs((28, 28))[::2], strict=True):
+        *_, last = (part for part in module.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd))
         with torch.no_grad():
-            before = network(given)
-            for parameter in output.parameters():
+            before = module(batch)
+            for parameter in last.parameters():
                 parameter *= -1024  # exact
-            assert torch.equal(network(given), -1024 * before)
+            assert torch.equal(module(batch), -1024 * before)
 
 
-def test_a_residual_block_without_its_last_convolution_gives_back_what_it_got() -> None:
+def test_a_residual_block_without_its_last_convolution_is_the_identity() -> None:
     block = resnet.Block(8, 2, "relu")
     x = torch.randn(2, 8, 6, 7)
     assert not torch.allclose(block(x), x, atol=0.01)
@@ -135,11 +155,11 @@ def test_a_residual_block_without_its_last_convolution_gives_back_what_it_got() 
     assert torch.equal(block(x), x)
 
 
-def test_a_resnet_at_the_sizes_it_says() -> None:
+def test_a_resnet_halves_the_image_between_stages() -> None:
     encoder, decoder = pair("resnet", (27, 35), widths=[2, 4, 6])
     seen: list[tuple[int, ...]] = []
-    for network in (encoder, decoder):
-        for module in network.modules():
+    for part in (encoder, decoder):
+        for module in part.modules():
             if isinstance(module, resnet.Block):
                 module.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
     x, _, z = inputs((27, 35))
@@ -155,12 +175,12 @@ def test_convolutions_run_channels_last(name: str) -> None:
     def look(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
         seen.append(output.is_contiguous(memory_format=torch.channels_last))
 
-    for network, given in zip(pair(name, (28, 28), channels=3), inputs((28, 28), channels=3)[::2], strict=True):
-        for module in network.modules():
+    for part, batch in zip(pair(name, (28, 28), channels=3), inputs((28, 28), channels=3)[::2], strict=True):
+        for module in part.modules():
             if isinstance(module, nn.modules.conv._ConvNd):
                 assert module.weight.is_contiguous(memory_format=torch.channels_last)
                 module.register_forward_hook(look)
-        network(given)
+        part(batch)
     assert len(seen) >= 4 and all(seen)
 
 
@@ -181,7 +201,7 @@ def test_convolutions_run_channels_last(name: str) -> None:
         ("resnet", (3, 7), {"widths": [4, 4, 4]}, "3 layers, which need images of at least 4 × 4 pixels"),
         ("resnet", (3, 7), {"widths": [4, 4, 4]}, "these are 3 × 7: give at most 2 widths"),
         ("resnet", (8, 8), {"widths": [12, 18], "groups": 4}, "architecture.groups=4: must divide each of"),
-        ("resnet", (8, 8), {"widths": [12, 18], "groups": 4}, "architecture.widths=[12, 18]; 1, 2, 3, 6 would"),
+        ("resnet", (8, 8), {"widths": [12, 18], "groups": 4}, "architecture.widths=[12, 18]; possible are 1, 2, 3, 6"),
         ("resnet", (8, 8), {"groups": 0}, "architecture.groups=0: must divide"),
         ("resnet", (8, 8), {"depth": 0}, "architecture.depth=0: must be >= 1"),
         ("resnet", (8, 8), {"activation": "rely"}, "architecture.activation=rely: must be one of relu, tanh"),
@@ -189,24 +209,22 @@ def test_convolutions_run_channels_last(name: str) -> None:
             "vit",
             (28, 42),
             {"patch_size": 4},
-            "architecture.patch_size=4: doesn't divide images of 28 × 42; 1, 2, 7, 14",
+            "patch_size=4: must divide height and width of the images, 28 × 42; possible are 1, 2, 7, 14",
         ),
-        ("vit", (8, 8), {"patch_size": 0}, "architecture.patch_size=0: doesn't divide"),
+        ("vit", (8, 8), {"patch_size": 0}, "architecture.patch_size=0: must divide"),
         ("vit", (8, 8), {"hidden": 6}, "architecture.hidden=6: must be a multiple of 4"),
         ("vit", (8, 8), {"heads": 3}, "architecture.heads=3: must divide architecture.hidden=8"),
         ("vit", (8, 8), {"depth": 0}, "architecture.depth=0: must be >= 1"),
         ("vit", (8, 8), {"mlp_ratio": 0}, "architecture.mlp_ratio=0: must be >= 1"),
     ],
 )
-@pytest.mark.parametrize("part", ["Encoder", "Decoder"])
-def test_what_does_not_fit_is_told_in_one_line(
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_invalid_sizes_are_refused_in_one_line(
     name: str, size: tuple[int, int], changed: dict[str, Any], message: str, part: str
 ) -> None:
-    module, arguments = ARCHITECTURES[name]
-    ends = {"out_features": 6} if part == "Encoder" else {"in_features": 5, "out_channels": 2}
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        getattr(module, part)(image_shape=(1, *size), **ends, **(arguments | changed))
-    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        network(part, name, size, channels=1, classes=0, **changed)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("grid, features", [((7, 7), 16), ((1, 9), 4), ((16, 12), 64)])
@@ -233,3 +251,29 @@ def test_a_transformer_knows_where_a_patch_is() -> None:
         picture = decoder(torch.randn(1, 5))[0]
     corners = [picture[:, top : top + 4, left : left + 4] for top in (0, 4) for left in (0, 4)]
     assert all(not torch.allclose(one, other) for n, one in enumerate(corners) for other in corners[:n])
+
+
+class Flat(nn.Module):
+    """An encoder from outside vaex that knows nothing of conditions, and asks for no image_shape."""
+
+    def __init__(self, out_features: int, stem: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.output = stem, nn.LazyLinear(out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.output(self.stem(x.flatten(1)))
+        return out
+
+
+def test_an_encoder_without_condition_features_is_for_unconditional_models() -> None:
+    """It gets what its signature asks for, and so does the part that its YAML file nests in it."""
+    flat = {"_target_": f"{__name__}.Flat", "stem": {"_target_": "torch.nn.Linear", "in_features": 64}}
+    config = composed("latent_dim=3", *SMALL_NETWORKS["mlp"])
+    config.architecture["encoder"] = flat
+    model = build_model(config, (1, 8, 8), classes=5, stochastic=True)
+    assert model.encoder.stem.out_features == 6
+    assert model.encode(torch.rand(2, 1, 8, 8)).mean.shape == (2, 3)
+    config.conditional = True
+    with pytest.raises(UserError, match=r"conditional=true: .*Flat takes no condition_features") as error:
+        build_model(config, (1, 8, 8), classes=5, stochastic=True)
+    assert "\n" not in str(error.value)
