@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -91,11 +90,19 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 255
 
 
+NAMES = ("cat", "Äffchen", "犬")
+
+
 def subject(
-    model: Autoencoder, images: Images | None = None, dequantize: Literal["none", "uniform"] = "none", **options: Any
+    model: Autoencoder,
+    images: Images | None = None,
+    *,
+    dequantize: Literal["none", "uniform"] = "none",
+    class_names: tuple[str, ...] = NAMES,
+    **options: Any,
 ) -> Subject:
     test = pictures(channels=model.likelihood.image_shape[0]) if images is None else images
-    source = Source(train=test, test=test, classes=3, class_names=("cat", "Äffchen", "犬"))
+    source = Source(train=test, test=test, classes=len(class_names), class_names=class_names)
     dataset = Dataset(source=source, validation=0, binarize="none", dequantize=dequantize)
     return Subject(**{"model": model, "dataset": dataset, "corruption": nn.Identity(), **options})
 
@@ -311,12 +318,9 @@ def test_principal_components_are_those_of_the_svd() -> None:
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
 def test_panels_of_latents_stand_beside_each_other(latent_dim: int) -> None:
     images = pictures()
-    panels = [
-        latents.panel(subject(build(latent_dim, stochastic=stochastic), images, title="a run"))
-        for stochastic in (True, False)
-    ]
-    torch.testing.assert_close(panels[0].labels, images.labels)
-    both = latents.plot([panels[0], replace(panels[1], class_names=[])])
+    labelled = subject(build(latent_dim), images, title="a run")
+    unlabelled = subject(build(latent_dim, stochastic=False), images, title="another", class_names=())
+    both = latents.plot([labelled, unlabelled])
     assert both.dtype == torch.uint8 and both.shape == (3, 620, 1370)
     left, right = both[..., :620], both[..., 620:1240]
     assert left.float().std() > 5 and right.float().std() > 5
@@ -547,7 +551,7 @@ def test_the_projector_finds_codes_classes_and_sprites() -> None:
     with torch.no_grad():
         expected = model.encode(to_float(images.pixels)).mean
     torch.testing.assert_close(torch.tensor([[float(v) for v in row] for row in rows]), expected, rtol=1e-5, atol=1e-6)
-    assert files[embedding.metadata_path].decode().split() == [("cat", "Äffchen", "犬")[n % 3] for n in range(10)]
+    assert files[embedding.metadata_path].decode().split() == [NAMES[n % 3] for n in range(10)]
     with Image.open(BytesIO(files[embedding.sprite.image_path])) as picture:
         sprites = np.array(picture)
     assert list(embedding.sprite.single_image_dim) == [SIDE, SIDE] and sprites.shape == (4 * SIDE, 4 * SIDE)

@@ -21,21 +21,14 @@ from vaex.experiment import Experiment
 from vaex.model import Autoencoder
 from vaex.objectives import Batch
 
-
-def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _attention_backward(
-    out: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
-) -> int:
-    return int(sdpa_backward_flop_count(out, query, key, value))  # type: ignore[no-untyped-call]
-
-
-# Attention on a CPU, which FlopCounterMode does not count by itself.
+# Attention on a CPU, which FlopCounterMode does not count by itself. Arguments are shapes.
 ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda out, query, key, value, *_, **__: sdpa_backward_flop_count(out, query, key, value)  # type: ignore[no-untyped-call]
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -92,45 +92,31 @@ def human(value: float, unit: str = "") -> str:
     return f"{value:.{digits}f} {prefix}{unit}".rstrip()
 
 
-@dataclass
-class _Blocks:
-    """Consecutive blocks with the same layers, `path.number.…`; or layers outside of blocks, with no numbers."""
-
-    path: str
-    numbers: list[str]
-    layers: list[Layer]  # of one block, with paths relative to it
-
-
 def merged(rows: Iterable[Layer]) -> list[Layer]:
     """Merge the layers of consecutive equal blocks, and add up their numbers.
 
     For example, blocks.0.norm and blocks.1.norm become blocks.0–1.norm.
     """
 
-    def split(row: Layer) -> tuple[str | None, ...]:  # a.3.b -> a, 3, b
+    def split(row: Layer) -> tuple[str, ...]:  # a.3.b -> a, 3, b; the last two are empty outside of blocks
         match = re.fullmatch(r"(.*?)(?:\.(\d+)(?:\.(.+))?)?", row.path)
-        return match.groups() if match else (row.path, None, None)
+        return match.groups(default="") if match else (row.path, "", "")
 
-    blocks: list[_Blocks] = []
-    for (path, number), group in groupby(rows, key=lambda row: split(row)[:2]):
-        layers = [replace(row, path=split(row)[2] or "") for row in group]
-        if number and blocks and (blocks[-1].path, blocks[-1].layers) == (path, layers):
-            blocks[-1].numbers.append(number)
-        else:
-            blocks.append(_Blocks(path or "", [number] if number else [], layers))
-    return [_sum(block, layer) for block in blocks for layer in block.layers]
-
-
-def _sum(blocks: _Blocks, layer: Layer) -> Layer:
-    count = max(1, len(blocks.numbers))
-    numbers = "–".join(dict.fromkeys([*blocks.numbers[:1], *blocks.numbers[-1:]]))
-    return replace(
-        layer,
-        path=".".join(filter(None, (blocks.path, numbers, layer.path))),
-        kind=layer.kind if count == 1 else f"{count} × {layer.kind}",
-        parameters=count * layer.parameters,
-        flops=count * layer.flops,
-    )
+    blocks = [
+        (path, number, [replace(row, path=split(row)[2]) for row in group])
+        for (path, number), group in groupby(rows, key=lambda row: split(row)[:2])
+    ]
+    sums = []
+    for (path, layers), equal_blocks in groupby(blocks, key=lambda block: (block[0], block[2])):
+        numbers = [number for _, number, _ in equal_blocks]
+        count, between = len(numbers), "–".join(dict.fromkeys([numbers[0], numbers[-1]]))
+        for layer in layers:
+            name = ".".join(filter(None, (path, between, layer.path)))
+            kind = layer.kind if count == 1 else f"{count} × {layer.kind}"
+            sums.append(
+                replace(layer, path=name, kind=kind, parameters=count * layer.parameters, flops=count * layer.flops)
+            )
+    return sums
 
 
 def _layer_lines(rows: list[Layer], image_shape: tuple[int, int, int]) -> list[str]:

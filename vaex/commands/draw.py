@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaex.commands.arguments import Parser
+from vaex.commands.datasets import LatestDataset
 from vaex.errors import UserError
-from vaex.runs.find import LatestDataset, find_runs, short_names
+from vaex.runs.find import find_runs, short_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,7 +154,7 @@ def _draw_latents_beside(subjects: Sequence[Subject], folder: Path) -> None:
     from vaex.figures import latents
 
     path = folder / "latents_beside.png"
-    _write(path, latents.plot([latents.panel(subject) for subject in subjects]))
+    _write(path, latents.plot(subjects))
     print(f"{'latents':>16}  {path}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,23 +19,6 @@ PRIOR_RADIUS = 2.0  # standard deviations of the prior, marked by a circle or tw
 PRIOR = f"prior, {PRIOR_RADIUS:g} std"
 PRIOR_STYLE: Any = {"color": GREY, "linestyle": "--", "linewidth": 1}
 LEGEND = 20  # classes that fit into the legend
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The codes of one model: posterior means z [N, latent_dim] with labels [N]."""
-
-    title: str
-    z: Tensor
-    labels: Tensor
-    class_names: Sequence[str]
-    stochastic: bool
-
-
-def panel(subject: Subject) -> Panel:
-    count = subject.count or 2000
-    z, labels = subject.posterior(count).mean, subject.dataset.test.labels[:count].cpu()
-    return Panel(subject.title, z, labels, subject.class_names, subject.model.stochastic)
 
 
 def principal(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,13 +38,13 @@ def principal(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, directions, variance / variance.sum().clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def plot(panels: Sequence[Panel]) -> Tensor:
-    """The panels side by side with one legend, uint8 [3, height, width]."""
-    with styled_figure(6.2 * len(panels) + 1.3, 6.2) as figure:
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+def plot(subjects: Sequence[Subject]) -> Tensor:
+    """The codes of several models side by side with one legend, uint8 [3, height, width]."""
+    with styled_figure(6.2 * len(subjects) + 1.3, 6.2) as figure:
+        axes = figure.subplots(1, len(subjects), squeeze=False)[0]
         entries: dict[str, Any] = {}
-        for axis, part in zip(axes, panels, strict=True):
-            _scatter(axis, part)
+        for axis, subject in zip(axes, subjects, strict=True):
+            _scatter(axis, subject)
             handles, names = axis.get_legend_handles_labels()
             entries.update(zip(names, handles, strict=True))
         if entries:
@@ -70,30 +52,32 @@ def plot(panels: Sequence[Panel]) -> Tensor:
         return render(figure)
 
 
-def _scatter(axis: Axes, panel: Panel) -> None:
-    labels, classes, dimensions = panel.labels, len(panel.class_names), panel.z.shape[1]
-    axis.set_title(panel.title, fontsize=10)
+def _scatter(axis: Axes, subject: Subject) -> None:
+    count, stochastic, class_names = subject.count or 2000, subject.model.stochastic, subject.class_names
+    z, labels = subject.posterior(count).mean, subject.dataset.test.labels[:count].cpu()
+    classes, dimensions = len(class_names), z.shape[1]
+    axis.set_title(subject.title, fontsize=10)
     if dimensions == 1:
         # Each class has a band of its own. Multiples of the golden ratio spread its codes evenly over the band.
         jitter = (torch.arange(len(labels)) * 0.6180339887).frac() - 0.5
-        points = torch.stack([panel.z[:, 0], (labels if classes else 0) + 0.8 * jitter], dim=1)
+        points = torch.stack([z[:, 0], (labels if classes else 0) + 0.8 * jitter], dim=1)
         axis.set_xlabel("z0")
-        axis.set_yticks(range(classes), panel.class_names)
-        if panel.stochastic:
+        axis.set_yticks(range(classes), class_names)
+        if stochastic:
             axis.axvline(-PRIOR_RADIUS, **PRIOR_STYLE)
             axis.axvline(PRIOR_RADIUS, label=PRIOR, **PRIOR_STYLE)
     else:
-        points, origin, names = panel.z, torch.zeros(2), ["z0", "z1"]
+        points, origin, names = z, torch.zeros(2), ["z0", "z1"]
         if dimensions > 2:
-            mean, directions, share = principal(panel.z)
-            points, origin = (panel.z - mean) @ directions[:2].T, -mean @ directions[:2].T
+            mean, directions, share = principal(z)
+            points, origin = (z - mean) @ directions[:2].T, -mean @ directions[:2].T
             names = [f"principal component {n + 1}: {share[n]:.1%} of the variance" for n in range(2)]
         axis.set(xlabel=names[0], ylabel=names[1], aspect="equal", adjustable="datalim")
     for n in range(max(1, classes)):
         chosen = points[labels == n] if classes else points
-        name = panel.class_names[n] if 0 < classes <= LEGEND else None
+        name = class_names[n] if 0 < classes <= LEGEND else None
         axis.scatter(chosen[:, 0], chosen[:, 1], s=7, color=colour(n, classes), alpha=0.8, label=name, linewidths=0)
-    if dimensions > 1 and panel.stochastic:
+    if dimensions > 1 and stochastic:
         angle = torch.linspace(0, 2 * math.pi, 200)
         circle = origin + PRIOR_RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
         axis.plot(circle[:, 0], circle[:, 1], label=PRIOR, **PRIOR_STYLE)
@@ -109,7 +93,7 @@ def colour(label: int, classes: int) -> tuple[float, ...]:
 
 
 def latents(subject: Subject) -> Files:
-    return {"latents.png": plot([panel(subject)])}
+    return {"latents.png": plot([subject])}
 
 
 LATENTS = FigureKind("latents", latents, needs_matplotlib)
