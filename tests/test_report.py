@@ -1,9 +1,10 @@
-"""`vaex report`: its numbers against ones worked out by hand, what it ranks, and that nothing in a folder breaks it."""
+"""`vaex report`: numbers against ones worked out by hand, what is compared, and that nothing in a folder breaks it."""
 
 import csv
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,20 +15,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Ran
 
 from vaex import cli
 from vaex.build import load_config, load_dataset, load_model
 from vaex.commands.report import main
-from vaex.report import sheets, svg, training
-from vaex.report.assemble import assemble
+from vaex.errors import UserError
+from vaex.evaluation.comparison import Description
+from vaex.evaluation.metric import Metric, declaration
+from vaex.figures import plot
+from vaex.report import curves, sheets
 from vaex.report.axes import Axis, find_axes
-from vaex.report.collect import Run, collect
-from vaex.report.layout import rows, views
-from vaex.report.scores import scored
-from vaex.report.statistics import Column, Configuration, columns, configurations, summary, told_apart
+from vaex.report.collect import collect
+from vaex.report.layout import sheet_rows, views
+from vaex.report.sections import build_document, report_metrics
+from vaex.report.statistics import Ranking, Study, gap_text, rankings, study, summarize
 
-Here = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
 
 SCALE = {"_target_": "vaex.likelihoods.scale.Shared", "floor": 1 / 255, "init": 0.3}
@@ -39,6 +41,8 @@ LIKELIHOODS: dict[str, dict[str, Any]] = {
     "cross_entropy": {"_target_": "vaex.likelihoods.bernoulli.CrossEntropy"},
     "bernoulli": {"_target_": "vaex.likelihoods.bernoulli.Bernoulli"},
 }
+KINDS = {"gaussian": ("density", "real"), "laplace": ("density", "real"), "discretized": ("mass", "uint8")}
+KINDS |= {"cross_entropy": ("pseudo", "unit_interval"), "bernoulli": ("mass", "binary")}
 BITS = {"scored_pixels": "(k+u)/256", "bits_per_dim_from": "importance", "nll_samples": 100, "psnr": 17.0}
 
 
@@ -51,9 +55,10 @@ def write(
     status: dict[str, Any] | None = None,
     elbo: float | None = 500.0,
     config: dict[str, Any] | None = None,
+    described: bool = True,
     **numbers: Any,
 ) -> Path:
-    """A run's folder as `vaex train` leaves it, without weights; `numbers` are results named test/…"""
+    """A run folder as `vaex train` leaves it, without weights; `numbers` are results named test/…"""
     has_scale = "scale" in LIKELIHOODS[likelihood]
     content: dict[str, Any] = {
         "dataset": {"source": {"_target_": "vaex.data.mnist.mnist"}, "binarize": "none", "dequantize": "none"},
@@ -82,19 +87,74 @@ def write(
     (path / "status.json").write_text(json.dumps(status or {"status": "completed"}))
     if status is None:
         results = {"test/mse": 0.02, "train/seconds": 3.0, "test/rate_per_latent": [1.0]}
-        results |= {} if elbo is None else {"test/elbo": elbo, "test/rate": 20.0, "test/active_units": 7}
+        if elbo is not None:
+            results |= {"test/elbo": elbo, "test/rate": 20.0, "test/active_units": 7}
+            results |= {"test/image_elbo": elbo, "test/image_rate": 20.0, "test/image_distortion": -elbo - 20}
+        results |= describe(content, likelihood, elbo is not None) if described else {}
         (path / "results.json").write_text(json.dumps(results | {f"test/{k}": v for k, v in numbers.items()}))
     return path
 
 
-def read(*folders: Path) -> tuple[list[Run], list[Configuration]]:
+def describe(config: dict[str, Any], likelihood: str, stochastic: bool) -> dict[str, Any]:
+    """The description that `vaex train` and `vaex eval` write to results.json."""
+    kind, support = KINDS[likelihood]
+    scale = config["likelihood"].get("scale")
+    description = Description(
+        dataset="mnist",
+        image_shape=(1, 28, 28),
+        test_images=10_000,
+        test_sha256=config["dataset"]["binarize"],
+        binarize=config["dataset"]["binarize"],
+        dequantize=config["dataset"]["dequantize"],
+        conditional=False,
+        stochastic=stochastic,
+        likelihood=likelihood,
+        scale="shared" if scale else None,
+        likelihood_settings=json.dumps(config["likelihood"]),
+        kind=kind,  # type: ignore[arg-type]
+        support=support,
+        beta=config["beta"],
+    )
+    return description.to_results()
+
+
+def read(*folders: Path) -> Study:
     runs = collect(folders)
-    return runs, configurations(runs, scored(runs), find_axes(runs))
+    return study(runs, report_metrics(runs))
 
 
-def column(found: list[Column], name: str) -> Column:
-    (only,) = [column for column in found if column.metric.name == name]
+def ranking(ranked: list[Ranking], name: str) -> Ranking:
+    (only,) = [ranking for ranking in ranked if ranking.metric.name == name]
     return only
+
+
+def names(ranking: Ranking) -> list[str]:
+    return [run.name for configuration, _ in ranking.entries for run in configuration.runs]
+
+
+def no_model(run: Path) -> Any:
+    raise UserError("no model")
+
+
+NO_MODELS = sheets.Loaders(no_model, no_model)
+LOADERS = sheets.Loaders(load_model, lambda run: load_dataset(load_config(run)[0].dataset))
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if matplotlib were not installed: for tests of texts and tables."""
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained sweep of runs named by likelihood, beta and seed; tests that change it work on a copy."""
+    sweep = tmp_path_factory.mktemp("trained") / "sweep"
+    for run in ("gaussian-0.5-2", "gaussian-4-1", "gaussian-4-2", "cross_entropy-4-1"):
+        likelihood, beta, seed = run.split("-")
+        options = [f"likelihood={likelihood}", f"beta={beta}", f"seed={seed}", "steps=2", "device=cpu"]
+        cli.run("train", [*tiny, *options, f"hydra.run.dir={sweep / run}"])
+    return sweep
 
 
 def report(*arguments: object) -> tuple[str, str]:
@@ -145,18 +205,18 @@ def test_options_of_a_scale_are_an_axis_only_where_there_are_two(tmp_path: Path)
     [((0.5, 1, 2, 4), True), ((1, 2, 3, 4), False), ((0.0, 1, 10, 100), True), ((1, 100), False), ((-1, 1, 2), False)],
 )
 def test_a_logarithmic_axis_is_for_values_that_are_geometric(values: tuple[float, ...], geometric: bool) -> None:
-    assert Axis("beta", values, choice=False).geometric == geometric
+    assert Axis("beta", values, is_group=False).geometric == geometric
 
 
 def test_the_spread_is_the_samples() -> None:
-    found = summary([1.0, 2.0, 4.0])
+    found = summarize([1.0, 2.0, 4.0])
     assert found is not None and (found.n, found.mean) == (3, pytest.approx(7 / 3))
     assert found.std == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2))
-    one = summary([5.0])
-    assert one is not None and one.std is None and summary([]) is None
+    one = summarize([5.0])
+    assert one is not None and one.std is None and summarize([]) is None
 
 
-def test_means_over_seeds_and_the_best_are_those_worked_out_by_hand(tmp_path: Path) -> None:
+def test_means_over_seeds_and_the_best_are_those_worked_out_by_hand(tmp_path: Path, no_plots: None) -> None:
     """Gaussian: 3.0 and 3.2, mean 3.1, std 0.1414; Laplace has the best single run, 2.9, and the worse mean, 3.15."""
     for likelihood, seed, bits in (
         ("gaussian", 1, 3.0),
@@ -165,13 +225,12 @@ def test_means_over_seeds_and_the_best_are_those_worked_out_by_hand(tmp_path: Pa
         ("laplace", 2, 3.4),
     ):
         write(tmp_path / f"{likelihood}{seed}", likelihood, seed=seed, bits_per_dim=bits, **BITS)
-    _, found = read(tmp_path)
-    best = column(columns(found), "bits_per_dim")
+    best = ranking(rankings(read(tmp_path)), "bits_per_dim")
     assert [configuration.label for configuration, _ in best.entries] == ["gaussian", "laplace"]
     (_, first), (_, second) = best.entries
     assert first.mean == pytest.approx(3.1) and first.std == pytest.approx(0.2 / math.sqrt(2))
     assert second.mean == pytest.approx(3.15) and second.std == pytest.approx(0.5 / math.sqrt(2))
-    assert told_apart(best.metric, first, second).startswith("not told apart: ahead by 0.0500")
+    assert gap_text(best.metric, first, second).startswith("not distinguishable: ahead by 0.0500")
     _, text = report(tmp_path)
     assert "3.1000 ± 0.1414 gaussian 2 seeds; best run gaussian1 , 3.0000" in text
     assert "3.1500 ± 0.3536" in text
@@ -179,16 +238,16 @@ def test_means_over_seeds_and_the_best_are_those_worked_out_by_hand(tmp_path: Pa
     assert "| 1 | gaussian | 3.1000 ± 0.1414 |" in markdown and "| 2 | laplace | 3.1500 ± 0.3536 |" in markdown
 
 
-def test_a_repeated_seed_counts_once_and_one_seed_has_no_spread(tmp_path: Path) -> None:
+def test_a_repeated_seed_counts_once_and_one_seed_has_no_spread(tmp_path: Path, no_plots: None) -> None:
     for name, elbo in (("1", 100.0), ("2", 300.0)):
         write(tmp_path / name, elbo=elbo)
-    _, (only,) = read(tmp_path)
-    assert only.seeds == 1 and [item.run.name for item in only.items] == ["2"]
+    (only,) = read(tmp_path).configurations
+    assert only.seeds == 1 and [run.name for run in only.runs] == ["2"]
     _, text = report(tmp_path)
-    assert "the configuration and seed of a later one, which counts: 1." in text and "300.0 ± " not in text
+    assert "a later one, which is used instead: 1." in text and "300.0 ± " not in text
 
 
-def test_numbers_of_different_things_share_no_column(tmp_path: Path) -> None:
+def test_numbers_of_different_things_share_no_column(tmp_path: Path, no_plots: None) -> None:
     """The pseudo-likelihood and the binary images have by far the best figures, and win nothing from the densities."""
     binary = {"dataset.binarize": "static"}
     for beta in (1.0, 2.0):
@@ -199,66 +258,78 @@ def test_numbers_of_different_things_share_no_column(tmp_path: Path) -> None:
             tmp_path / f"mass{beta}", "discretized", beta=beta, bits_per_dim=bits, **BITS | {"scored_pixels": "k/255"}
         )
         write(tmp_path / f"pseudo{beta}", "cross_entropy", beta=beta, elbo=1e6)
-        coin = BITS | {"scored_pixels": "binary", "nll": 90.0 + beta, "bits_per_dim": 0.2}
+        coin = BITS | {"scored_pixels": "binary", "nll_bound": 90.0 + beta, "bits_per_dim": 0.2}
         write(tmp_path / f"coin{beta}", "bernoulli", beta=beta, elbo=-90.0, config=binary, **coin)
         write(tmp_path / f"grown{beta}", "laplace", beta=beta, elbo=1e5 + beta, config=binary)
-    _, found = read(tmp_path)
     together = [
-        (made.metric.name, {item.run.name.rstrip("0123456789.") for c, _ in made.entries for item in c.items})
-        for made in columns(found)
+        (made.metric.name, {name.rstrip("0123456789.") for name in names(made)}) for made in rankings(read(tmp_path))
     ]
-    probabilities = [(name, runs) for name, runs in together if name != "mse"]
-    expected = [("bits_per_dim", {"density", "mass"}), ("bits_per_dim", {"few"}), ("nll", {"coin"})]
-    expected += [("elbo", {"pseudo"}), ("elbo", {"grown"})]
+    probabilities = [(name, runs) for name, runs in together if name not in ("mse", "psnr")]
+    expected = [("bits_per_dim", {"density", "mass"}), ("bits_per_dim", {"few"}), ("nll_bound", {"coin"})]
+    expected += [("image_elbo", {"pseudo"}), ("image_elbo", {"grown"})]
     assert sorted(probabilities, key=str) == sorted(expected, key=str)
     errors = [runs for name, runs in together if name == "mse"]
     assert {"density", "few", "mass", "pseudo"} in errors and {"coin", "grown"} in errors
     _, text = report(tmp_path)
     assert "a pseudo-likelihood is the probability of no image" in text
-    assert "a density of values that are only 0 or 1 grows without bound" in text
+    assert "the density of values that are only 0 or 1 grows without bound" in text
 
 
-def test_elbos_of_undequantised_densities_are_compared_within_one_likelihood_only(tmp_path: Path) -> None:
+def test_elbos_of_undequantised_densities_are_compared_within_one_likelihood_only(
+    tmp_path: Path, no_plots: None
+) -> None:
     for likelihood, elbo in (("gaussian", 500.0), ("laplace", 900.0)):
         for beta in (1.0, 4.0):
             write(tmp_path / f"{likelihood}{beta}", likelihood, beta=beta, elbo=elbo - beta)
     floor = {"likelihood.scale.floor": 1e-6}
     write(tmp_path / "lower floor", "laplace", elbo=5000.0, config=floor)
-    _, found = read(tmp_path)
-    made = [made for made in columns(found) if made.metric.name != "mse"]
-    assert [[item.run.name for c, _ in m.entries for item in c.items] for m in made] == [
-        ["gaussian1.0", "gaussian4.0"],
-        ["laplace1.0", "laplace4.0"],
-    ]
-    assert not any(m.scale.likelihoods for m in made)
+    made = [made for made in rankings(read(tmp_path)) if made.metric.name != "mse"]
+    assert [names(ranking) for ranking in made] == [["gaussian1.0", "gaussian4.0"], ["laplace1.0", "laplace4.0"]]
+    assert not any(ranking.group.across_likelihoods for ranking in made)
     _, text = report(tmp_path)
     assert f"vaex eval {tmp_path}" in text and "bound nothing" in text and "bits/dim, lowest" not in text
 
 
-def test_a_dequantised_density_and_a_mass_have_bits_per_dim_from_training_alone(tmp_path: Path) -> None:
-    write(tmp_path / "noisy", "gaussian", elbo=2000.0, config={"dataset.dequantize": "uniform"})
-    write(tmp_path / "mass", "discretized", elbo=-2000.0)
-    for beta in (1.0, 2.0):  # of images that are binary by themselves, as sprites are
-        write(tmp_path / f"coin{beta}", "bernoulli", beta=beta, elbo=-90.0)
-    _, found = read(tmp_path)
-    assert len(column(columns(found), "nll").entries) == 2
-    best = column(columns(found), "bits_per_dim")
-    values = {item.run.name: item.row.score for c, _ in best.entries for item in c.items}
-    assert values["noisy"] == pytest.approx(8 - 2000 / (784 * math.log(2)))
-    assert values["mass"] == pytest.approx(2000 / (784 * math.log(2)))
-    assert "from the ELBO" in best.scale.title
+def test_bits_per_dim_from_the_elbo_and_importance_weighted_ones_share_no_ranking(tmp_path: Path) -> None:
+    for beta in (1.0, 2.0):
+        write(tmp_path / f"elbo{beta}", beta=beta, bits_per_dim=3 + beta, **BITS | {"bits_per_dim_from": "elbo"})
+        write(tmp_path / f"importance{beta}", beta=beta, bits_per_dim=2 + beta, seed=2, **BITS)
+    made = [made for made in rankings(read(tmp_path)) if made.metric.name == "bits_per_dim"]
+    assert {tuple(names(ranking)[:1]) for ranking in made} == {("elbo1.0",), ("importance1.0",)} or len(made) == 2
+    assert ["from the ELBO" in ranking.group.title for ranking in made].count(True) == 1
+
+
+def test_a_metric_from_outside_has_a_column_a_card_and_a_plot(tmp_path: Path) -> None:
+    metric = Metric("test/sharpness", "sharpness", "1/px", 2, "higher")
+    for beta, value in ((1.0, 0.25), (2.0, 0.75)):
+        run = write(tmp_path / f"{beta}", beta=beta, sharpness=value)
+        content = json.loads((run / "results.json").read_text()) | {"metrics": declaration([metric])}
+        (run / "results.json").write_text(json.dumps(content))
+    page, text = report(tmp_path)
+    assert "sharpness, highest" in text and "best run 2.0 , 0.75" in text and 'aria-label="sharpness"' in page
+    assert (tmp_path / "report" / "files" / "sharpness_beta.svg").is_file()
+    assert text.count("sharpness") >= 4  # the card, the plot, and the columns of both tables
+
+
+def test_runs_without_a_description_are_listed_and_not_compared(tmp_path: Path, no_plots: None) -> None:
+    for beta in (1.0, 2.0):
+        write(tmp_path / f"old{beta}", beta=beta, bits_per_dim=3.0, described=False, **BITS)
+        write(tmp_path / f"new{beta}", "laplace", beta=beta, bits_per_dim=4.0, **BITS)
+    assert all("old" not in name for made in rankings(read(tmp_path)) for name in names(made))
+    _, text = report(tmp_path)
+    assert "2 of 4 completed runs do not say what their numbers describe" in text
+    assert f"vaex eval {tmp_path} adds the description" in text and "old1.0" in text
 
 
 def test_numbers_that_are_not_finite_win_nothing(tmp_path: Path) -> None:
     for seed, (beta, bits) in enumerate([(1.0, None), (2.0, 4.0), (4.0, 5.0)]):
         write(tmp_path / str(seed), beta=beta, bits_per_dim=bits, **BITS)
-    _, found = read(tmp_path)
-    best = column(columns(found), "bits_per_dim")
+    best = ranking(rankings(read(tmp_path)), "bits_per_dim")
     assert [configuration.label for configuration, _ in best.entries] == ["beta=2", "beta=4"]
-    report(tmp_path)
+    assert "nan" not in report(tmp_path)[1]
 
 
-def test_whatever_became_of_a_run_it_is_listed(tmp_path: Path) -> None:
+def test_whatever_became_of_a_run_it_is_listed(tmp_path: Path, no_plots: None) -> None:
     for beta in (1.0, 2.0):
         write(tmp_path / f"good{beta}", beta=beta)
     error = "Traceback <b>\ntraining diverged at step 2: lower optimizer.lr"
@@ -295,7 +366,7 @@ def test_a_folder_of_failed_runs_alone_has_a_report(tmp_path: Path) -> None:
     assert "No run has completed" in text and "out of memory" in text
 
 
-def test_nothing_of_a_folder_is_markup_in_the_page(tmp_path: Path) -> None:
+def test_nothing_of_a_folder_is_markup_in_the_page(tmp_path: Path, no_plots: None) -> None:
     bad = "<script>alert(1)</script>"
     write(tmp_path / "a<u>", status={"status": "failed", "error": bad})
     write(tmp_path / "b&<i>", config={"optimizer.lr": "<img src=x>"})
@@ -305,49 +376,40 @@ def test_nothing_of_a_folder_is_markup_in_the_page(tmp_path: Path) -> None:
     assert "<script>" not in (tmp_path / "report" / "report.md").read_text().replace("\\<", "")
 
 
-def test_the_page_needs_nothing_but_itself(tmp_path: Path, here: Here, tiny: list[str]) -> None:
-    for beta in (1, 2):
-        here(*tiny, "steps=4", "device=cpu", f"beta={beta}", folder=f"sweep/{beta}")
-    page, _ = report(tmp_path / "sweep")
-    assert page.count("<svg") > 3 and page.count("data:image/png") == 5
-    assert "http:" not in page and "https:" not in page and "//" not in re.sub(r"data:[^\"]*", "", page)
+def test_the_page_needs_nothing_but_itself(trained: Path, tmp_path: Path) -> None:
+    page, _ = report(trained, f"--out={tmp_path}")
+    assert page.count("<svg") > 3 and page.count("data:image/png") == (3 + 2) + (2 + 1)
+    assert "http:" not in page and "https:" not in page
+    assert "//" not in re.sub(r"data:[^\"]*|^// .*$", "", page, flags=re.MULTILINE)
     for address in re.findall(r"(?:src|href|action)=\"([^\"]*)\"", page) + re.findall(r"url\(([^)]*)\)", page):
         assert address.startswith(("data:", "#")), address
     assert not re.search(r"@import|<script [^>]*src|<iframe|<object", page)
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
 
-    markdown = (tmp_path / "sweep" / "report" / "report.md").read_text()
-    files = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown)
-    assert len(files) > 5 and all((tmp_path / "sweep" / "report" / file).is_file() for file in files)
-    before = page
-    assert report(tmp_path / "sweep")[0] == before  # and the report is no run of the sweep
+    files = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (tmp_path / "report.md").read_text())
+    assert len(files) > 5 and all((tmp_path / file).is_file() for file in files)
 
 
-def test_the_same_images_and_the_same_z_run_down_the_columns(tmp_path: Path, here: Here, tiny: list[str]) -> None:
-    for likelihood in ("gaussian", "cross_entropy"):
-        for beta in (0.5, 4):
-            for seed in (1, 2) if beta == 4 else (2,):
-                name = f"sweep/{likelihood}{beta}{seed}"
-                options = [f"likelihood={likelihood}", f"beta={beta}", f"seed={seed}"]
-                here(*tiny, "steps=3", "device=cpu", *options, folder=name)
-    runs, found = read(tmp_path / "sweep")
-    asked = rows(find_axes(runs), found)
-    drawn = sheets.draw(asked)
-    assert not drawn.remarks
-    assert [sheet.title for sheet in drawn.reconstructions] == ["gaussian", "cross_entropy"] or [
-        sheet.title for sheet in drawn.reconstructions
-    ] == ["cross_entropy", "gaussian"]
-    dataset = load_dataset(load_config(runs[0].path)[0].dataset)
-    x = dataset.test.pixels[: sheets.COLUMNS] / 255
-    z = sheets.prior_draws(20)
-    assert torch.equal(z, sheets.prior_draws(20)) and len(z.unique()) == z.numel()
-    for n, (title, _) in enumerate(asked):
-        reconstructions, samples = drawn.reconstructions[n], drawn.samples[n]
-        assert reconstructions.labels == ("test images", "beta=0.5", "beta=4")
-        assert samples.labels == ("beta=0.5", "beta=4")
+def test_a_report_inside_the_sweep_is_no_run_of_it(tmp_path: Path, no_plots: None) -> None:
+    write(tmp_path / "run")
+    assert report(tmp_path) == report(tmp_path)
+
+
+def test_the_same_images_and_the_same_z_run_down_the_columns(trained: Path) -> None:
+    rows = sheet_rows(read(trained))
+    drawn = sheets.draw(rows, LOADERS)
+    assert not drawn.remarks and {title for title, _ in rows} == {"gaussian", "cross_entropy"}
+    x = load_dataset(load_config(trained / "gaussian-4-1")[0].dataset).test.pixels[: sheets.COLUMNS] / 255
+    z = sheets.prior_samples(20)
+    assert torch.equal(z, sheets.prior_samples(20)) and len(z.unique()) == z.numel()
+    for (title, _), reconstructions, samples in zip(rows, drawn.reconstructions, drawn.samples, strict=True):
+        assert reconstructions.title == samples.title == title
+        labels = ("beta=0.5", "beta=4") if title == "gaussian" else ("beta=4",)
+        assert samples.labels == labels and reconstructions.labels == ("test images", *labels)
         assert torch.equal(reconstructions.images[0], x)
-        for row, name in enumerate((f"{title}0.52", f"{title}41")):  # the first seed that there is
-            model = load_model(tmp_path / "sweep" / name)
+        runs = ("gaussian-0.5-2", "gaussian-4-1") if title == "gaussian" else ("cross_entropy-4-1",)
+        for row, run in enumerate(runs):  # the first seed of each configuration
+            model = load_model(trained / run)
             torch.testing.assert_close(reconstructions.images[row + 1], model.reconstruct(x))
             with torch.no_grad():
                 torch.testing.assert_close(samples.images[row], model.decode(z).mean)
@@ -356,8 +418,7 @@ def test_the_same_images_and_the_same_z_run_down_the_columns(tmp_path: Path, her
 def test_a_sheet_has_room_for_so_many_and_says_what_is_left_out(tmp_path: Path) -> None:
     for n in range(30):
         write(tmp_path / str(n), beta=float(n + 1))
-    runs, found = read(tmp_path)
-    ((_, cells),), left_out = sheets._chosen(rows(find_axes(runs), found))
+    ((_, cells),), left_out = sheets.choose(sheet_rows(read(tmp_path)))
     assert len(cells) == sheets.MOST_ROWS and cells[0][0] == "beta=1" and cells[-1][0] == "beta=30"
     assert sum(line.count("beta=") for line in left_out) == 30 - sheets.MOST_ROWS
 
@@ -368,88 +429,90 @@ def test_other_numeric_axes_are_held_and_the_reader_told(tmp_path: Path) -> None
         for size in (5, 10, 20):
             n += 1
             write(tmp_path / str(n), beta=beta, config={"latent_dim": size}, elbo=beta * size)
-    runs, found = read(tmp_path)
-    first, second = views(find_axes(runs), found)
+    first, second = views(read(tmp_path))
     assert not first.gaps
-    assert first.axis.key == "beta" and first.caption == "Throughout latent_dim=10."
-    assert second.axis.key == "latent_dim" and second.caption == "Throughout beta=1."
+    assert first.axis.key == "beta" and first.caption == "At latent_dim=10."
+    assert second.axis.key == "latent_dim" and second.caption == "At beta=1."
     (line,) = second.lines
-    assert [(x, c.items[0].run.results["test/elbo"]) for x, c in line.members] == [(5, 5.0), (10, 10.0), (20, 20.0)]
+    assert [(x, c.runs[0].results["test/elbo"]) for x, c in line.members] == [(5, 5.0), (10, 10.0), (20, 20.0)]
 
 
-def test_a_collapsed_posterior_is_told(tmp_path: Path) -> None:
+def test_a_collapsed_posterior_is_told(tmp_path: Path, no_plots: None) -> None:
     write(tmp_path / "a", beta=1.0)
     write(tmp_path / "b", beta=64.0, active_units=0)
-    assert "z is not used: beta=64 (1)." in report(tmp_path)[1]
+    assert "z is not used: beta=64 (1 run)." in report(tmp_path)[1]
 
 
 def test_every_plot_has_a_file_of_its_own(tmp_path: Path) -> None:
-    """A likelihood with another option is another scale, of the same name."""
+    """A likelihood with another option has a comparison group of its own, with the same name."""
     for bounded in (True, False):
         for beta in (1.0, 2.0):
             write(tmp_path / f"{bounded},{beta}", beta=beta, config={"likelihood.bounded_mean": bounded}, elbo=beta)
-    runs = collect([tmp_path])
-    names = [picture.file for picture in assemble(runs, [tmp_path]).pictures]
-    assert len(names) == len(set(names)) and sum("elbo" in name for name in names) == 2
+    pictures = build_document(collect([tmp_path]), [tmp_path], NO_MODELS).pictures
+    files = [picture.file for picture in pictures]
+    assert len(files) == len(set(files)) and sum("elbo" in name for name in files) == 2
 
 
-def test_a_model_that_can_not_be_loaded_costs_its_row_and_no_more(tmp_path: Path, here: Here, tiny: list[str]) -> None:
-    for beta in (1, 2, 4):
-        here(*tiny, "steps=2", "device=cpu", f"beta={beta}", folder=f"sweep/{beta}")
-    (tmp_path / "sweep" / "2" / "model.safetensors").write_bytes(b"damaged")
-    (tmp_path / "sweep" / "4" / "model.safetensors").unlink()
-    page, text = report(tmp_path / "sweep")
-    assert page.count("data:image/png") == 2 + 1
-    assert "beta=2: left out; " in text and "beta=4: left out; " in text
+def test_file_names_of_pictures_are_cut_and_stay_unique(tmp_path: Path) -> None:
+    """The titles of the training curves of unlike runs list everything that differs, far beyond 255 bytes."""
+    for n in range(3):
+        settings = {f"optimizer.{'long' * 10}{key}": f"{'value' * 5}{n if key == 9 else n % 2}" for key in range(10)}
+        run = write(tmp_path / str(n), config=settings)
+        (run / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "validation/elbo": -{s}}}\n' for s in (1, 2, 3)))
+    page, _ = report(tmp_path)
+    files = [file.name for file in (tmp_path / "report" / "files").glob("training*.svg")]
+    assert len(files) == 3 and max(map(len, files)) < 100 and page.count("<svg") == 3
+
+
+def test_a_model_that_can_not_be_loaded_costs_its_row_and_no_more(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "sweep")
+    (tmp_path / "sweep" / "gaussian-0.5-2" / "model.safetensors").write_bytes(b"damaged")
+    (tmp_path / "sweep" / "cross_entropy-4-1" / "model.safetensors").unlink()
+    drawn = sheets.draw(sheet_rows(read(tmp_path / "sweep")), LOADERS)
+    assert [len(sheet.images) for sheet in drawn.reconstructions] == [2]
+    remarks = " ".join(drawn.remarks)
+    assert "gaussian, beta=0.5: left out; " in remarks and "cross_entropy, beta=4: left out; " in remarks
 
 
 def test_a_training_curve_is_thinned_and_what_was_replaced_is_left_out(tmp_path: Path) -> None:
     steps = [*range(0, 500), *range(400, 1000)]
     lines = [json.dumps({"step": step, "validation/elbo": float(n)}) for n, step in enumerate(steps)]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1000, "validation/elbo"']))
-    curve = training.curve(tmp_path / "metrics.jsonl", 2.0)
+    curve = curves.read_curve(tmp_path / "metrics.jsonl", 2.0)
     assert curve is not None and curve.steps[-1] == 999 and curve.values[-1] == len(steps) - 1
-    assert len(curve.steps) <= training.MOST_POINTS and list(curve.steps) == sorted(set(curve.steps))
-    assert training.curve(tmp_path / "missing.jsonl", None) is None
+    assert len(curve.steps) <= curves.MOST_POINTS and list(curve.steps) == sorted(set(curve.steps))
+    assert curves.read_curve(tmp_path / "missing.jsonl", None) is None
 
 
 def test_without_matplotlib_there_are_tables_and_sheets_and_one_line_about_plots(
-    tmp_path: Path, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+    trained: Path, tmp_path: Path, no_plots: None, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    for beta in (1, 2):
-        here(*tiny, "steps=2", "device=cpu", f"beta={beta}", folder=f"sweep/{beta}")
-    monkeypatch.setattr(svg, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
     capsys.readouterr()
-    page, text = report(tmp_path / "sweep")
-    said = capsys.readouterr().out
-    assert said.count("pip install 'vaex-autoencoders[plots]'") == 1 and "vaex-autoencoders[plots]" in text
-    assert "<svg" not in page and page.count("data:image/png") == 5 and "All runs" in text
+    page, text = report(trained, f"--out={tmp_path}")
+    output = capsys.readouterr().out
+    assert output.count("pip install 'vaex-autoencoders[plots]'") == 1 and "vaex-autoencoders[plots]" in text
+    assert "<svg" not in page and page.count("data:image/png") == 8 and "All runs" in text
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["nowhere"], "nowhere: no such folder"),
-        (["empty"], "empty: no run there, with config.yaml or status.json"),
-        (["run", "run"], "--out=FOLDER: is needed where several folders are given"),
-        (["run", "--out=file"], "file: can't be written (File exists)"),
-        (["run", "--out=file/report"], "file/report: can't be written (Not a directory)"),
-        (["run", "--what"], "--what"),
-        ([], "vaex report --help"),
-    ],
-)
-def test_errors_are_one_line(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[..., str]
-) -> None:
+def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[..., str]) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "run")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    assert message in said(cli.report, arguments)
+    for arguments, message in (
+        (["nowhere"], "nowhere: no such folder"),
+        (["empty"], "empty: no run there, with config.yaml or status.json"),
+        (["run", "run"], "--out=FOLDER: is required if several folders are given"),
+        (["run", "--out=file"], "file: can't be written (File exists)"),
+        (["run", "--out=file/report"], "file/report: can't be written (Not a directory)"),
+        (["run", "--what"], "--what"),
+        ([], "vaex report --help"),
+    ):
+        assert message in said(cli.run, "report", arguments)
 
 
-def test_help_comes_without_torch(vaex: Callable[..., Ran]) -> None:
+def test_help_comes_without_torch() -> None:
     probe = (
         "import sys; sys.argv = ['vaex', 'report', '--help']\nfrom vaex.cli import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
@@ -458,4 +521,3 @@ def test_help_comes_without_torch(vaex: Callable[..., Ran]) -> None:
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "vaex report" in done.stdout and "--out" in done.stdout
-    assert "vaex report" in vaex("--help").out
