@@ -1,8 +1,10 @@
-"""A run that was stopped at any moment and went on is the run that wasn't, bit for bit."""
+"""A run that was stopped at any moment and resumed is the run that was not stopped, bit for bit."""
 
+import copy
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -11,42 +13,53 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ran, metrics, results
+from conftest import TWO_EPOCHS, metrics, results
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import vaex.train
 from vaex.errors import Interrupted
 from vaex.training import loop as training_loop
 from vaex.training.checkpoint import Checkpoints
+from vaex.training.session import Session
 from vaex.training.signals import stop_on_signals
-from vaex.training.spikes import PATIENCE, spike
+from vaex.training.spikes import PATIENCE, is_spike
 from vaex.training.step import TrainingStep
 
 Here = Callable[..., Path]
-COMMON = ["epochs=3", "figures.every=2", "figures.images=8", "trainer.log_every=5", "likelihood/scale=optimal"]
+COMMON = [*TWO_EPOCHS, "likelihood/scale=optimal"]
+# Where a run may be stopped: the owner and the name of a function.
+PLACES: dict[str, tuple[Any, str]] = {
+    "step": (TrainingStep, "__call__"),
+    "validate": (training_loop, "validate"),
+    "evaluate": (training_loop, "evaluate"),
+    "draw": (training_loop, "draw"),
+    "save": (Checkpoints, "save"),
+    "test": (vaex.train, "_test"),
+}
 
 
-def ask(number: int = signal.SIGTERM) -> None:
-    """As from outside, and handled before the next line."""
+def send(number: int) -> None:
+    """Send this process a signal, which is handled before the next line."""
     os.kill(os.getpid(), number)
 
 
-def calling(function: Callable[..., Any], call: int, number: int) -> Callable[..., Any]:
-    """The function, which is asked to stop when it is called for the n-th time."""
-    calls = 0
+def signal_at(patched: pytest.MonkeyPatch, where: str, call: int, number: int = signal.SIGTERM) -> None:
+    """Send a signal right before the n-th call of the function at this place."""
+    function, calls = getattr(*PLACES[where]), 0
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
-            ask(number)
+            send(number)
         return function(*arguments, **options)
 
-    return wrapped
+    patched.setattr(*PLACES[where], wrapped)
 
 
 def same_run(one: Path, other: Path) -> None:
-    """Everything that doesn't tell the time."""
+    """Everything except durations is equal."""
     for name, tensor in load_file(one / "model.safetensors").items():
         assert torch.equal(tensor, load_file(other / "model.safetensors")[name]), name
     kept = Checkpoints(one / "checkpoints"), Checkpoints(other / "checkpoints")
@@ -88,55 +101,56 @@ def points(run: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.parametrize(
-    "where, call",
-    [("step", 1), ("step", 40), ("_validate", 1), ("evaluate", 2), ("draw", 1), ("draw", 2), ("save", 2), ("test", 1)],
-)
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(
-    where: str, call: int, number: int, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    whole = here(*tiny, *COMMON, folder="whole")
-    owner, name = {
-        "step": (TrainingStep, "__call__"),
-        "evaluate": (training_loop, "evaluate"),
-        "save": (Checkpoints, "save"),
-    }.get(where, (training_loop.Loop, where))
-    with monkeypatch.context() as patched:
-        original = getattr(owner, name)
-        patched.setattr(owner, name, calling(original, call, number))
+def stopped(here: Here, patched: pytest.MonkeyPatch, where: str, call: int, *arguments: str) -> int | str | None:
+    """Run the command, which gets SIGTERM before that call; return its exit code."""
+    with patched.context() as patch:
+        signal_at(patch, where, call)
         with pytest.raises(SystemExit) as stop:
-            here(*tiny, *COMMON, folder="parts")
-    assert stop.value.code == 128 + number
-    assert "resume=" in capsys.readouterr().err
-    parts = whole.parent / "parts"
+            here(*arguments, folder="parts")
+    return stop.value.code
+
+
+FAST = [("validate", 1), ("save", 2), ("test", 1)]
+SLOW = [("step", 1), ("step", 40), ("evaluate", 2), ("draw", 1), ("draw", 2)]
+
+
+@pytest.mark.parametrize("where, call", FAST + [pytest.param(*place, marks=pytest.mark.slow) for place in SLOW])
+def test_a_run_stopped_anywhere_continues_as_if_it_had_not_been(
+    where: str,
+    call: int,
+    trained: Here,
+    here: Here,
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, parts = trained(*tiny, *COMMON), tmp_path / "parts"
+    assert stopped(here, monkeypatch, where, call, *tiny, *COMMON) == 128 + signal.SIGTERM
+    assert "vaex train resume=" in capsys.readouterr().err
     assert json.loads((parts / "status.json").read_text())["status"] == "interrupted"
     assert not (parts / "results.json").exists()
     here(f"resume={parts}")
     same_run(whole, parts)
 
 
-def test_a_run_may_be_stopped_over_and_over(here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    common = [*tiny, "epochs=2", "figures.every=1", "figures.images=8", "trainer.log_every=5"]
-    whole = here(*common, folder="whole")
-    calls = [("__call__", 3), ("__call__", 9), ("evaluate", 1), ("draw", 1), ("__call__", 20)]
-    arguments = [*common, f"hydra.run.dir={whole.parent / 'parts'}"]
-    for name, call in calls:
-        owner: Any = {"__call__": TrainingStep, "evaluate": training_loop}.get(name, training_loop.Loop)
-        with monkeypatch.context() as patched:
-            patched.setattr(owner, name, calling(getattr(owner, name), call, signal.SIGTERM))
-            with pytest.raises(SystemExit):
-                here(*arguments, folder=None)
-        arguments = [f"resume={whole.parent / 'parts'}"]
+def test_a_run_may_be_stopped_over_and_over(
+    trained: Here, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole, parts = trained(*tiny, *COMMON), tmp_path / "parts"
+    arguments = [*tiny, *COMMON]
+    for where, call in [("step", 3), ("step", 9), ("evaluate", 1), ("draw", 1), ("step", 20)]:
+        assert stopped(here, monkeypatch, where, call, *arguments) == 128 + signal.SIGTERM
+        arguments = [f"resume={parts}"]
     here(*arguments)
-    same_run(whole, whole.parent / "parts")
+    same_run(whole, parts)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_each_signal_has_its_exit_code(
     number: int, code: int, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TrainingStep, "__call__", calling(TrainingStep.__call__, 3, number))
+    signal_at(monkeypatch, "step", 3, number)
     with pytest.raises(SystemExit) as stop:
         here(*tiny, "steps=40")
     assert stop.value.code == code
@@ -153,7 +167,7 @@ def test_a_handler_that_was_there_is_called_after_the_run_saved_itself(
 
     before = signal.signal(signal.SIGUSR1, engine)
     try:
-        monkeypatch.setattr(TrainingStep, "__call__", calling(TrainingStep.__call__, 3, signal.SIGUSR1))
+        signal_at(monkeypatch, "step", 3, signal.SIGUSR1)
         with pytest.raises(SystemExit):
             here(*tiny, "steps=40")
         assert seen == [(signal.SIGUSR1, "interrupted")]
@@ -166,9 +180,9 @@ def test_an_ignored_signal_stays_ignored_and_the_second_one_is_the_systems() -> 
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         with stop_on_signals() as flag:
-            ask(signal.SIGUSR1)
+            send(signal.SIGUSR1)
             assert not flag.number
-            ask(signal.SIGTERM)
+            send(signal.SIGTERM)
             assert flag.number == signal.SIGTERM
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # ends the process at once
             flag.number = 0
@@ -191,27 +205,24 @@ def test_a_run_outside_the_main_thread_takes_no_signals() -> None:
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once(vaex: Callable[..., Ran], tiny: list[str], tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import os, signal, sys, time\n"
-        "import vaex.training.loop as loop\n"
-        "def slow(self):\n"
+def test_a_second_ctrl_c_ends_at_once(tiny: list[str], tmp_path: Path) -> None:
+    script = (
+        "import os, signal, time\n"
+        "from vaex.training.step import TrainingStep\n"
+        "def slow(self, index):\n"
         "    os.kill(os.getpid(), signal.SIGINT); print('first', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
-        "loop.Loop._one_step = slow\nfrom vaex.cli import main\nmain()\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(600)\n"
+        "TrainingStep.__call__ = slow\nfrom vaex.cli import main\nmain()\n"
     )
-    import subprocess
-
-    command = [sys.executable, str(script), "train", *tiny, "steps=10", "hydra.run.dir=run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50)
-    assert done.returncode == -signal.SIGINT and "first" in done.stdout
+    command = [sys.executable, "-c", script, "train", *tiny, "steps=10", "hydra.run.dir=run"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert process.returncode == -signal.SIGINT and "first" in process.stdout
 
 
 def test_a_run_of_thousands_of_epochs_says_so_in_digits(
     here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(training_loop.Loop, "_validate", calling(training_loop.Loop._validate, 2, signal.SIGTERM))
+    signal_at(monkeypatch, "validate", 2)
     with pytest.raises(SystemExit):
         here(*tiny, "epochs=1234", "trainer.compile=false", "figures.kinds=[]")
     assert "epoch 1.02 of 1234  validation: " in (tmp_path / "run" / "vaex.log").read_text()
@@ -234,98 +245,95 @@ def nonfinite_at(step: int) -> Callable[..., Any]:
 
 
 def test_a_step_that_is_not_finite_stops_the_run_and_names_the_term(
-    here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys
+    here: Here, said: Callable[..., str], tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vaex.objectives.VAE.forward", nonfinite_at(13))
-    with pytest.raises(SystemExit):
-        here(*tiny, "steps=40", "trainer.log_every=10")
-    error = capsys.readouterr().err
+    error = said(here, *tiny, "steps=40", "trainer.log_every=10")
     assert "diverged at step 13: loss, rate, elbo" in error and "objective.warmup" in error
-    assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("fused", ["true", "false"])
 def test_a_skipped_step_is_counted_and_leaves_no_trace(
-    here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys
+    fused: str, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = [*tiny, "steps=20", "trainer.log_every=10", "schedule=constant"]
-    with monkeypatch.context() as patched:
-        patched.setattr("vaex.objectives.VAE.forward", nonfinite_at(13))
-        run = here(*common, "trainer.on_nonfinite=skip")
+    states = []
+    original = TrainingStep.__call__
+
+    def record(self: TrainingStep, index: torch.Tensor) -> None:
+        if len(states) in (12, 13):  # before the 13th step, and after it
+            states[-1] = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()["state"]))
+        states.append(None)
+        original(self, index)
+
+    monkeypatch.setattr("vaex.objectives.VAE.forward", nonfinite_at(13))
+    monkeypatch.setattr(TrainingStep, "__call__", record)
+    common = [*tiny, "steps=20", "trainer.log_every=10", "schedule=constant", "figures.kinds=[]"]
+    run = here(*common, "trainer.on_nonfinite=skip", f"optimizer.fused={fused}")
+    assert len(states) == 20
+    assert_same(dict(states[11][0]), dict(states[12][0]))
+    assert_same(states[11][1], states[12][1])
     assert metrics(run, "train/skipped") == [0, 1]
     assert results(run)["train/skipped_steps"] == 1
-    assert "1 of the last 10 steps skipped, the first at 13, where loss, rate, elbo" in capsys.readouterr().out
+    warning = "1 of the last 10 steps skipped; in the first, step 13, these were not finite: loss, rate, elbo"
+    assert warning in capsys.readouterr().out
     assert all(torch.isfinite(tensor).all() for tensor in load_file(run / "model.safetensors").values())
     assert all(map(abs, metrics(run, "train/elbo")))
 
-    updates = []
-    original = TrainingStep.__call__
 
-    def without(self: TrainingStep, index: torch.Tensor) -> None:
-        updates.append(1)
-        before = {name: value.clone() for name, value in self.model.state_dict().items()}
-        optimizer = [value.clone() for state in self.update.optimizer.state.values() for value in state.values()]
-        original(self, index)
-        if len(updates) == 13:
-            assert_same(before, dict(self.model.state_dict()))
-            after = [value for state in self.update.optimizer.state.values() for value in state.values()]
-            assert all(torch.equal(a, b) for a, b in zip(optimizer, after, strict=True))
-
-    monkeypatch.setattr("vaex.objectives.VAE.forward", nonfinite_at(13))
-    monkeypatch.setattr(TrainingStep, "__call__", without)
-    for extra in ([], ["optimizer.fused=false"]):
-        updates.clear()
-        here(*common, "trainer.on_nonfinite=skip", *extra, folder=f"checked-{len(extra)}")
-        assert len(updates) == 20
-
-
-def test_a_run_that_only_skips_ends(here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_run_that_only_skips_ends(
+    here: Here, said: Callable[..., str], tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vaex.objectives import VAE
 
     forward = VAE.forward
 
-    def never(self: VAE, model: Any, batch: Any, taken: Any) -> Any:
-        terms = forward(self, model, batch, taken)
+    def never(self: VAE, model: Any, batch: Any, step: Any) -> Any:
+        terms = forward(self, model, batch, step)
         return type(terms)(terms.loss * torch.nan, terms.distortion, terms.rate, terms.posterior, terms.distribution)
 
     monkeypatch.setattr("vaex.objectives.VAE.forward", never)
-    with pytest.raises(SystemExit):
-        here(*tiny, "steps=20", "trainer.on_nonfinite=skip", "trainer.log_every=5")
-    assert "diverged at step 1" in capsys.readouterr().err
+    error = said(here, *tiny, "steps=20", "trainer.on_nonfinite=skip", "trainer.log_every=5")
+    assert "diverged at step 1" in error
 
 
 def test_a_spike_stands_out_from_what_was_usual() -> None:
     state: dict[str, float] = {}
     intervals = [(100 - n, 105 - n) for n in range(20)]
-    assert not any(spike(state, *interval) for interval in intervals)
-    assert spike(state, 90.0, 200.0)
-    assert not spike(state, 80.0, 86.0)
-    assert not any(spike({}, 1.0, 1e9) for _ in range(3)), "nothing is usual yet"
+    assert not any(is_spike(state, *interval) for interval in intervals)
+    assert is_spike(state, 90.0, 200.0)
+    assert not is_spike(state, 80.0, 86.0)
+    assert not any(is_spike({}, 1.0, 1e9) for _ in range(3)), "nothing is usual yet"
     flat: dict[str, float] = {}
-    assert not any(spike(flat, 1000.0, 1000.0 + 1e-3) for _ in range(PATIENCE + 5))
+    assert not any(is_spike(flat, 1000.0, 1000.0 + 1e-3) for _ in range(PATIENCE + 5))
 
 
-def test_interrupted_says_how_to_go_on() -> None:
+def test_interrupted_has_the_exit_code_of_its_signal() -> None:
     assert Interrupted(signal.SIGTERM, "x").exit_code == 143
 
 
 @pytest.mark.slow
-def test_a_compiled_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+def test_a_compiled_run_that_was_stopped_continues_as_if_it_had_not_been(
     here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on_equal(here, [*tiny, "steps=60", "trainer.compile=true", "figures.images=8"], monkeypatch)
+    continues_equal(here, [*tiny, "steps=60", "trainer.compile=true", "figures.images=8"], monkeypatch)
 
 
 @pytest.mark.gpu
-def test_a_captured_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+def test_a_captured_run_that_was_stopped_continues_as_if_it_had_not_been(
     here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on_equal(here, [*tiny, "steps=60", "device=cuda", "trainer.capture=true", "figures.images=8"], monkeypatch)
+    continues_equal(here, [*tiny, "steps=60", "device=cuda", "trainer.capture=true", "figures.images=8"], monkeypatch)
 
 
-def goes_on_equal(here: Here, common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def continues_equal(here: Here, common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = here(*common, folder="whole")
     with monkeypatch.context() as patched:
-        patched.setattr(training_loop.Loop, "_one_step", calling(training_loop.Loop._one_step, 23, signal.SIGTERM))
+        original, calls = Session.set_learning_rate, iter(range(100))  # called before every step, captured or not
+        patched.setattr(
+            Session,
+            "set_learning_rate",
+            lambda session: (next(calls) == 22 and send(signal.SIGTERM)) or original(session),
+        )
         with pytest.raises(SystemExit):
             here(*common, folder="parts")
     here(f"resume={whole.parent / 'parts'}")

@@ -1,34 +1,47 @@
-"""A run from end to end: its folder, its numbers, its pictures, and going on with it."""
+"""A run from end to end: its folder, its numbers, its pictures, and resuming it."""
 
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import metrics, results
+from conftest import composed, metrics, results
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 import vaex as package
+from vaex.build import build
 from vaex.errors import UserError
+from vaex.evaluation.comparison import Description
 from vaex.training.checkpoint import Checkpoints
+from vaex.training.distributed import Processes
+from vaex.training.messages import end_message, start_message
+from vaex.training.run import Settings
 
 Here = Callable[..., Path]
+Said = Callable[..., str]
 
 
 @pytest.fixture
-def run(here: Here, tiny: list[str]) -> Path:
-    return here(*tiny, "steps=40", "trainer.log_every=10")
+def run(trained: Callable[..., Path], tiny: list[str]) -> Path:
+    """A run that the tests here share, and do not change."""
+    return trained(*tiny, "steps=40", "trainer.log_every=10")
+
+
+@pytest.fixture
+def own_run(run: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
 
 
 def test_the_folder_holds_what_the_design_lists(run: Path) -> None:
@@ -53,7 +66,9 @@ def test_the_folder_holds_what_the_design_lists(run: Path) -> None:
         "figures/steps/samples-40.png",
         "figures/steps/interpolation-40.png",
     }
-    assert json.loads((run / "status.json").read_text())["status"] == "completed"
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "completed"
+    assert list(status["summary"]) == ["elbo", "rate", "distortion", "MSE"]
 
 
 def test_numbers_go_by_their_names(run: Path) -> None:
@@ -80,11 +95,18 @@ def test_epoch_means_are_of_all_steps_of_the_epoch(run: Path) -> None:
     assert metrics(run, "train_epoch/loss")[0] == pytest.approx(weighted, rel=1e-6)
 
 
+def test_results_say_what_they_describe(run: Path) -> None:
+    description = Description.read(results(run))
+    assert description and description.likelihood_name == "gaussian/shared"
+    assert description.images == "mnist, 300 test images of 1 × 28 × 28"
+
+
 def test_the_config_says_what_ran(run: Path) -> None:
     text = (run / "config.yaml").read_text()
     assert "${" not in text
     for needed in ("recorded:", "torch:", "git_revision:", "steps: 40", "hidden:\n  - 16"):
         assert needed in text
+    assert "compile: 'false'" in text and "capture: 'false'" in text  # what auto means here
 
 
 def test_tensorboard_has_one_run_with_scalars_pictures_and_hparams(run: Path) -> None:
@@ -115,7 +137,7 @@ def test_the_model_comes_back_in_one_line(run: Path) -> None:
         assert torch.equal(value, newest[name])
 
 
-def test_pictures_are_means_on_a_fixed_range(run: Path, here: Here, tiny: list[str]) -> None:
+def test_pictures_are_means_on_a_fixed_range(run: Path) -> None:
     with Image.open(run / "figures" / "reconstructions.png") as picture:
         grid = torch.from_numpy(np.array(picture))
     model = package.load(run)
@@ -130,7 +152,7 @@ def test_pictures_are_means_on_a_fixed_range(run: Path, here: Here, tiny: list[s
 
 
 def test_a_conditional_model_draws_a_row_for_each_class(here: Here, tiny: list[str]) -> None:
-    run = here(*tiny, "steps=2", "conditional=true", "figures.images=8")
+    run = here(*tiny, "steps=2", "conditional=true", "figures.kinds=[samples]", "figures.images=8")
     with Image.open(run / "figures" / "samples.png") as picture:
         columns, rows = picture.size[0] // 58, picture.size[1] // 58  # 28 × 28 twice as large, and their gap
         assert columns == 8 and rows == 10
@@ -139,13 +161,13 @@ def test_a_conditional_model_draws_a_row_for_each_class(here: Here, tiny: list[s
 
 
 def test_an_autoencoder_reports_no_bound(here: Here, tiny: list[str]) -> None:
-    run = here(*tiny, "steps=2", "objective=ae")
+    run = here(*tiny, "steps=2", "objective=ae", "figures.kinds=[reconstructions,samples]", "figures.images=4")
     assert not {"test/elbo", "test/rate"} & set(results(run))
-    assert not (run / "figures" / "samples.png").exists()
+    assert [path.name for path in (run / "figures").glob("*.png")] == ["reconstructions.png"]
 
 
-def test_recipes_without_a_validation_split(here: Here, tiny: list[str]) -> None:
-    run = here(*tiny, "dataset.validation=0", "steps=2")
+def test_a_run_without_a_validation_split(here: Here, tiny: list[str]) -> None:
+    run = here(*tiny, "dataset.validation=0", "steps=2", "figures.kinds=[]")
     assert not metrics(run, "validation/elbo") and "test/elbo" in results(run)
 
 
@@ -177,7 +199,7 @@ def same_numbers(a: Path, b: Path) -> None:
 
 
 def test_ten_steps_and_ten_more_are_twenty(here: Here, tiny: list[str]) -> None:
-    common = [*tiny, "schedule=constant", "dataset.binarize=dynamic", "trainer.log_every=10"]
+    common = [*tiny, "schedule=constant", "dataset.binarize=dynamic", "trainer.log_every=10", "figures.kinds=[]"]
     whole = here(*common, "steps=20", folder="whole")
     parts = here(*common, "steps=10", folder="parts")
     here(f"resume={parts}", "steps=20")
@@ -188,50 +210,54 @@ def test_ten_steps_and_ten_more_are_twenty(here: Here, tiny: list[str]) -> None:
     assert results(whole)["test/elbo"] == results(parts)["test/elbo"]
 
 
-def test_a_terminated_run_goes_on_as_if_it_had_not_been(tiny: list[str], here: Here, tmp_path: Path) -> None:
-    """Stopped by SIGTERM in the middle of an epoch, with the cosine schedule and an interval half logged."""
-    common = [*tiny, "steps=300", "trainer.log_every=7", "figures.every=1000"]
+def test_a_terminated_run_continues_as_if_it_had_not_been(tiny: list[str], here: Here, tmp_path: Path) -> None:
+    """The real process, stopped by SIGTERM in the middle of an epoch, with an interval half logged."""
+    common = [*tiny, "steps=120", "trainer.log_every=7", "figures.every=1000", "figures.kinds=[samples]"]
     whole = here(*common, folder="whole")
-    command = [sys.executable, "-m", "vaex", "train", *common, "hydra.run.dir=parts"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
+    # It waits for the signal after its 40th step. Its handler then leaves a second signal to the system.
+    script = (
+        "import signal, time, vaex.training.step as step\n"
+        "take_step = step.TrainingStep.__call__\n"
+        "def slow(self, index):\n"
+        "    take_step(self, index)\n"
+        "    if self.step == 40:\n"
+        "        print('paused', flush=True)\n"
+        "        while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL: time.sleep(0.01)\n"
+        "step.TrainingStep.__call__ = slow\n"
+        "from vaex.cli import main\nmain()\n"
     )
-    lines = tmp_path / "parts" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (lines.exists() and lines.read_text().count("\n") > 12):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "train", *common, "hydra.run.dir=parts"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout and any(line == "paused\n" for line in process.stdout)
     process.send_signal(signal.SIGTERM)
-    error = process.communicate()[1].decode()
-    assert process.returncode == 143
-    match = re.search(r"stopped at step (\d+) of 300", error)
-    assert match and 0 < int(match[1]) < 300
+    error = process.communicate()[1]
+    assert process.returncode == 143 and "stopped at step 40 of 120" in error
     parts = tmp_path / "parts"
     assert json.loads((parts / "status.json").read_text())["status"] == "interrupted"
 
     here(f"resume={parts}")
-    assert_equal(state(whole, 300), state(parts, 300))
+    assert_equal(state(whole, 120), state(parts, 120))
     same_numbers(whole, parts)
     assert (whole / "metrics.jsonl").read_text() == (parts / "metrics.jsonl").read_text()
-    for name in ("reconstructions.png", "samples.png"):
-        assert (whole / "figures" / name).read_bytes() == (parts / "figures" / name).read_bytes()
+    assert (whole / "figures" / "samples.png").read_bytes() == (parts / "figures" / "samples.png").read_bytes()
 
 
-def test_a_run_that_goes_on_stays_the_run_it_was(here: Here, tiny: list[str], capsys) -> None:
-    run = here(*tiny, "steps=2")
-    with pytest.raises(SystemExit):
-        here(f"resume={run}", "beta=4")
-    assert "beta=4: can't change when a run goes on" in capsys.readouterr().err
-    assert "beta: 1.0" in (run / "config.yaml").read_text()
+def test_a_resumed_run_stays_the_run_it_was(here: Here, said: Said, own_run: Path) -> None:
+    assert "beta=4: cannot change" in said(here, f"resume={own_run}", "beta=4")
+    assert "beta: 1.0" in (own_run / "config.yaml").read_text()
 
 
-def test_a_taken_folder_is_left_alone(here: Here, tiny: list[str], capsys) -> None:
-    run = here(*tiny, "steps=2")
-    before = (run / "results.json").read_bytes()
-    with pytest.raises(SystemExit):
-        here(*tiny, "steps=3")
-    assert "taken by another run" in capsys.readouterr().err
-    assert (run / "results.json").read_bytes() == before
+def test_a_folder_of_another_run_is_left_alone(here: Here, said: Said, own_run: Path, tiny: list[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in own_run.iterdir() if path.name not in (".hydra", "vaex.log")}
+    assert "taken by another run" in said(here, *tiny, "steps=3")
+    said(here, *tiny, "beta=-1")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @pytest.mark.slow
@@ -242,6 +268,7 @@ def test_two_runs_at_once_get_two_folders(tiny: list[str], tmp_path: Path) -> No
     assert len(list(tmp_path.glob("outputs/mnist/gaussian/*/results.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_each_value_in_a_folder_of_its_own(here: Here, tiny: list[str], tmp_path: Path) -> None:
     here("-m", "beta=0.5,4", "steps=1", *tiny, folder=None)
     folders = sorted(tmp_path.glob("outputs/sweeps/*/*/results.json"))
@@ -255,7 +282,7 @@ def test_a_sweep_runs_each_value_in_a_folder_of_its_own(here: Here, tiny: list[s
 
 def test_the_best_weights_are_kept_and_can_be_the_ones_tested(here: Here, tiny: list[str]) -> None:
     """A learning rate that ruins the model after a good first epoch."""
-    extra = ["epochs=4", "schedule=constant", "optimizer.lr=0.5", "trainer.weights=best", "seed=3"]
+    extra = ["epochs=4", "schedule=constant", "optimizer.lr=0.5", "trainer.weights=best", "seed=3", "figures.kinds=[]"]
     run = here(*tiny, *extra)
     losses = metrics(run, "validation/loss")
     steps = [
@@ -272,27 +299,13 @@ def test_the_best_weights_are_kept_and_can_be_the_ones_tested(here: Here, tiny: 
     assert_equal(dict(model), Checkpoints(run / "checkpoints").load(best)["model"])
 
 
-def test_divergence_ends_in_one_line_with_good_weights_kept(here: Here, tiny: list[str], capsys) -> None:
-    with pytest.raises(SystemExit):
-        here(*tiny, "steps=200", "optimizer.lr=1e30", "likelihood.bounded_mean=false", "schedule=constant")
-    error = capsys.readouterr().err
-    assert "diverged" in error and "optimizer.lr" in error and len(error.strip().splitlines()) == 1
+def test_divergence_ends_in_one_line_with_finite_weights_kept(here: Here, said: Said, tiny: list[str]) -> None:
+    error = said(here, *tiny, "steps=200", "optimizer.lr=1e30", "likelihood.bounded_mean=false", "schedule=constant")
+    assert "diverged" in error and "optimizer.lr" in error
 
 
-def test_damage_is_found_named_and_stepped_over(run: Path) -> None:
-    checkpoints = Checkpoints(run / "checkpoints")
-    path = checkpoints.path(40)
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 3] ^= 4
-    for content in (bytes(flipped), whole[:-100], b""):
-        path.write_bytes(content)
-        assert checkpoints.load_newest()["step"] == 32
-        with pytest.raises(UserError, match="step-40.pt: damaged"):
-            checkpoints.load(40)
-
-
-def test_loading_what_does_not_fit(run: Path) -> None:
+def test_loading_what_does_not_fit(own_run: Path) -> None:
+    run = own_run
     with pytest.raises(UserError, match="no model.safetensors"):
         package.load(run / "figures")
     text = (run / "config.yaml").read_text()
@@ -319,15 +332,15 @@ GOLDEN = {
 
 @pytest.mark.parametrize("overrides", GOLDEN)
 def test_golden_losses(overrides: str, here: Here, small: list[str]) -> None:
-    run = here(*small, *overrides.split(), "steps=20", "trainer.log_every=1")
+    run = here(*small, *overrides.split(), "steps=20", "trainer.log_every=1", "figures.kinds=[]")
     losses = metrics(run, "train/loss")
     assert all(math.isfinite(loss) for loss in losses)
     assert [losses[0], losses[9], losses[19]] == pytest.approx(GOLDEN[overrides], rel=1e-4)
 
 
 @pytest.mark.parametrize("bad", [["beta=-1"], ["likelihood=bernoulli"]])
-def test_what_is_refused_before_it_began_leaves_no_folder(
-    here: Callable[..., Path], said: Callable[..., str], small: list[str], tmp_path: Path, bad: list[str]
+def test_a_run_that_is_refused_before_it_started_leaves_no_folder(
+    here: Here, said: Said, small: list[str], tmp_path: Path, bad: list[str]
 ) -> None:
     said(here, *small, *bad)
     assert not (tmp_path / "run").exists()
@@ -337,28 +350,33 @@ def test_what_is_refused_before_it_began_leaves_no_folder(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
-def test_what_is_refused_leaves_another_run_alone(
-    here: Callable[..., Path], said: Callable[..., str], tiny: list[str]
-) -> None:
-    run = here(*tiny, "steps=1", "figures.kinds=[]")
-    before = {path: path.stat().st_mtime_ns for path in run.iterdir() if path.name not in (".hydra", "vaex.log")}
-    for again in (["steps=1"], ["beta=-1"]):
-        said(here, *tiny, *again)
-        assert {path: path.stat().st_mtime_ns for path in before} == before
-
-
 @pytest.mark.parametrize(
     "overrides, ending",
     [
         (["likelihood/scale=fixed"], ", as mean MSE + 0.00255 · KL"),  # 2σ²/784
         (["likelihood=laplace", "beta=2"], ", as mean MAE + 0.000765 · KL at first"),  # 2 · 0.3/784
         (["likelihood=cross_entropy"], ", as mean BCE + 0.00128 · KL"),
-        (["likelihood/scale=optimal"], "KL(q(z|x) ‖ p(z))"),
+        (["likelihood/scale=optimal_per_image"], "KL(q(z|x) ‖ p(z))"),
     ],
 )
-def test_the_loss_is_told_as_code_with_mean_errors_has_it(
-    here: Callable[..., Path], tiny: list[str], capsys: pytest.CaptureFixture[str], overrides: list[str], ending: str
+def test_the_start_message_gives_the_loss_as_code_with_mean_errors_has_it(
+    overrides: list[str], ending: str, tiny: list[str]
 ) -> None:
-    here(*tiny, *overrides, "steps=1", "figures.kinds=[]")
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(" objective")]
+    config = composed(*tiny, *overrides, "steps=1", "device=cpu")
+    settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
+    choices = {name: "x" for name in ("dataset", "architecture", "likelihood", "likelihood/scale", "objective")}
+    message = start_message(build(config), settings, Processes(), choices, Path("run"))
+    (line,) = [line for line in message.splitlines() if line.startswith(" objective")]
     assert line.endswith(ending)
+    assert ("   warning  likelihood/scale=x: " in message) == ("likelihood/scale=optimal_per_image" in overrides)
+
+
+def test_the_end_message_names_the_metrics_and_the_next_commands(run: Path, tiny: list[str]) -> None:
+    message = end_message(build(composed(*tiny, "steps=40", "device=cpu")), results(run), run, "steps=80")
+    lines = [line.strip().split("  ")[0] for line in message.splitlines() if line]
+    assert lines == [
+        *("test", "elbo", "rate", "distortion", "loss", "MSE", "active units", "beta", "trained"),
+        *("pictures", "run folder", "full evaluation", "train longer", "TensorBoard"),
+    ]
+    assert f"MSE  {results(run)['test/mse']:.5f}\n" in message and " of 20\n" in message
+    assert f"vaex train resume={run} steps=80\n" in message
