@@ -86,27 +86,23 @@ def test_bias_of_the_floor_is_one_over_n() -> None:
     dimension = 40
     features = random(0, 16_000, dimension)
     for total in (4_000, 16_000):
-        floor, half = real_against_real_floor(features[:total])
-        assert half == total // 2
-        assert floor == pytest.approx((2 * dimension + dimension * (dimension + 1) / 2) / half, rel=0.1)
-    assert real_against_real_floor(features[:4_001])[1] == 2_000
+        expected = (2 * dimension + dimension * (dimension + 1) / 2) / (total // 2)
+        assert real_against_real_floor(features[:total], splits=5) == pytest.approx(expected, rel=0.1)
 
 
 def test_halves_are_drawn_at_random_by_the_seed() -> None:
     """Cut in the middle, a set sorted by class would give a distance between classes."""
     features = torch.cat([random(0, 2000, 4), random(1, 2000, 4) + 10])
-    floor, _ = real_against_real_floor(features, splits=1, seed=1)
+    floor = real_against_real_floor(features, splits=1, seed=1)
     assert floor < 1
-    assert floor == real_against_real_floor(features, splits=1, seed=1)[0]
-    assert floor != real_against_real_floor(features, splits=1, seed=2)[0]
-    with pytest.raises(ValueError, match="splits must be >= 1, got 0"):
-        real_against_real_floor(features, splits=0)
+    assert floor == real_against_real_floor(features, splits=1, seed=1)
+    assert floor != real_against_real_floor(features, splits=1, seed=2)
 
 
 def test_floor_is_the_mean_of_different_splits() -> None:
     features = random(0, 400, 4)
-    floors = torch.tensor([real_against_real_floor(features, splits=20, seed=seed)[0] for seed in range(10)])
-    single = torch.tensor([real_against_real_floor(features, splits=1, seed=seed)[0] for seed in range(10)])
+    floors = torch.tensor([real_against_real_floor(features, splits=20, seed=seed) for seed in range(10)])
+    single = torch.tensor([real_against_real_floor(features, splits=1, seed=seed) for seed in range(10)])
     assert floors.std() < single.std() / 2
 
 

@@ -132,8 +132,9 @@ def _probability(evaluation: Evaluation) -> dict[str, Any]:
     if samples is None:
         samples = SAMPLES_BINARY if evaluation.dataset.binary else SAMPLES
     if samples:
-        nll, stderr, _ = importance_nll(
-            model, images, to_float, samples=samples, batch_size=batch_size, title=evaluation.title, poll=poll
+        title = evaluation.title
+        nll, stderr = importance_nll(
+            model, images, to_float, samples=samples, batch_size=batch_size, title=title, poll=poll
         )
         results |= {"test/nll": nll, "test/nll_stderr": stderr, "test/nll_samples": samples}
     return results

@@ -7,7 +7,7 @@ configs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from vaex.evaluation.metric import Comparison, Metric, Results
@@ -92,19 +92,13 @@ class ComparisonGroup:
         ranked_by: key in results.json of the score that ranks the runs, lower is better; None if they are not ranked.
     """
 
-    title: str
-    name: str
-    reason: str
+    title: str = field(compare=False)
+    name: str = field(compare=False)
+    reason: str = field(compare=False)
     key: tuple[object, ...]
-    order: int
-    across_likelihoods: bool
-    ranked_by: str | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ComparisonGroup) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    order: int = field(compare=False)
+    across_likelihoods: bool = field(compare=False)
+    ranked_by: str | None = field(default=None, compare=False)
 
 
 def comparison_group(metric: Metric, results: Results) -> ComparisonGroup | None:
@@ -145,12 +139,11 @@ def _same_images(about: Description) -> tuple[object, ...]:
 
 def _probability(about: Description, results: Results) -> ComparisonGroup | None:
     """Bounds on the probability of the same images, importance-weighted with equally many samples."""
-    pixels = results.get("test/scored_pixels")
-    if pixels is None or not about.stochastic or "test/bits_per_dim" not in results:
+    if "test/bits_per_dim" not in results or not about.stochastic:
         return None
     samples = results.get("test/nll_samples") if results.get("test/bits_per_dim_from") == "importance" else None
     how = f"importance-weighted with {samples:,} samples of z" if samples else "from the ELBO, a looser bound"
-    if pixels == "binary":
+    if _is_binary(results):
         title, order, score = "Binary images", 1, "test/nll_bound"
         reason = (
             "These are probabilities of one-bit images. Another dataset, another binarization and grey images are "
@@ -167,12 +160,8 @@ def _probability(about: Description, results: Results) -> ComparisonGroup | None
     return ComparisonGroup(f"{title}: {about.images}; {how}", name, reason, key, order, True, score)
 
 
-def _bits(about: Description, results: Results) -> ComparisonGroup | None:
-    return None if results.get("test/scored_pixels") == "binary" else _probability(about, results)
-
-
-def _nll(about: Description, results: Results) -> ComparisonGroup | None:
-    return _probability(about, results) if results.get("test/scored_pixels") == "binary" else None
+def _is_binary(results: Results) -> bool:
+    return results.get("test/scored_pixels") == "binary"
 
 
 def _elbo(about: Description, results: Results) -> ComparisonGroup | None:
@@ -182,9 +171,8 @@ def _elbo(about: Description, results: Results) -> ComparisonGroup | None:
     ranked = _probability(about, results)
     if ranked is None:
         return _own(about, results)
-    binary = results.get("test/scored_pixels") == "binary"
-    title = f"{'Binary' if binary else '8-bit'} images: {about.images}"
-    key = ("elbo", binary, *_same_images(about))
+    title = f"{'Binary' if _is_binary(results) else '8-bit'} images: {about.images}"
+    key = ("elbo", _is_binary(results), *_same_images(about))
     return ComparisonGroup(title, ranked.name, ranked.reason, key, ranked.order, True)
 
 
@@ -240,8 +228,8 @@ def _samples(about: Description, results: Results) -> ComparisonGroup | None:
 
 
 _GROUPS: dict[Comparison, Callable[[Description, Results], ComparisonGroup | None]] = {
-    "bits": _bits,
-    "nll": _nll,
+    "bits": lambda about, results: None if _is_binary(results) else _probability(about, results),
+    "nll": lambda about, results: _probability(about, results) if _is_binary(results) else None,
     "elbo": _elbo,
     "images": _images,
     "samples": _samples,

@@ -58,22 +58,15 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     return max(float(squared), 0.0)  # below zero only by rounding
 
 
-def real_against_real_floor(features: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, int]:
-    """Fréchet distance of two disjoint random halves of real images, and the number of images in each half.
+def real_against_real_floor(features: Tensor, *, splits: int = 10, seed: int = 0) -> float:
+    """Fréchet distance of two disjoint random halves of real images [2 N, F], the mean over `splits` random halvings.
 
     If both sides have one distribution, the distance is the bias, about c (1/N_a + 1/N_b): two sets of 2 N images each
     have half the floor of halves of N images.
 
-    Args:
-        features: of real images, [2 N, F].
-        splits: random halvings whose distances are averaged; the last digits of a single one are chance.
-        seed: of the halvings.
-
     Raises:
-        ValueError: if the halves are too small for a distance, or splits < 1.
+        ValueError: if the halves are too small for a distance.
     """
-    if splits < 1:
-        raise ValueError(f"splits must be >= 1, got {splits}")
     half = len(features) // 2
     generator = torch.Generator().manual_seed(seed)
     distances = []
@@ -81,7 +74,7 @@ def real_against_real_floor(features: Tensor, *, splits: int = 10, seed: int = 0
         order = torch.randperm(len(features), generator=generator).to(features.device)
         first, second = features[order[:half]], features[order[half : 2 * half]]
         distances.append(frechet_distance(FeatureStatistics.of(first), FeatureStatistics.of(second)))
-    return sum(distances) / splits, half
+    return sum(distances) / splits
 
 
 def neighbourhoods(real: Tensor, fake: Tensor, *, k: int = 3, k_density: int = 5) -> dict[str, float]:
@@ -128,8 +121,7 @@ def _squared_radii(points: Tensor, *ks: int) -> tuple[Tensor, ...]:
         distances.topk(max(ks) + 1, largest=False).values  # the point itself is the nearest
         for distances in _squared_distances(points, points)
     ]
-    ordered = torch.cat(nearest)
-    return tuple(ordered[:, k] for k in ks)
+    return tuple(torch.cat(nearest)[:, k] for k in ks)
 
 
 def _rows_at_once(b: Tensor) -> int:

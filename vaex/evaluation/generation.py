@@ -14,7 +14,7 @@ from vaex.data.cache import cache_folder
 from vaex.data.dataset import Images
 from vaex.evaluation.classifier import accuracy, classifier_for, features_of, to_pixels
 from vaex.evaluation.fid import FeatureStatistics, frechet_distance, neighbourhoods, real_against_real_floor
-from vaex.evaluation.latent import LatentSampler, StandardNormal, fit_mixture
+from vaex.evaluation.latent import fit_mixture
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
 from vaex.evaluation.split import batches, evenly_spaced, fixed_noise
@@ -41,8 +41,7 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     with fixed_noise(device):
         classifier, weights_hash = classifier_for(dataset.source, cache_folder(), device=device)
     real = features_of(classifier, dataset.source.test.pixels)
-    sampler, latent = _sampler(evaluation)
-    z = sampler.sample(len(test), torch.Generator().manual_seed(0)).to(device)
+    z, latent = _sample_latents(evaluation, len(test))
     noisy = evaluation.fid == "noise"
     generated: tuple[list[Tensor], list[Tensor]] = ([], [])  # uint8 samples and reconstructions
     for batch in batches(model, test, dataset.to_float, batch_size=evaluation.batch_size, poll=evaluation.poll):
@@ -57,7 +56,7 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     results = {
         "fid": frechet_distance(statistics, FeatureStatistics.of(fake)),
         "fid_reconstruction": frechet_distance(statistics, FeatureStatistics.of(again)),
-        "fid_floor": real_against_real_floor(real)[0] / 2,
+        "fid_floor": real_against_real_floor(real) / 2,
         "fid_images": len(test),
         "fid_draws": "noise" if noisy else "means",
         "fid_latent": latent,
@@ -71,11 +70,12 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     return {f"test/{name}": value for name, value in results.items()}
 
 
-def _sampler(evaluation: Evaluation) -> tuple[LatentSampler, str]:
-    """Where z of samples comes from, and its description."""
+def _sample_latents(evaluation: Evaluation, count: int) -> tuple[Tensor, str]:
+    """Samples of z [count, latent_dim] on the model's device, and where they come from."""
     model, dataset = evaluation.model, evaluation.dataset
+    generator = torch.Generator().manual_seed(0)
     if model.stochastic and evaluation.latent == "prior":
-        return StandardNormal(latent_dim=model.latent_dim), "prior"
+        return torch.randn(count, model.latent_dim, generator=generator).to(model.device), "prior"
 
     def codes(images: Images) -> Tensor:
         """One sample from q(z|x) for each of up to CODES images, [N, latent_dim]; the codes of an autoencoder."""
@@ -85,7 +85,7 @@ def _sampler(evaluation: Evaluation) -> tuple[LatentSampler, str]:
 
     heldout = dataset.validation if len(dataset.validation) else dataset.test
     mixture, _ = fit_mixture(codes(dataset.train), codes(heldout))
-    return mixture, f"mixture of {len(mixture)}"
+    return mixture.sample(count, generator).to(model.device), f"mixture of {len(mixture)}"
 
 
 def inception_fid(real: Tensor, fake: Tensor, batch_size: int = 100) -> float:

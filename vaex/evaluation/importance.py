@@ -6,7 +6,6 @@ expectation grows with K towards log p(x) and never exceeds it: with finitely ma
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,20 +14,6 @@ from tqdm import tqdm
 from vaex.data.dataset import Images
 from vaex.evaluation.split import NOISE_SEED, ToFloat, batches
 from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
-
-
-class ImportanceEstimate(NamedTuple):
-    """Means over images.
-
-    Attributes:
-        nll: -log p̂(x).
-        stderr: standard error of `nll` over images, which does not cover the bias of a finite K; nan for one image.
-        elbo: the mean log-weight, which is the bound of K = 1.
-    """
-
-    nll: float
-    stderr: float
-    elbo: float
 
 
 def importance_nll(
@@ -41,51 +26,44 @@ def importance_nll(
     seed: int = NOISE_SEED,
     title: str | None = None,
     poll: Callable[[], None] = lambda: None,
-) -> ImportanceEstimate:
-    """Estimate log p(x) of every image, with noise that is the same in every call.
+) -> tuple[float, float]:
+    """The mean over images of -log p̂(x), with noise that is the same in every call, and its standard error.
 
-    The noise of `to_float` depends on the image and on `batch_size`, not on `samples`: every K scores the same x.
+    The standard error is that over images; it does not cover the bias of a finite K, and is nan for one image. The
+    noise of `to_float` depends on the image and on `batch_size`, not on `samples`: every K scores the same x.
 
     Args:
         samples: K; it may be larger or smaller than `batch_size`.
         batch_size: images times samples decoded at once.
         title: text on the progress bar.
         poll: called before each decoding; may raise to stop.
+
+    Raises:
+        ValueError: if samples < 1.
     """
     if samples < 1:
         raise ValueError(f"samples={samples}: must be >= 1 sample of z for each image")
-    nll, elbo = [], []
-    bar = tqdm(
-        total=len(images) * samples,
-        desc=title,
-        unit=" samples",
-        unit_scale=True,
-        disable=None,
-        leave=False,
-        dynamic_ncols=True,
-    )
+    nll = []
+    bar = tqdm(total=len(images) * samples, desc=title, unit=" samples", unit_scale=True, disable=None, leave=False)
     with bar:
         # Each batch is seeded by its first image: the number of samples of other images doesn't change its noise.
         for batch in batches(model, images, to_float, batch_size=batch_size, seed=seed, seed_stride=batch_size):
             x, labels = batch.x, batch.labels
             posterior = model.encode(x, labels)
-            # Log-weights are float32, as the likelihood is; thousands of them are summed in float64.
+            # Log-weights are float32, as the likelihood is, but the sum over thousands of them is float64.
             log_sum = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
-            total = torch.zeros_like(log_sum)
             remaining = samples
             while remaining:
                 poll()
                 chunk = min(remaining, max(1, batch_size // len(x)))
                 log_weights = _log_weights(model, posterior, x, labels, chunk).double()
                 log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
-                total += log_weights.sum(0)
                 remaining -= chunk
                 bar.update(chunk * len(x))
             nll.append(math.log(samples) - log_sum)
-            elbo.append(total / samples)
     per_image = torch.cat(nll)
     stderr = per_image.std().item() / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
-    return ImportanceEstimate(per_image.mean().item(), stderr, torch.cat(elbo).mean().item())
+    return per_image.mean().item(), stderr
 
 
 def _log_weights(model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, samples: int) -> Tensor:

@@ -1,39 +1,17 @@
-"""Densities over z, fitted after training, to sample z where the prior fits the codes badly.
+"""A mixture of Gaussians fitted to the codes after training, to sample z where the prior fits them badly.
 
-An autoencoder without a rate has no prior, and the aggregate posterior of a VAE may be far from its prior. Ghosh et al.
-2020 (section 4) fit a mixture of Gaussians to the codes. Log densities are in nats per code, float64 on the CPU.
+An autoencoder has no prior, and the aggregate posterior of a VAE may be far from its prior (Ghosh et al. 2020, section
+4). Log densities are in nats per code, float64 on the CPU.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 LOG_TWO_PI = math.log(2 * math.pi)
 COVARIANCE_FLOOR = 1e-6  # of the codes' mean variance: without it a component could shrink onto a single code
-
-
-class LatentSampler(Protocol):
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Samples of z for a decoder, float32 [count, latent_dim] on the CPU, from a generator of the CPU."""
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """z [N, latent_dim] -> [N] nats, float64."""
-
-
-class StandardNormal:
-    """The prior of every model, N(0, I)."""
-
-    def __init__(self, *, latent_dim: int) -> None:
-        self.latent_dim = latent_dim
-
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(count, self.latent_dim, generator=generator)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        return -0.5 * (z.double().cpu().square() + LOG_TWO_PI).sum(1)
 
 
 class GaussianMixture:
@@ -53,6 +31,7 @@ class GaussianMixture:
         return len(self.weights)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Samples for a decoder, float32 [count, latent_dim] on the CPU, from a generator of the CPU."""
         component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], 1, generator=generator, dtype=torch.float64)
         z = self.means[component].float()
@@ -62,6 +41,7 @@ class GaussianMixture:
         return z
 
     def log_prob(self, z: Tensor) -> Tensor:
+        """z [N, latent_dim] -> [N] nats, float64."""
         return torch.logsumexp(self.log_joint(z.double().cpu()), dim=1)
 
     def log_joint(self, z: Tensor) -> Tensor:
