@@ -138,9 +138,10 @@ def test_equal_beta_times_sigma_squared_have_equal_minimisers() -> None:
     from vaex.objectives import VAE, Batch
 
     gradients = []
+    config = composed("likelihood/scale=fixed", "architecture.hidden=[16]")
     for sigma, beta in ((1.0, 1.0), (0.5, 4.0), (0.1, 100.0)):
         torch.manual_seed(0)
-        config = composed("likelihood/scale=fixed", f"likelihood.scale.value={sigma}", "architecture.hidden=[16]")
+        config.likelihood["scale"]["value"] = sigma
         model = build_model(config, (1, 6, 6), classes=0, stochastic=True)
         x = torch.rand(5, 1, 6, 6)
         torch.manual_seed(1)
