@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vaex.data.dataset import Dataset, dequantize
-from vaex.evaluation.bound import evaluate
+from vaex.evaluation.bound import evaluate_pixels
 from vaex.evaluation.importance import importance_nll
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
-from vaex.evaluation.split import ToFloat, images_at_once
+from vaex.evaluation.split import ToFloat
 from vaex.likelihoods.base import Likelihood
 
 # Samples of z for each image if the user gives no number. Papers on binary MNIST use 5,000.
@@ -121,20 +121,23 @@ def _why_not(evaluation: Evaluation) -> str | None:
 
 def _probability(evaluation: Evaluation) -> dict[str, Any]:
     """The ELBO of the scored pixels and the importance-weighted NLL, in nats of x."""
-    model, images, poll = evaluation.model, evaluation.images, evaluation.poll
-    to_float, batch_size = scored_to_float(evaluation), evaluation.batch_size
+    to_float = scored_to_float(evaluation)
     results: dict[str, Any] = {}
-    if model.likelihood.kind == "density":
-        at_once = min(batch_size, images_at_once(images))
-        scored = evaluate(model, evaluation.objective, images, to_float, poll=poll, batch_size=at_once)
+    if evaluation.model.likelihood.kind == "density":
+        scored = evaluate_pixels(evaluation, to_float)
         results |= {f"test/{name}_dequantized": scored[name] for name in ("elbo", "rate")}
     samples = evaluation.samples
     if samples is None:
         samples = SAMPLES_BINARY if evaluation.dataset.binary else SAMPLES
     if samples:
-        title = evaluation.title
         nll, stderr = importance_nll(
-            model, images, to_float, samples=samples, batch_size=batch_size, title=title, poll=poll
+            evaluation.model,
+            evaluation.images,
+            to_float,
+            samples=samples,
+            batch_size=evaluation.batch_size,
+            title=evaluation.title,
+            poll=evaluation.poll,
         )
         results |= {"test/nll": nll, "test/nll_stderr": stderr, "test/nll_samples": samples}
     return results

@@ -103,14 +103,16 @@ def as_results(numbers: Numbers) -> dict[str, Any]:
     return {("beta/" if name.startswith("effective_") else "test/") + name: value for name, value in numbers.items()}
 
 
-def _bound(evaluation: Evaluation) -> dict[str, Any]:
+def evaluate_pixels(evaluation: Evaluation, to_float: ToFloat, **options: Any) -> Numbers:
+    """`evaluate` on the test split, with x from `to_float`."""
     # The noise depends on the batch size. No larger batch than in `vaex train`, so that its numbers come out again.
     batch_size = min(evaluation.batch_size, images_at_once(evaluation.images))
     model, objective, images = evaluation.model, evaluation.objective, evaluation.images
-    to_float, corruption, poll = evaluation.dataset.to_float, evaluation.corruption, evaluation.poll
-    return as_results(
-        evaluate(model, objective, images, to_float, corruption=corruption, poll=poll, batch_size=batch_size)
-    )
+    return evaluate(model, objective, images, to_float, batch_size=batch_size, poll=evaluation.poll, **options)
+
+
+def _bound(evaluation: Evaluation) -> dict[str, Any]:
+    return as_results(evaluate_pixels(evaluation, evaluation.dataset.to_float, corruption=evaluation.corruption))
 
 
 # ELBO, rate and distortion of x as the run is trained on it. Tables compare those of the image (see bits.py).

@@ -26,7 +26,9 @@ log = logging.getLogger("vaex")
 
 # Increase this when the network or its training changes, so that cached weights of an older one are not used.
 VERSION = 1
-MOST_IMAGES = 60_000
+MOST_IMAGES = 60_000  # for training
+BATCH_SIZE, LEARNING_RATE = 128, 2e-3  # at most; the learning rate rises and falls over the training
+MAX_SHIFT = 2  # pixels by which training images are shifted at most, each way
 MNIST_WEIGHTS = Path(__file__).parent / "weights" / "mnist_classifier.safetensors"
 MNIST_WEIGHTS_SHA256 = "c6fe3b181f13de117fc0163647e4b4068ce12794cdea9c6382bee16b01ff333b"
 MNIST_DATA_SHA256 = "71d3be42f93ad20da73bb4a9744d0bebdaa6832be56dc010e21940e72c4c8b1e"
@@ -91,26 +93,10 @@ def accuracy(classifier: Classifier, images: Images, batch_size: int = 1000) -> 
     return int(torch.stack(correct).sum()) / len(images)
 
 
-def train_classifier(
-    images: Images,
-    classes: int,
-    *,
-    seed: int,
-    epochs: int,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    max_shift: int = 2,
-) -> Classifier:
-    """Train a new classifier on the images' device; it is returned in evaluation mode.
+def train_classifier(images: Images, classes: int, *, seed: int, epochs: int) -> Classifier:
+    """Train a new classifier on images with labels 0 … classes - 1, on their device; it ends in evaluation mode.
 
-    Args:
-        images: with labels 0 … classes - 1.
-        classes: number of classes.
-        seed: seed of the initial weights, the order of the images and their shifts.
-        epochs: passes over the images.
-        batch_size: images in a step, or all images if there are fewer.
-        learning_rate: maximum of the schedule, which rises and falls over the training.
-        max_shift: largest shift of an image, in pixels.
+    The seed determines the initial weights, the order of the images and their shifts.
 
     Raises:
         ValueError: if there are fewer than two classes.
@@ -119,16 +105,16 @@ def train_classifier(
         raise ValueError(f"the classifier needs labels of 2 classes or more, got {classes}; use a labelled dataset")
     device = images.pixels.device
     channels, height, width = images.pixels.shape[1:]
-    batch_size = min(batch_size, len(images))
+    batch_size = min(BATCH_SIZE, len(images))
     steps = epochs * math.ceil(len(images) / batch_size)
     stream = IndexStream(len(images), batch_size, seed, device)
     with fixed_noise(device, seed):
         classifier = Classifier(image_shape=(channels, height, width), classes=classes).to(device)
-        optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=max(steps, 2))
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=max(steps, 2))
         for step in tqdm(range(steps), desc="classifier", unit=" steps", disable=None, leave=False):
             index = stream.batch(step)
-            x = _shifted(images.pixels[index].float() / 255, max_shift)
+            x = _shifted(images.pixels[index].float() / 255, MAX_SHIFT)
             loss = F.cross_entropy(classifier(x), images.labels[index])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -142,14 +128,8 @@ def classifier_for(
 ) -> tuple[Classifier, str]:
     """The classifier of a source's training images, and the SHA-256 of its file of weights.
 
-    MNIST's is packaged. Others are loaded from `cache_folder`, or trained and written there on first use, on at most
-    MOST_IMAGES evenly spaced training images.
-
-    Args:
-        source: the data before any split or binarization.
-        cache_folder: created if it does not exist.
-        device: device of the classifier and its training; None for the CPU.
-        seed, epochs: those of the training.
+    MNIST's is packaged. Others are loaded from `cache_folder`, or trained on the device and written there on first use,
+    on at most MOST_IMAGES evenly spaced training images, as they are before any split or binarization.
 
     Raises:
         ValueError: if a file of weights is damaged, or the data have no labels.

@@ -179,8 +179,10 @@ def forest_importances(codes: Tensor, factors: Tensor, ordered: Sequence[bool], 
     tenth = len(codes) // 10
     parts = torch.split(shuffled, [len(codes) - 2 * tenth, tenth, tenth])
     codes = _to_unit_range(codes)  # scikit-learn's trees treat values within 1e-7 as equal
-    columns = [_forest(codes, factors[:, k], ordered[k], parts, seed) for k in range(factors.shape[1])]
-    return torch.stack([column for column, _ in columns], dim=1), torch.tensor([score for _, score in columns])
+    columns, scores = zip(
+        *(_forest(codes, factors[:, k], ordered[k], parts, seed) for k in range(factors.shape[1])), strict=True
+    )
+    return torch.stack(columns, dim=1), torch.tensor(scores)
 
 
 def _forest(codes: Tensor, factor: Tensor, ordered: bool, parts: Sequence[Tensor], seed: int) -> tuple[Tensor, float]:
@@ -241,11 +243,11 @@ def _to_unit_range(codes: Tensor) -> Tensor:
 
 
 def _entropies(columns: Tensor) -> Tensor:
+    """Entropy in nats of each column, int64 [N, columns] -> [columns]."""
     return torch.stack([_entropy(column) for column in columns.unbind(1)])
 
 
 def _entropy(values: Tensor) -> Tensor:
-    """Nats, of int64 [N]."""
     entropy: Tensor = torch.special.entr(values.bincount().double() / len(values)).sum()
     return entropy
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vaex.data.dataset import Images
-from vaex.evaluation.split import NOISE_SEED, ToFloat, batches
+from vaex.evaluation.split import ToFloat, batches
 from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 
 
@@ -23,7 +23,6 @@ def importance_nll(
     *,
     samples: int,
     batch_size: int = 1000,
-    seed: int = NOISE_SEED,
     title: str | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
@@ -47,7 +46,7 @@ def importance_nll(
     bar = tqdm(total=len(images) * samples, desc=title, unit=" samples", unit_scale=True, disable=None, leave=False)
     with bar:
         # Each batch is seeded by its first image: the number of samples of other images doesn't change its noise.
-        for batch in batches(model, images, to_float, batch_size=batch_size, seed=seed, seed_stride=batch_size):
+        for batch in batches(model, images, to_float, batch_size=batch_size, seed_stride=batch_size):
             x, labels = batch.x, batch.labels
             posterior = model.encode(x, labels)
             # Log-weights are float32, as the likelihood is, but the sum over thousands of them is float64.
