@@ -1,5 +1,6 @@
 """The command: help, version, completion, and errors of one line that name the key, the value and the remedy."""
 
+import logging
 import os
 import re
 import shutil
@@ -9,35 +10,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import Ran
 
-from vaex import __version__
+from vaex import __version__, cli
+from vaex.commands.train import main as train
 from vaex.config.schema import config_dir
+from vaex.errors import UserError
 
 Vaex = Callable[..., Ran]
 Here = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 
 
-def failed(here: Here, capsys: Captured, arguments: list[str]) -> Ran:
-    chosen = any(argument.startswith("hydra.run.dir=") for argument in arguments)
-    with pytest.raises(SystemExit) as stop:
-        here(*arguments, folder=None if chosen else "run")
-    captured = capsys.readouterr()
-    return Ran(int(stop.value.code or 0), captured.out, captured.err)
+def command(monkeypatch: Patch, *arguments: str) -> None:
+    """`vaex ARGUMENTS` in this process."""
+    monkeypatch.setattr(sys, "argv", ["vaex", *arguments])
+    cli.main()
 
 
-def test_help_and_version(vaex: Vaex) -> None:
-    assert vaex("--version").out == f"vaex {__version__}\n"
+def test_help_and_version(monkeypatch: Patch, capsys: Captured) -> None:
+    command(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"vaex {__version__}\n"
     for arguments in ((), ("--help",), ("-h",)):
-        assert "vaex train likelihood=laplace beta=4" in vaex(*arguments).out
+        command(monkeypatch, *arguments)
+        assert "vaex train likelihood=laplace beta=4" in capsys.readouterr().out
 
 
-def test_train_help_lists_every_group_and_option_and_a_users_own(vaex: Vaex, tmp_path: Path) -> None:
+def test_train_help_lists_every_group_and_option_and_a_users_own(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "mine" / "likelihood").mkdir(parents=True)
     (tmp_path / "mine" / "likelihood" / "cauchy.yaml").write_text("# Heavy tails\n_target_: x.y\n")
-    out = vaex("train", "--help", "--config-dir", str(tmp_path / "mine")).out
+    train(["--help", "--config-dir", str(tmp_path / "mine")])
+    out = capsys.readouterr().out
     for path in config_dir().glob("*/**/*.yaml"):
         assert f"  {path.parent.relative_to(config_dir())}\n" in out
         assert f"    {path.stem} " in out
@@ -45,91 +49,116 @@ def test_train_help_lists_every_group_and_option_and_a_users_own(vaex: Vaex, tmp
     assert "trainer.log_every=50" in out
 
 
-def test_cfg_job_prints_the_composed_config(vaex: Vaex) -> None:
-    out = vaex("train", "--cfg", "job", "beta=2").out
+def test_cfg_and_info_print_the_composed_config(capsys: Captured, monkeypatch: Patch) -> None:
+    root = logging.getLogger()  # to which --info adds a handler
+    monkeypatch.setattr(root, "handlers", list(root.handlers))
+    monkeypatch.setattr(root, "level", root.level)
+    train(["--cfg", "job", "beta=2"])
+    out = capsys.readouterr().out
     assert "beta: 2" in out and "vaex.likelihoods.gaussian.Gaussian" in out
+    train(["--cfg", "hydra", "--package", "hydra.launcher"])
+    assert "hydra_plugins.vaex_sweeps.LocalLauncher" in capsys.readouterr().out
+    train(["--info", "defaults", "likelihood=laplace"])
+    assert "likelihood/laplace" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments, parts",
-    [
-        ("likelihood=laplce", ["likelihood=laplce", "did you mean laplace", "bernoulli, beta, categorical"]),
-        ("bta=4", ["bta=4", "did you mean beta"]),
-        ("-m --cfg job beta=1,2", ["-m", "leave out either"]),
-        ("likelihood.scale.flor=1", ["likelihood.scale.flor=1", "did you mean likelihood.scale.floor"]),
-        ("++foo=3", ["foo", "no such key"]),
-        ("~beta", ["beta", "removed", "leave that override out"]),
-        ("~likelihood", ["likelihood", "removed"]),
-        ("likelihood=null", ["likelihood=null", "needs an option"]),
-        ("beta=-1", ["beta=-1", ">= 0"]),
-        ("beta=nan", ["beta=nan", "finite"]),
-        ("beta=inf", ["beta=inf", "finite"]),
-        ("beta=high", ["beta=high", "number"]),
-        ("beta=1,2", ["beta=1,2", "-m"]),
-        ("objective=ae beta=4", ["beta=4", "leave beta out", "objective=vae"]),
-        ("objective=iwae beta=4", ["beta=4", "leave beta out", "objective=vae"]),
-        ("likelihood=bernoulli likelihood/scale=fixed", ["likelihood/scale=fixed", "has no scale"]),
-        ("optimizer.lr=nan", ["optimizer.lr=nan", "finite"]),
-        ("steps=0", ["steps=0", ">= 1"]),
-        ("device=gpu", ["device=gpu", "cuda"]),
-        ("dataset.source.root=~/digits", ["dataset.source.root=~/digits", "quote"]),
-        ("resume=/no/such/run", ["resume=/no/such/run", "config.yaml"]),
-        ("-m resume=/no/such/run", ["resume=/no/such/run", "leave out -m"]),
-        ("--config-dir=/no/such", ["--config-dir=/no/such", "no such folder"]),
-        ("hydra.run.dir=/proc/run", ["hydra.run.dir", "/proc/run", "another folder"]),
-    ],
-)
-def test_config_errors(here: Here, capsys: Captured, arguments: str, parts: list[str]) -> None:
-    ran = failed(here, capsys, arguments.split())
-    assert all(part in ran.one_line() for part in parts), ran.error
+ONE_LINE_ERRORS = [
+    # Arguments
+    ("--nosuch", ["--nosuch", "vaex train --help"]),
+    ("--cfg", ["--cfg", "expected one argument", "--hydra-help"]),
+    ("--resolve", ["--resolve", "--cfg job"]),
+    ("-m --cfg job beta=1,2", ["-m", "leave out either"]),
+    ("--run --info", ["--run", "only one"]),
+    ("beta=1 -m seed=1,2", ["seed=1,2", "before all of them"]),
+    ("--config-dir=/no/such", ["--config-dir=/no/such", "no such folder"]),
+    ("resume=/no/such/run", ["resume=/no/such/run", "config.yaml"]),
+    ("resume=~nosuchuser/run", ["~nosuchuser/run", "config.yaml"]),
+    ("-m resume=/no/such/run", ["resume=/no/such/run", "leave out -m"]),
+    ("hydra.mode=MULTIRUN", ["hydra.mode=MULTIRUN", "-m"]),
+    ("hydra.run.dir=/proc/run", ["hydra.run.dir=/proc/run", "another folder"]),
+    # Overrides that Hydra cannot parse
+    ("beta", ["beta", "KEY=VALUE"]),
+    ("=3", ["=3", "KEY=VALUE"]),
+    ("dataset.source.root=~/digits", ["dataset.source.root=~/digits", "quote"]),
+    ("figures.kinds=[größer]", ["figures.kinds=[größer]", "quote"]),
+    # Overrides that do not fit the config tree
+    ("likelihood=laplce", ["likelihood=laplce", "did you mean laplace", "bernoulli, beta, categorical"]),
+    ("experiment=nosuch", ["experiment=nosuch", "pytorch_example"]),
+    ("likelihood=null", ["likelihood=null", "needs an option"]),
+    ("+likelihood=laplace", ["+likelihood=laplace", "leave out the +"]),
+    ("likelihood=bernoulli likelihood/scale=fixed", ["likelihood/scale=fixed", "has no scale"]),
+    ("bta=4", ["bta=4", "did you mean beta"]),
+    ("trainer.nosuch=1", ["trainer.nosuch=1", "no such key"]),
+    ("likelihood.scale.flor=1", ["likelihood.scale.flor=1", "did you mean likelihood.scale.floor"]),
+    ("+beta=3", ["+beta=3", "leave out the +"]),
+    ("~nosuch", ["~nosuch", "no such key"]),
+    ("beta=1,2", ["beta=1,2", "-m"]),
+    ("hydra.job.chdir=perhaps", ["hydra.job.chdir=perhaps", "true or false"]),
+    # Values that the schema refuses
+    ("++foo=3", ["foo", "no such key"]),
+    ("~beta", ["beta", "removed", "leave that override out"]),
+    ("~likelihood", ["likelihood", "removed"]),
+    ("beta=-1", ["beta=-1", ">= 0"]),
+    ("beta=nan", ["beta=nan", "finite"]),
+    ("beta=", ["beta=", "number"]),
+    ("beta=null", ["beta=null", "float"]),
+    ("objective=ae beta=4", ["beta=4", "leave beta out", "objective=vae"]),
+    ("objective=iwae beta=4", ["beta=4", "leave beta out", "objective=vae"]),
+    ("objective.beta=-3", ["objective.beta=-3", "give beta=-3"]),
+    ("optimizer.lr=nan", ["optimizer.lr=nan", "finite"]),
+    ("steps=0", ["steps=0", ">= 1"]),
+    ("seed=-1", ["seed=-1", "from 0"]),
+    ("device=gpu", ["device=gpu", "cuda"]),
+    ("latent_dim=99999999999999999999", ["latent_dim=99999999999999999999", "2147483647"]),
+    ("latent_dim=2.5", ["latent_dim=2.5", "whole number"]),
+    ("batch_size=1e3", ["batch_size=1000.0", "whole number"]),
+    ("conditional=maybe", ["conditional=maybe", "true or false"]),
+    ("figures.kinds=samples", ["figures.kinds", "list", "figures.kinds=[a,b]"]),
+    ("trainer.threads=100000", ["trainer.threads=100000", "from 1 to"]),
+]
 
 
-@pytest.mark.parametrize(
-    "arguments, parts",
-    [
-        (["likelihood=bernoulli"], ["likelihood Bernoulli", "grey", "dataset.binarize=", "likelihood=cross_entropy"]),
-        (["batch_size=1001"], ["batch_size=1001", "1000 training images"]),
-        (["architecture.hidden=512"], ["architecture.encoder.hidden=512", "list"]),
-        (["optimizer.lr=fast"], ["optimizer.lr=fast", "float"]),
-        (["optimizer.lr=-1"], ["optimizer", "-1"]),
-        (["dataset.binarize=hard"], ["dataset.binarize=hard", "none, threshold, static, dynamic"]),
-        (["architecture.activation=rely"], ["architecture.activation=rely", "relu"]),
-        (["+likelihood.foo=3"], ["likelihood", "foo"]),
-        (["schedule.warmup=1000", "steps=10"], ["schedule.warmup=1000", "10 steps"]),
-        (["objective=iwae", "likelihood/scale=optimal"], ["objective=iwae", "likelihood/scale=shared"]),
-        (["objective=iwae", "objective.samples=0"], ["objective.samples=0", ">= 1"]),
-        (["corruption=masking", "corruption.fraction=2"], ["corruption.fraction=2", "from 0 to 1"]),
-        (["dataset=image_folder", "dataset.source.size=large"], ["dataset.source.size=large", "of type int"]),
-        (["dataset=image_folder", "dataset.source.root=null"], ["dataset.source.root", "folder"]),
-        (["dataset.resident=maybe"], ["dataset.resident=maybe", "auto, true or false"]),
-        (["likelihood.scale.init=0.001"], ["likelihood.scale.init=0.001", "likelihood.scale.floor"]),
-        (["dataset.source.root=/no/such"], ["/no/such", "no such file", "dataset.source.root"]),
-        (["architecture.encoder._target_=vaex.nosuch.Encoder"], ["architecture.encoder", "vaex.nosuch.Encoder"]),
-        pytest.param(
-            ["device=cuda"],
-            ["device=cuda", "device=auto or cpu"],
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
-        ),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
-)
-def test_errors_of_what_does_not_fit_together(
-    here: Here, capsys: Captured, tiny: list[str], arguments: list[str], parts: list[str]
-) -> None:
-    ran = failed(here, capsys, [*tiny, *arguments])
-    assert all(part in ran.one_line() for part in parts), ran.error
+def test_a_mistake_in_the_command_line_is_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, parts in ONE_LINE_ERRORS:
+        with pytest.raises(UserError) as error:
+            train(arguments.split())
+        message = str(error.value)
+        assert all(part in message for part in parts) and "\n" not in message, f"{arguments}: {message}"
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_verb_that_is_missing_or_unknown(vaex: Vaex) -> None:
-    assert "vaex train beta=4" in vaex("beta=4").one_line()
-    assert "after the verb" in vaex("-m", "beta=1,2").one_line()
-    assert "vaex train" in vaex("trian").one_line()
+def test_a_log_that_cannot_be_set_up_is_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"Unable to configure handler 'console' .* hydra/job_logging=default or none"):
+        train(["hydra/job_logging=disabled", "hydra.run.dir=run"])
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_traceback_is_there_for_who_asks(vaex: Vaex) -> None:
-    for name in ("VAEX_DEBUG", "HYDRA_FULL_ERROR"):
-        ran = vaex("train", "beta=-1", **{name: "1"})
-        assert ran.code != 0 and "Traceback" in ran.error and "beta=-1" in ran.error
+def test_a_verb_that_is_missing_or_unknown(monkeypatch: Patch, capsys: Captured) -> None:
+    for arguments, part in ((["beta=4"], "vaex train beta=4"), (["-m", "beta=1"], "verb"), (["trian"], "vaex train")):
+        with pytest.raises(SystemExit) as stop:
+            command(monkeypatch, *arguments)
+        assert stop.value.code == 1
+        line = capsys.readouterr().err
+        assert part in line and line.count("\n") == 1
+
+
+def test_an_error_is_one_line_and_a_traceback_only_on_request(vaex: Vaex) -> None:
+    assert "beta=-1" in vaex("train", "beta=-1").one_line()
+    ran = vaex("train", "beta=-1", HYDRA_FULL_ERROR="1")
+    assert ran.code == 1 and "Traceback" in ran.error and "beta=-1" in ran.error
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    """As in `vaex train --help | head -1`."""
+    run = [sys.executable, "-m", "vaex", "train", "--help"]
+    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    process.stderr.close()
+    assert (process.wait(60), error) == (141, "")
 
 
 OWN_LIKELIHOOD = """
@@ -151,7 +180,7 @@ class Cauchy(LocationScale):
 
 
 def test_a_users_own_likelihood_needs_no_change_to_vaex(
-    here: Here, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: Here, tiny: list[str], tmp_path: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "mypackage.py").write_text(OWN_LIKELIHOOD)
     (tmp_path / "myconf" / "likelihood").mkdir(parents=True)
@@ -159,7 +188,7 @@ def test_a_users_own_likelihood_needs_no_change_to_vaex(
         "# Heavy tails\ndefaults:\n  - scale: shared\n  - _self_\n_target_: mypackage.Cauchy\nbounded_mean: true\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    run = here("--config-dir", "myconf", "likelihood=cauchy", "steps=3", *tiny)
+    run = here("--config-dir", "myconf", "likelihood=cauchy", "steps=3", "figures.kinds=[]", *tiny)
     assert (run / "results.json").exists()
 
 

@@ -5,62 +5,55 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parent.parent / "vaex"
 
 # Each layer may import those before it, and itself.
-FREE = ["errors", "text_table", "config", "runs"]
-LAYERS = """data architectures likelihoods latents model objectives experiment
+LAYERS = """errors text_table config runs data architectures likelihoods latents model objectives experiment
 evaluation figures report training build cost train sweeps commands cli""".split()
-ALONE = ("data", "architectures", "likelihoods")
+ALONE = ("data", "architectures", "likelihoods")  # import nothing of vaex but themselves
+HEAVY = ("torch", "torchvision", "hydra", "omegaconf", "numpy", "tensorboard")
 
 
-def layer(module: str) -> str:
-    return module.split(".")[1]
+def imported_layers(path: Path) -> set[str]:
+    """Layers that a file imports when it is imported itself, without imports for types alone."""
+    imports = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+    return {node.module.split(".")[1] for node in imports if node.module and node.module.startswith("vaex.")}
 
 
-def imported(path: Path) -> set[str]:
-    """Layers of vaex that a file imports when it is imported, leaving out imports for types alone."""
-    names = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vaex."):
-            names.add(layer(node.module))
-    return names
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if own in ("__init__", "__main__"):
+            continue
+        for other in imported_layers(path) - {own}:
+            if own in ALONE or LAYERS.index(other) > LAYERS.index(own):
+                wrong.append(f"{path.relative_to(PACKAGE)} ({own}) must not import {other}")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_one_way(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if own in ("__init__", "__main__"):
-        return
-    order = FREE + LAYERS
-    for other in imported(path):
-        if own in ALONE:
-            assert other == own, f"{own} may import nothing of vaex but itself, not {other}"
-        assert order.index(other) <= order.index(own), f"{own} imports {other}"
-
-
-def heavy_after(code: str) -> set[str]:
-    """Which of the slow packages are imported when `code` has run."""
-    probe = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('|', *sys.modules)"
+def heavy_imports(*commands: str) -> set[str]:
+    """Which slow packages a new process has imported after `import vaex` and these commands."""
+    probe = f"""
+import sys, vaex
+from vaex.cli import main
+for command in {commands!r}:
+    sys.argv = ["vaex", *command.split()]
+    try:
+        main()
+    except SystemExit:
+        pass
+print("|", *sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    return {"torch", "torchvision", "hydra", "omegaconf", "numpy", "tensorboard"} & set(
-        done.stdout.split("|")[-1].split()
-    )
+    return set(HEAVY) & set(done.stdout.split("|")[-1].split())
 
 
-def run_with(*arguments: str) -> str:
-    return f"sys.argv = ['vaex', *{arguments!r}]; from vaex.cli import main; main()"
+def test_help_and_version_import_nothing_heavy() -> None:
+    assert heavy_imports("--help", "--version") == set()
 
 
-def test_importing_vaex_and_asking_for_help_import_nothing_heavy() -> None:
-    assert heavy_after("import vaex") == set()
-    assert heavy_after(run_with("--help")) == set()
-    assert heavy_after(run_with("--version")) == set()
-
-
-@pytest.mark.parametrize("override", ["beta=-1", "likelihood=nosuch", "bta=4", "objective=ae beta=4"])
-def test_a_config_error_is_found_without_torch(override: str, tmp_path: Path) -> None:
-    arguments = ("train", *override.split(), f"hydra.run.dir={tmp_path}/run")
-    assert "torch" not in heavy_after(run_with(*arguments))
+def test_a_config_error_is_found_without_torch(tmp_path: Path) -> None:
+    mistakes = ("beta=-1", "likelihood=nosuch", "bta=4", "objective=ae beta=4")
+    commands = [f"train {mistake} hydra.run.dir={tmp_path}/run" for mistake in mistakes]
+    assert "torch" not in heavy_imports("train --help", *commands)

@@ -45,7 +45,7 @@ def find_mistake(loader: ConfigLoader, config_name: str, overrides: Sequence[str
             return message
     # The keys of the tree depend on the options chosen, and so do the groups inside a group.
     single = [override for override in groups if not override.is_sweep_override()]
-    outer = [str(override.input_line) for override in single if "/" not in override.key_or_group]
+    outer = [str(o.input_line) for o in single if "/" not in o.key_or_group and not o.is_add()]
     tree = _composed(loader, config_name, outer)
     if tree is None:
         return None
