@@ -1,5 +1,7 @@
 """Train the classifier of the embedded MNIST and write the weights that ship with vaex: about five minutes on one core.
 
+    python scripts/train_classifier.py
+
 The last two lines of the output are constants for vaex/evaluation/classifier.py. On another machine or with another
 version of torch the weights differ, and with them the scale of the FID, so run this only for a new VERSION of the
 classifier.

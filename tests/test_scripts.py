@@ -1,38 +1,94 @@
-"""The scripts behind the documents."""
+"""The scripts behind the documents: each is run, shortened, and its documented arguments are parsed."""
 
+import argparse
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import matplotlib
 import pytest
 import torch
-from conftest import results
+from conftest import SPRITES, results
 from PIL import Image
 
 from vaex import cli
 from vaex.config.schema import config_dir
+from vaex.data.mnist import mnist
 
 matplotlib.use("Agg")
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "scripts"
+Run = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+def importable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.chdir(tmp_path)
 
 
-def test_the_lowest_likelihood_is_at_the_closed_form_in_the_plot(tmp_path: Path, monkeypatch) -> None:
-    import matplotlib.pyplot as plt
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Call `main` of a script. It runs vaex in this process, with more arguments for `vaex train` and `vaex eval`."""
+
+    def run(module: ModuleType, *arguments: str, train: Sequence[str] = (), evaluate: Sequence[str] = ()) -> None:
+        def run_vaex(command: list[str], **_: Any) -> SimpleNamespace:
+            _, _, _, verb, *own = command
+            if verb == "train":
+                own = [argument for argument in own if "hidden=" not in argument]
+            cli.run(verb, [*own, *(train if verb == "train" else evaluate)])
+            return SimpleNamespace(returncode=0)
+
+        for name in (module.__name__, "likelihood_table"):
+            monkeypatch.setattr(f"{name}.subprocess", SimpleNamespace(run=run_vaex, DEVNULL=None), raising=False)
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+        module.main()
+
+    return run
+
+
+def test_documented_arguments_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in README.md, docs/ and the docstrings of the scripts."""
+
+    class Parsed(Exception):
+        pass
+
+    for method in ("parse_args", "parse_intermixed_args"):
+        original = getattr(argparse.ArgumentParser, method)
+
+        def parse(parser: argparse.ArgumentParser, original: Callable[..., object] = original) -> None:
+            original(parser, arguments)
+            raise Parsed
+
+        monkeypatch.setattr(argparse.ArgumentParser, method, parse)
+    texts = [path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *SCRIPTS.glob("*.py")]]
+    commands = {command for text in texts for command in re.findall(r"python (scripts/[^`#)\n]+)", text)}
+    assert {shlex.split(command)[0] for command in commands} >= {
+        f"scripts/{path.name}" for path in SCRIPTS.glob("*.py")
+    }
+    for command in sorted(commands):
+        script, *arguments = shlex.split(command)
+        assert (ROOT / script).is_file(), command
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(Parsed):
+            import_module(Path(script).stem).main()
+
+
+def test_the_lowest_likelihood_is_at_the_closed_form_in_the_plot(
+    run_script: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     import scale_study
 
-    ratios = scale_study.plot_nll(plt.subplots()[1])
-    assert len(ratios) == 6
-    assert all(ratio == pytest.approx(1, abs=0.01) for ratio in ratios.values())
-    monkeypatch.setattr(sys, "argv", ["scale_study.py", "--out", str(tmp_path / "study.png")])
-    scale_study.main()
-    with Image.open(tmp_path / "study.png") as picture:
+    run_script(scale_study, "--out", "study.png")
+    ratios = re.findall(r": ([\d.]+)[,}]", capsys.readouterr().out)
+    assert len(ratios) == 6 and all(float(ratio) == pytest.approx(1, abs=0.01) for ratio in ratios)
+    with Image.open("study.png") as picture:
         assert picture.width > 1000
 
 
@@ -47,49 +103,78 @@ def test_the_table_has_every_likelihood_and_every_scale_rule() -> None:
             assert any({f"likelihood={family}", f"likelihood/scale={rule.stem}"} <= set(o) for o in chosen)
 
 
+def test_the_table_of_likelihoods_is_written(run_script: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import likelihood_table as script
+
+    names = ("gaussian-shared", "cross_entropy")
+    settings = {name: overrides for name, overrides in script.settings().items() if name in names}
+    monkeypatch.setattr(script, "settings", lambda: settings)
+    options = ["--samples", "1", "--workers", "1", "--folder", "runs", "--out", "table.md"]
+    run_script(script, "--steps", "2", *options, train=[*tiny, "figures.kinds=[]"], evaluate=["--fid", "none"])
+    text = Path("table.md").read_text()
+    assert "2 steps with a batch size" in text and "did not complete" not in text
+    assert all(f"| {name} |" in text for name in names)
+    bits = results(Path("runs/gaussian-shared"))["test/bits_per_dim"]
+    assert f"| gaussian-shared | {bits:.3f} |" in text
+
+
 def test_the_study_of_likelihoods_runs_and_shows_intervals(
-    here: Callable[..., Path], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_script: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import which_likelihood as study
 
-    def run(command: list[str], **_: object) -> None:
-        _, _, _, verb, *arguments = command
-        if verb == "train":
-            own = [argument for argument in arguments if "hidden" not in argument and argument != "-m"]
-            here("-m", *own, *tiny, "steps=2", folder=None)
-        else:
-            cli.evaluate([*arguments, "--fid", "none"])  # for which it would train a classifier
-
-    chosen = {
-        "learned": ["likelihood=gaussian", "likelihood/scale=shared,per_image", study.UNIFORM, "beta=1"],
+    sweeps = {
+        "learned": ["likelihood=gaussian", "likelihood/scale=shared", study.UNIFORM, "beta=1"],
         "fixed": ["likelihood=gaussian", "likelihood/scale=fixed", "likelihood.scale.value=0.1", "beta=1"],
         "cross_entropy": ["likelihood=cross_entropy", "beta=1,4"],
     }
-    monkeypatch.setattr(study, "SWEEPS", chosen)
-    monkeypatch.setattr(study.subprocess, "run", run)
-    for of_fid in ("AGAINST", "DISTANCES"):
-        monkeypatch.setattr(study, of_fid, {"test/rate": "", "test/mse": ""})
-    (tmp_path / "figures").mkdir()
-    # Two evaluations at once would change the tests' process in turns.
-    monkeypatch.setattr(
-        sys, "argv", ["", "--seeds", "0,1", "--workers", "1", "--folder", str(tmp_path / "f"), "--docs", str(tmp_path)]
-    )
-    study.main()
-    rows = [line.split(" | ") for line in (tmp_path / "which_likelihood_table.md").read_text().splitlines()]
-    names = [(row[0].lstrip("| "), row[1]) for row in rows[5:]]
-    assert names == [
+    monkeypatch.setattr(study, "SWEEPS", sweeps)
+    for columns in ("AGAINST_BETA", "DISTANCES"):  # instead of the FID, which would train a classifier
+        monkeypatch.setattr(study, columns, {"test/rate": "", "test/mse": ""})
+    Path("figures").mkdir()
+    options = ["--seeds", "0,1", "--workers", "1", "--folder", "runs", "--docs", str(tmp_path)]
+    short = [*tiny, "steps=2", "figures.kinds=[]", "hydra/launcher=basic"]
+    run_script(study, *options, train=short, evaluate=["--fid", "none", "--samples", "1"])
+    text = Path("which_likelihood_table.md").read_text()
+    rows = [line.split(" | ") for line in text.partition("|---")[2].splitlines()[1:]]
+    assert [(row[0].lstrip("| "), row[1]) for row in rows] == [
         ("gaussian, shared", "1"),
-        ("gaussian, per_image", "1"),
         ("gaussian, fixed 0.1", "1"),
         ("cross_entropy", "1"),
         ("cross_entropy", "4"),
     ]
-    bits = [results(tmp_path / "f/learned" / f"scale=shared,seed={n}")["test/bits_per_dim"] for n in (0, 1)]
+    bits = [results(Path("runs/learned") / f"seed={n}")["test/bits_per_dim"] for n in (0, 1)]
     half = abs(bits[0] - bits[1]) / 2 * 12.706
-    assert rows[5][2] == f"{sum(bits) / 2:.3f} ± {half:.3f}" and rows[-1][2] == "–"
+    assert rows[0][2] == f"{sum(bits) / 2:.3f} ± {half:.3f}" and rows[-1][2] == "–"
     for name in ("bits", "beta", "rate", "pictures"):
-        with Image.open(tmp_path / "figures" / f"which_likelihood_{name}.png") as picture:
+        with Image.open(f"figures/which_likelihood_{name}.png") as picture:
             assert picture.width > 500
+
+
+def test_the_study_of_sprites_is_written(run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sprites_beta as study
+
+    monkeypatch.setattr(study, "BETAS", [1.0, 4.0])
+    monkeypatch.setattr(study, "SETTING", ["dataset=sprites", "likelihood=bernoulli", "latent_dim=2"])
+    options = ["--steps", "2", "--workers", "1", "--folder", "runs", "--docs", str(tmp_path)]
+    run_script(study, *options, train=[*SPRITES, "dataset.validation=20", "batch_size=32", "figures.kinds=[]"])
+    rows = Path("sprites_beta.md").read_text().splitlines()
+    assert rows[4].startswith("| 1 |") and rows[5].startswith("| 4 |") and rows[4].count("|") == 12
+    with Image.open("sprites_beta.png") as picture:
+        assert picture.width > 500
+
+
+def test_the_classifier_is_trained_and_its_hashes_printed(
+    run_script: Run, small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train_classifier as script
+
+    source = mnist(root=small[0].partition("=")[2])
+    monkeypatch.setattr(script, "mnist", lambda: source)
+    monkeypatch.setattr(script, "MNIST_WEIGHTS", Path("weights.safetensors").absolute())
+    run_script(script, "--epochs", "1")
+    assert re.search(r'^MNIST_WEIGHTS_SHA256 = "[0-9a-f]{64}"$', capsys.readouterr().out, flags=re.MULTILINE)
+    assert Path("weights.safetensors").is_file()
 
 
 def test_a_table_ranks_only_what_may_be_ranked() -> None:
@@ -107,7 +192,7 @@ def test_a_table_ranks_only_what_may_be_ranked() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv28", "conv64", "vit64"])
-def test_the_networks_of_the_benchmark_are_of_one_size(name: str) -> None:
+def test_the_networks_of_the_benchmark_have_the_same_size(name: str) -> None:
     import bench
     from conftest import composed
 
@@ -152,6 +237,23 @@ def test_the_products_of_a_step_are_all_found() -> None:
     with bench.Recorder() as recorder:
         step(stream.batch(0))
     assert len(recorder.calls) == 4 + 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command, output",
+    [
+        ("bench.py --cases mlp --rounds 1 --seconds 0.05", "× tutorial loop"),
+        ("bench_sweep.py --batch 32 --steps 5 --rounds 1", "batch 32: "),
+        ("bench_report.py --repeats 1", " runs: "),
+        ("profile_step.py --cases mlp --steps 2", "products"),
+    ],
+)
+def test_a_benchmark_runs(command: str, output: str) -> None:
+    script, *arguments = command.split()
+    done = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert output in done.stdout
 
 
 @pytest.mark.slow
