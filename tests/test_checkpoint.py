@@ -1,4 +1,4 @@
-"""Checkpoints: damage is found and stepped over, and a kill in the middle of saving loses nothing."""
+"""Checkpoints: damage is detected and skipped, and a kill in the middle of saving loses nothing."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ import torch
 from vaex.errors import UserError
 from vaex.runs.folder import RunFolder
 from vaex.runs.provenance import versions
-from vaex.runs.writing import TEMPORARY, WriteFailed, Writing, replace_file
+from vaex.runs.writing import TEMPORARY, WriteFailed, WritePolicy, replace_file
 from vaex.training.background import Background
 from vaex.training.checkpoint import FORMAT, Checkpoints
 
@@ -33,22 +33,27 @@ def state(step: int) -> dict[str, Any]:
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
     """With steps 10, 20 and 30, of which 10 is the best."""
-    made = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
     for step in (10, 20, 30):
-        made.save(step, state(step), 10)
-    return made
+        checkpoints.save(step, state(step), 10)
+    return checkpoints
 
 
 def again(checkpoints: Checkpoints) -> Checkpoints:
-    """As another process finds them."""
+    """As another process opens them."""
     return Checkpoints(checkpoints.folder)
 
 
-def test_a_checkpoint_says_what_ran(here: Here, tiny: list[str]) -> None:
-    run = here(*tiny, "steps=2", "beta=2", "figures.kinds=[]")
-    saved = Checkpoints(run / "checkpoints").load(2)
-    assert saved["format"] == FORMAT and saved["step"] == 2
-    assert saved["config"]["beta"] == 2.0 and saved["config"]["architecture"]["hidden"] == [16]
+@pytest.fixture
+def run(trained: Here, tiny: list[str]) -> Path:
+    """A run that the tests here share, and do not change."""
+    return trained(*tiny, "steps=40", "trainer.log_every=10")
+
+
+def test_a_checkpoint_says_what_ran(run: Path) -> None:
+    saved = Checkpoints(run / "checkpoints").load(40)
+    assert saved["format"] == FORMAT and saved["step"] == 40
+    assert saved["config"]["beta"] == 1.0 and saved["config"]["architecture"]["hidden"] == [16]
     assert saved["config"]["resume"] is None
     assert saved["versions"] == versions() and torch.__version__.startswith(saved["versions"]["torch"])
 
@@ -68,9 +73,20 @@ def test_the_digest_alone_as_vaex_wrote_it_first_will_do(checkpoints: Checkpoint
     assert checkpoints.load(30)["step"] == 30
 
 
-def test_a_hundred_flipped_bits_and_a_hundred_cuts_are_found_and_stepped_over(here: Here, tiny: list[str]) -> None:
-    run = here(*tiny, "steps=40", "figures.kinds=[]")
-    checkpoints = Checkpoints(run / "checkpoints")
+def test_checkpoints_of_the_first_version_are_read_and_hold_the_same_keys(run: Path) -> None:
+    """What vaex 0.1 wrote and reads."""
+    saved = Checkpoints(run / "checkpoints").load(40)
+    assert list(saved) == ["format", "step", "model", "optimizer", "sums", "random", "progress", "config", "versions"]
+    assert list(saved["sums"]) == ["names", "totals", "peak", "bad"]
+    assert list(saved["progress"]) == [
+        *("step", "stage", "interval", "epoch_steps", "skipped", "spikes", "epoch_sums"),
+        *("best_step", "best_loss", "monitored", "seconds", "step_seconds"),
+    ]
+    assert saved["sums"]["totals"].shape == (16,) and saved["sums"]["bad"].shape == (17,)
+
+
+def test_a_hundred_flipped_bits_and_a_hundred_cuts_are_detected_and_skipped(run: Path, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(shutil.copytree(run / "checkpoints", tmp_path / "checkpoints"))
     assert checkpoints.steps() == [32, 40]
     path = checkpoints.path(40)
     whole = path.read_bytes()
@@ -141,13 +157,13 @@ DAMAGES = {
     flipped_digest: "damaged",
     dangling_link: "No such file",
     of_another_step: "holds step 20",
-    of_another_format: f"is of format {FORMAT + 1}, this vaex reads {FORMAT}",
+    of_another_format: f"has format {FORMAT + 1}, and this version of vaex reads format {FORMAT}",
     no_checkpoint: "is no checkpoint of vaex",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_one_is_named_kept_and_stepped_over(
+def test_a_damaged_checkpoint_is_named_kept_and_skipped(
     damage: Callable[[Path], None], checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(checkpoints.path(30))
@@ -156,11 +172,11 @@ def test_a_damaged_one_is_named_kept_and_stepped_over(
     (record,) = caplog.records
     message = record.getMessage()
     assert "step-30" in message and DAMAGES[damage] in message and "\n" not in message
-    assert message.endswith("step-20.pt, which is whole")
+    assert message.endswith("step-20.pt, which is undamaged")
     assert os.path.lexists(checkpoints.path(30))
 
 
-def test_a_file_that_may_not_be_read_is_stepped_over(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_skipped(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, since root may read everything."""
     original = Path.read_bytes
 
@@ -177,11 +193,13 @@ def test_a_file_that_may_not_be_read_is_stepped_over(checkpoints: Checkpoints, m
 def test_when_none_is_whole_each_is_named_with_the_remedy(checkpoints: Checkpoints) -> None:
     for step in (10, 20, 30):
         empty(checkpoints.path(step))
-    with pytest.raises(UserError, match="step-30.pt: damaged.*step-20.pt: damaged.*step-10.pt: damaged.*anew"):
+    with pytest.raises(
+        UserError, match="step-30.pt: damaged.*step-20.pt: damaged.*step-10.pt: damaged.*start the run again"
+    ):
         checkpoints.load_newest()
 
 
-def test_none_at_all_is_a_run_that_starts_at_step_0(tmp_path: Path) -> None:
+def test_without_a_checkpoint_there_is_no_state(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "checkpoints").load_newest() is None
 
 
@@ -280,7 +298,7 @@ def test_going_on_without_a_checkpoint_warns_once_and_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    checkpoints = Checkpoints(tmp_path / "checkpoints", Writing(tmp_path, stop=False))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", WritePolicy(tmp_path, stop=False))
 
     def fails(number: int) -> Callable[[int], None]:
         def fsync(descriptor: int) -> None:
@@ -293,14 +311,14 @@ def test_going_on_without_a_checkpoint_warns_once_and_tries_again(
             patched.setattr(os, "fsync", fails(number))
             checkpoints.save(10, state(10), None)
             if number == errno.EIO:
-                with pytest.raises(WriteFailed, match="mend that"):
-                    checkpoints.save(10, state(10), None, must=True)
+                with pytest.raises(WriteFailed, match="fix the cause"):
+                    checkpoints.save(10, state(10), None, required=True)
     checkpoints.save(20, state(20), None)
     first, second, third = (record.getMessage() for record in caplog.records)
     assert (
         "quota" in first
         and "free some of your quota" in first
-        and first.endswith("Going on; the next save tries again")
+        and first.endswith("The run continues, and the next save tries again")
     )
     assert "Input/output error" in second
     assert "written again" in third
@@ -319,25 +337,16 @@ def test_a_folder_without_room_is_refused_before_the_first_step(
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with pytest.raises(UserError, match=r"52 MB free, and the run needs 52 MB, for 4 checkpoints of 12 MB"):
         checkpoints.check_space(model, optimizer)
-    Checkpoints(tmp_path / "checkpoints", Writing(tmp_path, stop=False)).check_space(model, optimizer)
+    Checkpoints(tmp_path / "checkpoints", WritePolicy(tmp_path, stop=False)).check_space(model, optimizer)
     assert "52 MB free" in caplog.text
     checkpoints.save(1, {"model": model.state_dict()}, None)  # which counts as one of them when the run goes on
     checkpoints.check_space(model, optimizer)
 
 
-def test_the_room_asked_for_is_what_checkpoints_take(here: Here, tiny: list[str], monkeypatch) -> None:
-    asked = []
-
-    def disk_usage(path: Path) -> Any:
-        asked.append(path)
-        return shutil._ntuple_diskusage(10**9, 0, 10**9)  # type: ignore[attr-defined]
-
-    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    run = here(*tiny, "steps=2", "figures.kinds=[]")
-    assert len(asked) == 1
-    size = Checkpoints(run / "checkpoints").path(2).stat().st_size
+def test_the_estimate_of_the_room_is_what_checkpoints_take(run: Path) -> None:
+    size = Checkpoints(run / "checkpoints").path(40).stat().st_size
     weights = (run / "model.safetensors").stat().st_size
-    assert 2.8 * weights < size < 3.5 * weights  # what the estimate takes for granted
+    assert 2.8 * weights < size < 3.5 * weights  # three times the weights, as the estimate assumes
 
 
 def test_files_of_killed_processes_are_removed_and_no_others(tmp_path: Path) -> None:
@@ -346,11 +355,11 @@ def test_files_of_killed_processes_are_removed_and_no_others(tmp_path: Path) -> 
     theirs = [tmp_path / "notes.tmp", tmp_path / "checkpoints" / "step-3.pt.tmp"]
     for path in (*ours, *theirs):
         path.write_text("half")
-    with RunFolder(tmp_path).alone():
+    with RunFolder(tmp_path).lock():
         assert not any(path.exists() for path in ours) and all(path.exists() for path in theirs)
-        with pytest.raises(UserError, match="another process is at work on this run"), RunFolder(tmp_path).alone():
+        with pytest.raises(UserError, match="another process is at work on this run"), RunFolder(tmp_path).lock():
             pass
-    with RunFolder(tmp_path).alone():
+    with RunFolder(tmp_path).lock():
         pass
 
 
@@ -417,23 +426,23 @@ for _ in range(kills):
     read, report = os.pipe()
     child = os.fork()
     if not child:
-        with RunFolder(run).alone():
+        with RunFolder(run).lock():
             saving(Checkpoints(run / "checkpoints"), newest, report)
     os.close(report)
-    first = os.read(read, 8) if newest == 0 else b""  # so that there is one
+    first = os.read(read, 8)  # waits until the child has saved something
     time.sleep(chance.uniform(0, 0.04))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    told = first + b"".join(iter(lambda: os.read(read, 65536), b""))
+    output = first + b"".join(iter(lambda: os.read(read, 65536), b""))
     os.close(read)
-    saved = max([newest, *map(int, told.split())])
+    saved = max([newest, *map(int, output.split())])
     checkpoints = Checkpoints(run / "checkpoints")
     for step in checkpoints.steps():
         state = checkpoints.load(step)  # raises for one that is damaged
         assert state["model"]["weight"].eq(step).all()
     newest = checkpoints.load_newest()["step"]
     assert saved <= newest <= saved + 1, (saved, newest)
-with RunFolder(run).alone():
+with RunFolder(run).lock():
     left = [path.name for path in (run / "checkpoints").iterdir() if path.suffix not in (".pt", ".sha256")]
     assert not left, left
 print(newest)
@@ -450,4 +459,4 @@ def test_kills_while_saving_leave_every_checkpoint_readable(kills: int, tmp_path
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > kills / 10  # so some of the kills found it saving
+    assert int(done.stdout) >= kills

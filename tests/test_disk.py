@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone in the middle of a run, and what a killed run leaves in its logs."""
+"""Disks that become full, read-only or unavailable during a run, and what a killed run leaves in its logs."""
 
 import errno
 import json
@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,9 +22,9 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from vaex.errors import UserError
 from vaex.runs.folder import RunFolder
-from vaex.runs.writing import TEMPORARY, WriteFailed, Writing
+from vaex.runs.writing import TEMPORARY, WriteFailed, WritePolicy
 from vaex.training.checkpoint import Checkpoints
-from vaex.training.writer import Record
+from vaex.training.metrics_log import MetricsLog
 
 Here = Callable[..., Path]
 # 1,000 images in batches of 32: epochs end at steps 32, 63 and 94.
@@ -103,35 +102,29 @@ def points(run: Path) -> dict[str, list[tuple[int, float]]]:
     return scalars | {tag: [(event.step, 0.0) for event in read.Images(tag)] for tag in read.Tags()["images"]}
 
 
-@pytest.fixture(scope="module")
-def whole(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture
+def whole(trained: Here, tiny: list[str]) -> Path:
     """The run that nothing happened to."""
-    from vaex import cli
-
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", sys.argv)
-        patched.setenv("HYDRA_FULL_ERROR", "0")
-        patched.chdir(folder)
-        cli.train([*tiny, *RUN, f"hydra.run.dir={folder / 'run'}"])
-    yield folder / "run"
+    return trained(*tiny, *RUN)
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "picture", "metrics"])
-def test_on_a_full_disk_a_run_ends_with_one_line_and_goes_on_later(
+def test_on_a_full_disk_a_run_ends_with_one_line_and_can_be_resumed(
     where: str, whole: Path, disk: Path, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     run = disk / "run"
-    method = {"checkpoint": (Checkpoints, "save"), "picture": (Record, "picture"), "metrics": (Record, "numbers")}[
-        where
-    ]
+    method = {
+        "checkpoint": (Checkpoints, "save"),
+        "picture": (MetricsLog, "picture"),
+        "metrics": (MetricsLog, "numbers"),
+    }[where]
     with monkeypatch.context() as patched:
         before(patched, *method, {{"checkpoint": 2, "picture": 2, "metrics": 12}[where]: lambda: fill(disk)})
         line = fails(here, capsys, *tiny, *RUN, f"hydra.run.dir={run}")
     kind, _, rest = line.removeprefix("vaex: ").partition(" ")
     assert kind in ("checkpoint", "picture", "metrics", "events")  # whichever comes first
     assert "can't be written (No space left on device)" in rest
-    assert "free some space, then go on: vaex train resume=" in line
+    assert "free some space, then continue with vaex train resume=" in line
     assert not list(run.rglob(f"*{TEMPORARY}"))
     newest = Checkpoints(run / "checkpoints").load_newest()
     assert newest and newest["step"] == 32
@@ -140,7 +133,7 @@ def test_on_a_full_disk_a_run_ends_with_one_line_and_goes_on_later(
     same(whole, run)
 
 
-def test_on_a_full_disk_a_run_may_go_on_and_catches_up(
+def test_on_a_full_disk_a_run_may_continue_and_catches_up(
     whole: Path, disk: Path, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     """From the second epoch's end to the third's nothing can be written."""
@@ -153,14 +146,14 @@ def test_on_a_full_disk_a_run_may_go_on_and_catches_up(
     said = capsys.readouterr().out
     for what in ("checkpoint", "metrics", "events"):
         assert said.count(f"{what} {run}") <= 2  # that it can't be written, and that it can again
-    assert "checkpoint" in said and "Going on; the next save tries again" in said
-    (run / "figures" / "steps" / "samples-63.png").exists()
+    assert "checkpoint" in said and "The run continues, and the next save tries again" in said
+    assert (run / "figures" / "steps" / "samples-63.png").exists()
     assert (whole / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()  # kept until there was room
     assert points(whole) == points(run)
     assert results(whole)["test/elbo"] == results(run)["test/elbo"]
 
 
-def test_a_run_that_went_on_to_its_end_on_a_full_disk_says_so(
+def test_a_run_that_continued_to_its_end_on_a_full_disk_says_so(
     disk: Path, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     run = disk / "run"
@@ -170,7 +163,7 @@ def test_a_run_that_went_on_to_its_end_on_a_full_disk_says_so(
     (disk / "ballast").unlink()  # so that vaex.log can be closed
 
 
-def test_a_limit_on_the_size_of_files_is_told_from_a_full_disk(
+def test_a_limit_on_the_size_of_files_is_not_a_full_disk(
     here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ) -> None:
     """Needs no rights, so that every machine sees a write that really fails."""
@@ -214,7 +207,9 @@ def test_a_folder_that_turns_read_only(
             for mount in mounts:
                 mount.__exit__(None, None, None)
             (run / "checkpoints").chmod(0o755)
-    assert "step-63.pt: can't be written" in line and "; make it writable, then go on: vaex train resume=" in line
+    assert (
+        "step-63.pt: can't be written" in line and "; make it writable, then continue with vaex train resume=" in line
+    )
     here(f"resume={run}")
     same(whole, run)
 
@@ -236,13 +231,13 @@ def test_a_folder_that_vanishes(
     setting: str, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    before(monkeypatch, Record, "picture", {2: lambda: shutil.rmtree(run)})
+    before(monkeypatch, MetricsLog, "picture", {2: lambda: shutil.rmtree(run)})
     line = fails(here, capsys, *tiny, *RUN, f"trainer.on_save_error={setting}", f"hydra.run.dir={run}")
-    assert line.endswith("run: is gone, and what the run had saved with it; start the run anew")
+    assert line.endswith("run: no longer exists, so everything that the run saved is lost; start the run again")
     assert not run.exists()
 
 
-def test_damaged_best_weights_are_said_and_the_last_will_do(
+def test_damaged_best_weights_are_named_and_the_last_can_be_used(
     here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -288,7 +283,7 @@ def test_a_damaged_status_is_replaced(here: Here, tiny: list[str]) -> None:
 
 def test_a_run_has_one_process_at_a_time(here: Here, tiny: list[str], capsys) -> None:
     run = here(*tiny, "steps=2", "figures.kinds=[]")
-    with RunFolder(run).alone():
+    with RunFolder(run).lock():
         assert "another process is at work on this run" in fails(here, capsys, f"resume={run}", "steps=4")
 
 
@@ -312,15 +307,15 @@ def tear(path: Path) -> None:
 
 # Killed right before the n-th: what may be the newest checkpoint then.
 KILLS = {
-    "between epochs": (Record, "numbers", 22, (32, 63)),  # the second is written meanwhile
+    "between epochs": (MetricsLog, "numbers", 22, (32, 63)),  # the second is written meanwhile
     "before the second checkpoint, with its numbers and pictures there": (Checkpoints, "save", 2, (32,)),
     "before the first checkpoint": (Checkpoints, "save", 1, (0,)),
-    "after the test numbers": (Record, "finish", 1, (94,)),
+    "after the test numbers": (MetricsLog, "finish", 1, (94,)),
 }
 
 
 @pytest.mark.parametrize("when", KILLS)
-def test_a_killed_run_that_goes_on_logs_every_point_once(
+def test_a_killed_run_that_is_resumed_logs_every_point_once(
     when: str, whole: Path, here: Here, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -346,7 +341,7 @@ def test_a_killed_run_that_goes_on_logs_every_point_once(
 
 
 def test_a_tensorboard_that_is_open_meanwhile_forgets_what_was_logged_after_the_checkpoint(tmp_path: Path) -> None:
-    with Record(tmp_path, "metrics.jsonl", 0) as record:
+    with MetricsLog(tmp_path, 0) as record:
         for step in range(1, 8):
             record.numbers(step, 0.0, {"train/loss": step})
     for reader in (EventAccumulator, Ingester):
@@ -354,7 +349,7 @@ def test_a_tensorboard_that_is_open_meanwhile_forgets_what_was_logged_after_the_
         copy = tmp_path / reader.__module__
         shutil.copytree(tmp_path, copy, ignore=lambda folder, names: [n for n in names if "tensorboard" in n])
         open_one = reader(str(copy)).Reload()
-        with Record(copy, "metrics.jsonl", 4) as record:
+        with MetricsLog(copy, 4) as record:
             record.numbers(5, 0.0, {"train/loss": 50})
         open_one.Reload()
         read = open_one.Scalars if reader is EventAccumulator else open_one.Tensors
@@ -365,31 +360,31 @@ def test_event_files_are_read_in_the_order_of_writing_also_when_the_clock_goes_b
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part, now in enumerate((1_000_000, 999_000, 999_000)):
-        monkeypatch.setattr("vaex.training.writer.time.time", lambda now=now: float(now))
-        with Record(tmp_path, "metrics.jsonl", part) as record:
+        monkeypatch.setattr("vaex.training.metrics_log.time.time", lambda now=now: float(now))
+        with MetricsLog(tmp_path, part) as record:
             record.numbers(part + 1, 0.0, {"train/loss": part})
     assert [step for step, _ in points(tmp_path)["train/loss"]] == [1, 2, 3]
 
 
-def test_lines_that_are_none_are_dropped_and_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_lines_are_removed_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     good = [b'{"step": 1, "epoch": 0.1, "train/loss": 3.0}', b'{"step": 2, "epoch": 0.2, "train/loss": NaN}']
     bad = [b'{"step": 1, "ep', b"\xff\xfe", b"[]", b"7", b'{"epoch": 1}', b'{"step": "x"}', b""]
     path.write_bytes(b"\n".join([good[0], *bad, good[1], b'{"step": 3, "epoch": 0.3}', b'{"step": 2, "tr']))
-    with Record(tmp_path, "metrics.jsonl", 2):
+    with MetricsLog(tmp_path, 2):
         pass
     assert path.read_bytes().splitlines() == good
     (warning,) = caplog.records
-    assert "metrics.jsonl: left out line 2, 3, 4, 5, 6, 7, 8, which can't be read" in warning.getMessage()
+    assert "metrics.jsonl: removed line 2, 3, 4, 5, 6, 7, 8, which can't be read" in warning.getMessage()
 
 
 def test_numbers_of_a_step_that_is_logged_twice_stand_once(tmp_path: Path) -> None:
     """A checkpoint taken before a step's validation, and a kill after it."""
-    with Record(tmp_path, "metrics.jsonl", 0) as record:
+    with MetricsLog(tmp_path, 0) as record:
         record.numbers(4, 1.0, {"train/loss": 3.0})
         record.numbers(4, 1.0, {"validation/loss": 4.0})
         record.numbers(4, 1.0, {"test/loss": 5.0, "test/per_latent": [1.0, 2.0]})
-    with Record(tmp_path, "metrics.jsonl", 4) as record:
+    with MetricsLog(tmp_path, 4) as record:
         record.numbers(4, 1.0, {"validation/loss": 4.0})
         record.numbers(4, 1.0, {"test/loss": 6.0, "test/per_latent": [1.0, 2.0]})
         record.numbers(5, 1.2, {"validation/loss": 4.0})
@@ -405,7 +400,7 @@ def test_numbers_of_a_step_that_is_logged_twice_stand_once(tmp_path: Path) -> No
 def test_what_could_not_be_written_is_written_when_there_is_room(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Lines and events, whole ones and in order."""
     picture = torch.zeros(1, 4, 4, dtype=torch.uint8)
-    with Record(disk, "metrics.jsonl", 0, Writing(disk, stop=False)) as record:
+    with MetricsLog(disk, 0, WritePolicy(disk, stop=False)) as record:
         record.numbers(1, 0.0, {"train/loss": 1.0})
         fill(disk)
         for step in range(2, 300):
@@ -424,7 +419,7 @@ def test_what_could_not_be_written_is_written_when_there_is_room(disk: Path, cap
 def test_leaving_with_an_error_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (KeyError("mine"), None):
         with pytest.raises(KeyError if error else WriteFailed):
-            with Record(tmp_path, "metrics.jsonl", 0) as record:
+            with MetricsLog(tmp_path, 0) as record:
                 close = record._lines.close
 
                 def full(close: Callable[[], None] = close) -> None:
