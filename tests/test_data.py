@@ -1,4 +1,4 @@
-"""The embedded digits, their split, what makes floats of them, and files that are not what they say."""
+"""MNIST, its splits, the conversion to floats, damaged files, and the order of training images."""
 
 import gzip
 import hashlib
@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import write_idx
 
-from vaex.data.dataset import Dataset, Source, sample_binary
-from vaex.data.mnist import EMBEDDED, mnist, read_idx
+from vaex.data.dataset import Dataset, Images, Source, sample_binary
+from vaex.data.idx import FILES, parse_idx
+from vaex.data.mnist import mnist
 from vaex.data.stream import IndexStream
 
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def test_floats_are_k_over_255_exactly(source: Source) -> None:
     assert torch.equal(dataset(source).to_float(grey), torch.arange(256) / 255)
 
 
-def test_dequantised_floats_fill_their_level(source: Source) -> None:
+def test_dequantized_floats_fill_their_level(source: Source) -> None:
     grey = torch.arange(256, dtype=torch.uint8).repeat(2000, 1)
     x = dataset(source, dequantize="uniform").to_float(grey) * 256 - grey
     assert 0 <= x.min() and x.max() <= 1
@@ -41,43 +42,58 @@ def test_dequantised_floats_fill_their_level(source: Source) -> None:
     assert x.var().item() == pytest.approx(1 / 12, abs=0.001)
 
 
-def test_static_binarisation_is_one_draw_for_all_machines(source: Source) -> None:
-    data = dataset(source, binarize="static")
+def test_static_binarization_is_the_same_on_all_machines_and_for_all_splits(source: Source) -> None:
+    part = Source(source.train[:3000], source.test, 10)
+    data = dataset(part, binarize="static", validation=1000)
     digest = hashlib.sha256(data.test.pixels.numpy().tobytes()).hexdigest()
     assert digest == "5d9842e3c5821b2bd3326aa251657966b7be8edfe26023fe4c0e14e50dd0d702"
     assert set(data.test.pixels.unique().tolist()) == {0, 255}
-    again = dataset(source, binarize="static", validation=0)
-    assert torch.equal(again.train.pixels[:55_000], data.train.pixels)
+    again = dataset(Source(source.train[:3000], source.test[:10], 10), binarize="static", validation=0)
+    assert torch.equal(again.train.pixels[:2000], data.train.pixels)
 
 
-def test_a_pixel_is_drawn_with_its_grey_as_probability() -> None:
+def test_a_pixel_is_sampled_with_its_grey_as_probability() -> None:
     levels = torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8)
-    drawn = sample_binary(levels.repeat(200_000, 1), seed=3).float().mean(0) / 255
+    share = sample_binary(levels.repeat(100_000, 1), seed=3).float().mean(0) / 255
     p = levels / 255
-    assert ((drawn - p).abs() <= 5 * (p * (1 - p) / 200_000).sqrt()).all()
+    assert ((share - p).abs() <= 5 * (p * (1 - p) / 100_000).sqrt()).all()
 
 
-def test_dynamic_binarisation_draws_anew_and_threshold_does_not(source: Source) -> None:
-    grey = source.test.pixels[:100]
-    dynamic = dataset(source, binarize="dynamic")
+def test_dynamic_binarization_samples_each_time_and_threshold_never(source: Source) -> None:
+    source = Source(source.train[:100], source.test[:100], 10)
+    grey = source.test.pixels
+    dynamic = dataset(source, binarize="dynamic", validation=0)
     a, b = dynamic.to_float(grey), dynamic.to_float(grey)
     assert set(a.unique().tolist()) == {0.0, 1.0} and not torch.equal(a, b)
-    assert torch.equal(dataset(source, binarize="threshold").test.pixels[:100] == 255, grey / 255 >= 0.5)
+    assert torch.equal(dataset(source, binarize="threshold", validation=0).test.pixels == 255, grey / 255 >= 0.5)
 
 
-@pytest.mark.parametrize("option", [{"binarize": "hard"}, {"dequantize": "gauss"}, {"validation": 60_000}])
-def test_options_that_make_no_sense_are_refused_by_name(source: Source, option: dict) -> None:
-    with pytest.raises(ValueError, match=f"dataset.{next(iter(option))}="):
-        dataset(source, **option)
+def test_invalid_options_are_refused_by_name(source: Source) -> None:
+    for option in ({"binarize": "hard"}, {"dequantize": "gauss"}, {"validation": 60_000}):
+        with pytest.raises(ValueError, match=f"dataset.{next(iter(option))}="):
+            dataset(source, **option)
     with pytest.raises(ValueError, match="dataset.dequantize=uniform"):
         dataset(source, binarize="static", dequantize="uniform")
 
 
+def test_a_source_of_other_types_or_shapes_is_refused_with_what_it_gave() -> None:
+    good = Images(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    for bad in (Images(good.pixels.float(), good.labels), Images(good.pixels[:, 0], good.labels), good[:2]):
+        bad = Images(bad.pixels, good.labels)
+        with pytest.raises(
+            ValueError, match=r"dataset.source: must give pixels uint8 \[N, C, H, W\].*not pixels torch"
+        ):
+            dataset(Source(good, bad, 1), validation=0)
+
+
 class TestFiles:
+    """With eight training and four test images."""
+
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        for path in EMBEDDED.glob("*.gz"):
-            (tmp_path / path.name).write_bytes(path.read_bytes())
+        for name, count in zip(FILES, (8, 8, 4, 4), strict=True):
+            shape = (count, 28, 28) if "images" in name else (count,)
+            write_idx(tmp_path / name, torch.randint(0, 10, shape, generator=torch.Generator().manual_seed(0)))
         return tmp_path
 
     def test_missing(self, folder: Path) -> None:
@@ -99,7 +115,7 @@ class TestFiles:
         monkeypatch.setenv("VAEX_CACHE", str(tmp_path / "cache"))
         first = mnist(root=str(folder)).test.pixels
         files = sorted((tmp_path / "cache").iterdir(), key=lambda path: path.stat().st_size)
-        assert [path.stat().st_size for path in files] == [10_008, 60_008, 7_840_016, 47_040_016]
+        assert [path.stat().st_size for path in files] == [8 + 4, 8 + 8, 16 + 4 * 784, 16 + 8 * 784]
 
         def fail(packed: bytes) -> bytes:
             raise AssertionError("decompressed again")
@@ -108,7 +124,7 @@ class TestFiles:
             patch.setattr("gzip.decompress", fail)
             assert torch.equal(mnist(root=str(folder)).test.pixels, first)
         damaged = bytearray(files[2].read_bytes())
-        damaged[1000] ^= 1
+        damaged[100] ^= 1
         files[2].write_bytes(damaged)
         assert torch.equal(mnist(root=str(folder)).test.pixels, first)
         monkeypatch.setenv("VAEX_CACHE", "/proc/can/not/be")
@@ -116,16 +132,19 @@ class TestFiles:
 
     def test_wrong_magic_and_short_content(self, tmp_path: Path) -> None:
         path = tmp_path / "images.gz"
-        write_idx(path, torch.zeros(3, 4, 4))
-        with pytest.raises(ValueError, match="not an idx file"):
-            read_idx(path, dimensions=1)
-        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
+        write_idx(path, torch.arange(48).view(3, 4, 4))
+        content = gzip.decompress(path.read_bytes())
+        assert parse_idx(content, path, dimensions=3).tolist() == torch.arange(48).view(3, 4, 4).tolist()
+        with pytest.raises(ValueError, match="starts with 00000803, not 00000801: not an idx file"):
+            parse_idx(content, path, dimensions=1)
         with pytest.raises(ValueError, match="holds 47 bytes, but its header announces 48"):
-            read_idx(path, dimensions=3)
+            parse_idx(content[:-1], path, dimensions=3)
+        with pytest.raises(ValueError, match="ends inside its header"):
+            parse_idx(content[:10], path, dimensions=3)
 
     def test_images_without_their_labels(self, folder: Path) -> None:
         write_idx(folder / "train-labels-idx1-ubyte.gz", torch.zeros(7))
-        with pytest.raises(ValueError, match="60000 train images but 7 labels"):
+        with pytest.raises(ValueError, match="train-images.*8 images, but 7 labels in .*train-labels"):
             mnist(root=str(folder))
 
 

@@ -22,16 +22,17 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from conftest import composed, write_idx
+from conftest import write_idx
+from omegaconf import OmegaConf
 from PIL import Image
 from torchvision import datasets
 
 from vaex.build import load_dataset
+from vaex.config.schema import config_dir
 from vaex.data.cache import cached_arrays
 from vaex.data.celeba import celeba
 from vaex.data.cifar10 import CLASSES, PlainUnpickler, cifar10, read_batch
 from vaex.data.dataset import Images, Source
-from vaex.data.idx import parse_idx
 from vaex.data.mnist_like import CHARACTERS, FASHION, KUZUSHIJI, emnist, fashion_mnist, kmnist
 from vaex.data.omniglot import omniglot
 from vaex.data.svhn import svhn
@@ -427,15 +428,6 @@ def test_files_that_are_damaged_or_others_are_named_and_left_alone(case: Case) -
     check(case, case.read(), tolerance(case))
 
 
-def test_an_idx_file_must_be_what_its_header_says() -> None:
-    header = bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3])
-    assert parse_idx(header + bytes(range(6)), "x", dimensions=2).tolist() == [[0, 1, 2], [3, 4, 5]]
-    with pytest.raises(ValueError, match="x: starts with 00000802, not 00000801"):
-        parse_idx(header + bytes(6), "x", dimensions=1)
-    with pytest.raises(ValueError, match="x: holds 5 bytes, but its header announces 6"):
-        parse_idx(header + bytes(5), "x", dimensions=2)
-
-
 class Mischief:
     def __reduce__(self) -> tuple[object, ...]:
         return os.system, ("touch mischief",)
@@ -459,6 +451,17 @@ def test_a_pickle_runs_nothing(content: bytes, tmp_path: Path, monkeypatch: Patc
     assert "data_batch_1: not a batch of CIFAR-10" in one_line(
         lambda: read_batch(content, "data_batch_1"), kind=ValueError
     )
+    assert not (tmp_path / "mischief").exists()
+
+
+def test_a_batch_with_the_expected_md5_runs_nothing_either(folder: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(tmp_path)
+    case = write_cifar10(folder, monkeypatch, unpacked=True)
+    batch = folder / "cifar-10-batches-py" / "data_batch_1"
+    batch.write_bytes(pickle.dumps(Mischief()))
+    _, *others = datasets.CIFAR10.train_list
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", md5(batch)], *others])
+    assert "data_batch_1: not a batch of CIFAR-10" in one_line(case.read, kind=ValueError)
     assert not (tmp_path / "mischief").exists()
 
 
@@ -498,8 +501,9 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path, monkeypatch: Pat
 
 def test_the_config_ends_in_that_line_and_points_to_the_cache(tmp_path: Path) -> None:
     for name in ("fashion_mnist", "kmnist", "emnist", "cifar10", "svhn", "omniglot", "celeba"):
-        config = composed(f"dataset={name}", "dataset.source.download=false")
-        message = one_line(lambda config=config: load_dataset(config.dataset), kind=UserError)
+        config = OmegaConf.to_container(OmegaConf.load(config_dir() / "dataset" / f"{name}.yaml"))
+        config["source"]["download"] = False
+        message = one_line(lambda config=config: load_dataset(config), kind=UserError)
         assert str(tmp_path / "cache" / "datasets" / name) in message
         assert message.endswith("or set dataset.source.download=true")
 

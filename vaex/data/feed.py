@@ -67,19 +67,15 @@ class StreamedFeed:
         self.source = images
         self.stream = IndexStream(len(images), batch_size, seed, torch.device("cpu"))
         pinned = device.type == "cuda"
-        shape = (batch_size, *images.pixels.shape[1:])
+        batch = images[:batch_size]
+        self.images = Images(
+            torch.empty_like(batch.pixels, device=device), torch.empty_like(batch.labels, device=device)
+        )
         self._buffers = [
-            Images(
-                torch.empty(shape, dtype=torch.uint8, pin_memory=pinned),
-                torch.empty(batch_size, dtype=torch.int64, pin_memory=pinned),
-            )
+            Images(*(torch.empty_like(part, pin_memory=pinned) for part in (batch.pixels, batch.labels)))
             for _ in range(2)
         ]
         self._copied = [torch.cuda.Event() if pinned else None for _ in range(2)]  # type: ignore[no-untyped-call]
-        self.images = Images(
-            torch.empty(shape, dtype=torch.uint8, device=device),
-            torch.empty(batch_size, dtype=torch.int64, device=device),
-        )
         self._all_rows = torch.arange(batch_size, device=device)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vaex-feed")
         self._next: tuple[int, Future[None]] | None = None

@@ -3,12 +3,9 @@
 import zlib
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from vaex.data.cache import decompress
-from vaex.data.dataset import Images, Source
-from vaex.data.idx import parse_idx
+from vaex.data.dataset import Source
+from vaex.data.idx import FILES, parse_splits
 
 EMBEDDED = Path(__file__).parent / "embedded" / "mnist"
 
@@ -24,24 +21,15 @@ def mnist(*, root: str | None = None) -> Source:
         ValueError: a file is damaged, is no idx file, or images and labels differ in number.
     """
     folder = EMBEDDED if root is None else Path(root).expanduser()
-    parts = []
-    for name in ("train", "t10k"):
-        images = read_idx(folder / f"{name}-images-idx3-ubyte.gz", dimensions=3)
-        labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz", dimensions=1)
-        if len(images) != len(labels):
-            raise ValueError(
-                f"{folder}: {len(images)} {name} images but {len(labels)} labels; use files of one dataset"
-            )
-        parts.append(Images(images.unsqueeze(1), labels.to(torch.int64)))
-    return Source(train=parts[0], test=parts[1], classes=10)
+    paths = [folder / name for name in FILES]
+    train, test = parse_splits([_read(path) for path in paths], paths)
+    return Source(train=train, test=test, classes=10)
 
 
-def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Read a gzipped idx file of unsigned bytes: a uint8 tensor of its shape. Errors as in `mnist`."""
+def _read(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; dataset.source.root must hold MNIST's four idx .gz files")
     try:
-        content = decompress(path.read_bytes())
+        return decompress(path.read_bytes())
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file ({error}); replace it") from error
-    return parse_idx(content, path, dimensions)

@@ -10,14 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor
-
 from vaex.data.dataset import Images, Source
-from vaex.data.idx import parse_idx
+from vaex.data.idx import FILES, parse_splits
 from vaex.data.published import PublishedFile, dataset_folder, load_published
 
-FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
@@ -77,7 +73,7 @@ def emnist(*, root: str | None, download: bool, split: EmnistSplit) -> Source:
     def read(paths: Sequence[Path]) -> tuple[Images, Images]:
         with zipfile.ZipFile(paths[0]) as archive:
             names = [f"gzip/emnist-{split}-{name.replace('t10k', 'test')}" for name in FILES]
-            train, test = _parse_files([archive.read(name) for name in names], names)
+            train, test = parse_splits([gzip.decompress(archive.read(name)) for name in names], names)
         return upright(train), upright(test)
 
     def upright(images: Images) -> Images:
@@ -102,17 +98,7 @@ def _load_idx_files(name: str, kind: str, root: str | None, download: bool, clas
         ]
 
     def read(paths: Sequence[Path]) -> tuple[Images, Images]:
-        return _parse_files([path.read_bytes() for path in paths], paths)
+        return parse_splits([gzip.decompress(path.read_bytes()) for path in paths], paths)
 
     folder = dataset_folder(name, root, f"{kind}/raw")
     return load_published(name, folder, FILES, listing, read, class_names=class_names, download=download)
-
-
-def _parse_files(packed: Sequence[bytes], names: Sequence[str | Path]) -> tuple[Images, Images]:
-    """The four files in the order of FILES."""
-
-    def parse(index: int, dimensions: int) -> Tensor:
-        return parse_idx(gzip.decompress(packed[index]), names[index], dimensions)
-
-    train, test = (Images(parse(i, 3).unsqueeze(1), parse(i + 1, 1).to(torch.int64)) for i in (0, 2))
-    return train, test

@@ -22,9 +22,8 @@ import os
 import shutil
 import warnings
 import zlib
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -45,9 +44,10 @@ FORMAT = 1  # of a cache entry; must be raised if the same files would give othe
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others may start programs, as EPS does
 PAGE = 2**20  # bytes
 PAGES = 256  # of a file that its checksum covers
-GROUP = 32  # pictures that a thread decodes at a time
+BLOCK = 1024  # decoded pictures in memory at a time
 
 Pixels = NDArray[np.uint8]
+Failures = tuple[dict[str, str], list[str]]  # name -> reason, and the names of files that may be readable later
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,6 @@ class Pictures:
             with contextlib.suppress(OSError), open(file, "rb") as content:
                 key.update(content.read(2**16))
         return key.hexdigest()
-
-
-@dataclass
-class Failures:
-    """Files that can't be decoded.
-
-    Attributes:
-        reasons: name -> reason.
-        unreadable: the names of those that the system couldn't read, which may be readable later.
-    """
-
-    reasons: dict[str, str]
-    unreadable: list[str]
-
-    def add(self, name: str, error: Exception) -> None:
-        self.reasons[name] = " ".join(f"{type(error).__name__}: {error}".split())
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-            self.unreadable.append(name)
 
 
 def decode_pictures(
@@ -175,50 +157,39 @@ def _flat(image: Image.Image, mode: str) -> Image.Image:
 def _decode_all(pictures: Pictures, write: Callable[[Pixels], object]) -> Failures:
     """Decode in several threads and pass the images to `write`, in order. Raises ValueError if no file is good."""
 
-    def decode_group(start: int) -> list[Pixels | Exception]:
-        results: list[Pixels | Exception] = []
-        for file in pictures.files[start : start + GROUP]:
-            try:
-                results.append(decode(file, size=pictures.size, channels=pictures.channels, crop=pictures.crop))
-            except Exception as error:  # damaged files raise anything: OSError, SyntaxError, struct.error, …
-                results.append(error)
-        return results
+    def try_decode(file: Path) -> Pixels | Exception:
+        try:
+            return decode(file, size=pictures.size, channels=pictures.channels, crop=pictures.crop)
+        except Exception as error:  # damaged files raise anything: OSError, SyntaxError, struct.error, …
+            return error
 
-    failures = Failures({}, [])
-    names = iter(pictures.names)
+    reasons: dict[str, str] = {}
+    unreadable = []
     total = len(pictures.files)
     workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    groups: deque[Future[list[Pixels | Exception]]] = (
-        deque()
-    )  # a bounded number: `write` may be slower than the threads
     bar = tqdm(total=total, desc="decoding pictures", unit="", unit_scale=True, leave=False, disable=None)
-
-    def write_first_group() -> None:
-        for result in groups.popleft().result():
-            name = next(names)
-            if isinstance(result, Exception):
-                failures.add(name, result)
-            else:
-                write(result)
-            bar.update()
-
     with warnings.catch_warnings(), bar, ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("ignore")  # Pillow warns about unusual metadata
         try:
-            for start in range(0, total, GROUP):
-                groups.append(pool.submit(decode_group, start))
-                if len(groups) > 4 * workers:
-                    write_first_group()
-            while groups:
-                write_first_group()
+            for start in range(0, total, BLOCK):
+                block = slice(start, start + BLOCK)
+                results = pool.map(try_decode, pictures.files[block])
+                for name, result in zip(pictures.names[block], results, strict=True):
+                    if not isinstance(result, Exception):
+                        write(result)
+                    else:
+                        reasons[name] = " ".join(f"{type(result).__name__}: {result}".split())
+                        if isinstance(result, MemoryError) or (isinstance(result, OSError) and result.errno):
+                            unreadable.append(name)
+                    bar.update()
         finally:
             pool.shutdown(cancel_futures=True)
-    if len(failures.reasons) == total:
-        name, reason = next(iter(failures.reasons.items()))
+    if len(reasons) == total:
+        name, reason = next(iter(reasons.items()))
         raise ValueError(
             f"dataset.source.root={pictures.root}: none of {total} pictures can be decoded; first {name!r}: {reason}"
         )
-    return failures
+    return reasons, unreadable
 
 
 def _decode_into_entry(entry: Path, pictures: Pictures) -> tuple[Tensor, dict[str, str]]:
@@ -235,7 +206,7 @@ def _decode_into_entry(entry: Path, pictures: Pictures) -> tuple[Tensor, dict[st
             )
             pixels = np.empty((len(pictures.files), *pictures.shape), np.uint8)
             rows = iter(pixels)
-            reasons = _decode_all(pictures, lambda image: np.copyto(next(rows), image)).reasons
+            reasons, _ = _decode_all(pictures, lambda image: np.copyto(next(rows), image))
             return torch.from_numpy(pixels[: len(pixels) - len(reasons)]), reasons
         _remove_leftovers(entry)
         if complete := _read_entry(entry, pictures):
@@ -259,8 +230,8 @@ def _write_entry(entry: Path, pictures: Pictures) -> tuple[Tensor, dict[str, str
     (entry / "index.json").unlink(missing_ok=True)  # of a damaged entry
     with new_file(entry / "pixels.npy") as file:
         _write_header(file, len(pictures.files), pictures)
-        failures = _decode_all(pictures, lambda image: file.write(image.tobytes()))
-        good = [name for name in pictures.names if name not in failures.reasons]
+        reasons, unreadable = _decode_all(pictures, lambda image: file.write(image.tobytes()))
+        good = [name for name in pictures.names if name not in reasons]
         file.seek(0)
         _write_header(file, len(good), pictures)  # has the same length: NumPy pads it for more digits
     index = {
@@ -268,14 +239,14 @@ def _write_entry(entry: Path, pictures: Pictures) -> tuple[Tensor, dict[str, str
         "root": str(pictures.root),
         "crc32": _checksum(entry / "pixels.npy"),
         "files": good,
-        "failed": failures.reasons,
-        "unreadable": failures.unreadable,
+        "failed": reasons,
+        "unreadable": unreadable,
     }
-    reasons = "".join(f"{name!r} {reason}\n" for name, reason in failures.reasons.items())
-    for name, text in (("failed.txt", reasons), ("index.json", json.dumps(index, indent=0))):
+    failed = "".join(f"{name!r} {reason}\n" for name, reason in reasons.items())
+    for name, text in (("failed.txt", failed), ("index.json", json.dumps(index, indent=0))):
         with new_file(entry / name) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
-    return map_array(entry / "pixels.npy"), failures.reasons
+    return map_array(entry / "pixels.npy"), reasons
 
 
 def _write_header(file: BinaryIO, rows: int, pictures: Pictures) -> None:

@@ -1,28 +1,27 @@
-"""Sprites: one shape on black, every combination of its factors once, drawn here. After dSprites, Matthey et al. 2017.
+"""Sprites: images of one shape on black, one for each combination of factors. After dSprites, Matthey et al. 2017.
 
-Unlike dSprites, the three shapes have the same area (to 0.5 %), so that size says nothing of shape, and no rotation is
-there twice: dSprites holds both 0 and 2π.
+Unlike in dSprites, the three shapes have the same area (within 0.5 %), so size doesn't reveal the shape, and no
+rotation occurs twice, as 0 and 2π do in dSprites.
 
-All arithmetic on pixels is in integers, so the images are the same on every machine.
+All arithmetic on pixels uses integers, so the images are the same on every machine.
 """
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from vaex.data.cache import cache_folder
+from vaex.data.cache import cache_folder, map_array, new_file
 from vaex.data.dataset import Factor, Images, Source
 
 SHAPES = ("square", "ellipse", "heart")
 
-# sRGB of six hues 60° apart at lightness 0.72 and chroma 0.14 in OKLCH; the first few are far apart too.
+# sRGB of six hues, 60° apart at lightness 0.72 and chroma 0.14 in OKLCH, in an order that keeps the first few distinct.
 PALETTE = (
     (233, 136, 77),  # orange
     (19, 192, 151),  # green
@@ -32,43 +31,43 @@ PALETTE = (
     (170, 172, 49),  # yellow
 )
 
-# At scale 1, in tenths of a pixel of an image 64 wide. No point is further than 16.5 pixels from the centroid.
+# At scale 1, in tenths of a pixel of an image 64 wide. No point is farther than 16.5 pixels from the centroid.
 HALF_SIDE = 105
 SEMI_AXES = (156, 90)
-LOBE_RADIUS = 72  # of the heart: a kite with half a disc on each of its upper sides, which meet the lower ones squarely
+LOBE_RADIUS = 72  # the heart is a kite with a right angle on each side and half a disc on each upper edge
 
-SAMPLES = 8  # to a pixel, along each axis
+SAMPLES = 8  # per pixel, along each axis
 ONE = 2**12  # cosines and sines are multiples of 1/ONE
 SEED = 20_170_607  # of the split. Changing it changes every number ever measured on sprites.
-LARGEST = 2**34  # bytes
-VERSION = 1  # of the drawing, in the names of cached files
+LARGEST = 2**34  # bytes of a grid
+CHUNK = 256  # images drawn at a time
+VERSION = 1  # of the drawings, in the names of cached files
 
 
 def sprites(
     *, size: int, antialias: bool, scales: int, rotations: int, positions: int, colors: int, test: int
 ) -> Source:
-    """Images [C, size, size] of a square, an ellipse or a heart, split at random, the split being always the same.
+    """Images [C, size, size] of a square, an ellipse or a heart, with a random split that is always the same.
 
-    Factors, each image's as indices: `color` (with `colors` > 0), `shape`, `scale` (0.5 to 1, evenly), `rotation`
-    (k/`rotations` of a full turn, counterclockwise), `x` (from the left) and `y` (from the top), both in steps of whole
-    pixels. The square looks the same after a quarter turn and the ellipse after half of one: where `rotations` can be
-    divided by 4, each picture of a square is there four times and each of an ellipse twice, as in dSprites. Labels are
-    the shapes.
+    The factors are `color` (if `colors` > 0), `shape`, `scale` (evenly from 0.5 to 1), `rotation` (k/`rotations` of a
+    full turn, counterclockwise), `x` (from the left) and `y` (from the top), both in steps of whole pixels. Labels are
+    the shapes. A square looks the same after a quarter turn and an ellipse after half a turn: if `rotations` is
+    divisible by 4, each picture of a square occurs four times and each of an ellipse twice, as in dSprites.
 
-    The images are laid out in the cache folder, in one file for each choice of options but `test`, and mapped from
-    there. Where it can't be written they are kept in memory.
+    The images are mapped from a file in the cache folder, one for each choice of options except `test`, or held in
+    memory if that file can't be written.
 
     Args:
         size: pixels along an edge, an even number from 16 to 128.
-        antialias: whether a pixel is as bright as its share of the sprite, in 64 steps; otherwise it is lit if at
-            least half of it is covered. Grey images are then binary.
+        antialias: whether a pixel's brightness is the share that the sprite covers, in 64 steps; otherwise a pixel is
+            lit if at least half of it is covered, and grey images are binary.
         scales, rotations: number of values.
         positions: number of values along each of x and y, at most size / 2.
         colors: 0 for grey images with one channel, or the number of hues of images with three.
         test: number of test images.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of range.
     """
     for name, value, low, high in (
         ("size", size, 16, 128),
@@ -89,14 +88,13 @@ def sprites(
     if total * math.prod(image_shape) > LARGEST:
         raise ValueError(
             f"dataset.source: {total:,} images of size={size} are more than {LARGEST >> 30} GiB; "
-            "take fewer scales, rotations, positions or colors"
+            "reduce scales, rotations, positions or colors"
         )
 
     order = _permutation(total)
-    pixels = torch.from_numpy(_laid_out(grid, order))
     factors = torch.from_numpy(np.stack(np.unravel_index(order, grid.values), axis=1))
     labels = factors[:, grid.names.index("shape")].clone()
-    images = Images(pixels, labels, factors)
+    images = Images(_load_or_draw(grid, order), labels, factors)
     return Source(
         train=images[: total - test],
         test=images[total - test :],
@@ -110,7 +108,10 @@ def sprites(
 
 
 def _permutation(count: int) -> NDArray[np.int64]:
-    """Unlike numpy's own, the same in each of its versions: PCG64's raw output is fixed, and no two keys are equal."""
+    """A fixed random permutation of 0..count-1. Unlike numpy's own, it can't change with the version of numpy.
+
+    The raw output of PCG64 is fixed. The low bits of each sorted key are the index, so no two keys are equal.
+    """
     bits = np.uint64(count.bit_length())
     keys = np.random.PCG64(SEED).random_raw(count) >> bits << bits | np.arange(count, dtype=np.uint64)
     return (np.sort(keys) & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
@@ -118,7 +119,7 @@ def _permutation(count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _Grid:
-    """What `sprites` draws. A stamp is a sprite without its position, in the middle of a square it just fits in."""
+    """All combinations of factors. A stamp is a sprite without its position, centred in the smallest square for it."""
 
     size: int
     antialias: bool
@@ -133,9 +134,9 @@ class _Grid:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """Of each factor. A row of the grid counts the last factor fastest."""
-        own = (len(SHAPES), self.scales, self.rotations, self.positions, self.positions)
-        return (self.colors, *own) if self.colors else own
+        """Number of values of each factor. The last factor varies fastest from row to row of the grid."""
+        grey = (len(SHAPES), self.scales, self.rotations, self.positions, self.positions)
+        return (self.colors, *grey) if self.colors else grey
 
     @property
     def pixels_shape(self) -> tuple[int, int, int, int]:
@@ -146,14 +147,14 @@ class _Grid:
         return self.size // 2 + 1
 
     def coverage(self, shape: int, scale: int, rotation: int) -> NDArray[np.int64]:
-        """How many of a pixel's SAMPLES² samples lie in the sprite: [stamp_size, stamp_size]."""
+        """How many of the SAMPLES² samples in each pixel lie in the sprite: [stamp_size, stamp_size]."""
         count = self.stamp_size * SAMPLES
-        at = 2 * np.arange(count, dtype=np.int64) + 1 - count  # from the middle, in half distances between samples
+        sample = 2 * np.arange(count, dtype=np.int64) + 1 - count  # from the centre; samples are 2 units apart
         angle = 2 * math.pi * rotation / self.rotations
         cos, sin = round(ONE * math.cos(angle)), round(ONE * math.sin(angle))
-        # Of each sample in the sprite's own axes, where y goes up. Less than 2²² in size, so squares are exact.
-        x = cos * at - sin * at[:, None]
-        y = -sin * at - cos * at[:, None]
+        # Coordinates of each sample along the sprite's axes, with y upwards. Below 2²², so squares are exact.
+        x = cos * sample - sin * sample[:, None]
+        y = -sin * sample - cos * sample[:, None]
 
         steps = self.scales - 1
         numerator, denominator = (steps + scale, 2 * steps) if steps else (1, 1)
@@ -169,7 +170,7 @@ class _Grid:
             inside = (b * x) ** 2 + (a * y) ** 2 <= (b * length(a)) ** 2
         else:
             radius = length(LOBE_RADIUS)
-            x, y = abs(x), y - 179 * radius // 400  # from between the centres of the lobes, ±4/5 of the radius apart
+            x, y = abs(x), y - 179 * radius // 400  # origin between the lobes' centres, at ±4/5 of a radius
             inside = (15 * x + 20 * y <= 12 * radius) & (20 * x - 15 * y <= 41 * radius)
             inside |= (5 * x - 4 * radius) ** 2 + (5 * y) ** 2 <= (5 * radius) ** 2
         blocks = inside.reshape(self.stamp_size, SAMPLES, self.stamp_size, SAMPLES)
@@ -177,81 +178,63 @@ class _Grid:
         return covered
 
     def canvases(self, stamps: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Each stamp in so much black that every image of it is a window: [B, C, 2 · size - stamp_size, the same]."""
+        """Stamps on canvases [B, C, edge, edge], so large that each image is a window: edge = 2 · size - stamp_size."""
         full = SAMPLES**2
         peaks = np.array(PALETTE[: self.colors] or [[255]], dtype=np.int64)
         margin = self.size - self.stamp_size
         edge = self.size + margin
-        drawn = np.zeros((len(stamps), peaks.shape[1], edge, edge), dtype=np.uint8)
-        for out, stamp in zip(drawn, stamps, strict=True):
-            color, *own = np.unravel_index(stamp, (len(peaks), len(SHAPES), self.scales, self.rotations))
-            covered = self.coverage(*map(int, own))
+        canvases = np.zeros((len(stamps), peaks.shape[1], edge, edge), dtype=np.uint8)
+        for out, stamp in zip(canvases, stamps, strict=True):
+            color, *factors = np.unravel_index(stamp, (len(peaks), len(SHAPES), self.scales, self.rotations))
+            covered = self.coverage(*map(int, factors))
             if not self.antialias:
                 covered = np.where(2 * covered >= full, full, 0)
             lit = (peaks[color][:, None, None] * covered + full // 2) // full
             out[:, margin : self.size, margin : self.size] = lit
-        return drawn
+        return canvases
 
-    def images(
-        self, canvases: NDArray[np.uint8], which: NDArray[np.int64], position: NDArray[np.int64]
+    def cut(
+        self, canvases: NDArray[np.uint8], canvas: NDArray[np.int64], position: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        """[B, C, size, size], of a canvas each, with position = x · positions + y."""
+        """Cut image b out of canvas[b], at position[b] = x · positions + y: [B, C, size, size]."""
         margin = self.size - self.stamp_size
         step = margin // max(1, self.positions - 1)
         first = (margin - step * (self.positions - 1)) // 2
         x, y = first + step * np.stack(np.divmod(position, self.positions))
         windows = np.lib.stride_tricks.sliding_window_view(canvases, (self.size, self.size), axis=(2, 3))
-        found: NDArray[np.uint8] = windows.transpose(0, 2, 3, 1, 4, 5)[which, margin - y, margin - x]
-        return found
+        images: NDArray[np.uint8] = windows.transpose(0, 2, 3, 1, 4, 5)[canvas, margin - y, margin - x]
+        return images
 
     def draw(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Some rows of the grid."""
+        """Some rows of the grid: [B, C, size, size]."""
         stamp, position = np.divmod(rows, self.positions**2)
-        stamps, which = np.unique(stamp, return_inverse=True)
-        return self.images(self.canvases(stamps), which, position)
+        stamps, canvas = np.unique(stamp, return_inverse=True)
+        return self.cut(self.canvases(stamps), canvas, position)
 
-    def draw_all(self, order: NDArray[np.int64], chunk: int = 256) -> Iterator[NDArray[np.uint8]]:
-        """All of them, in that order and in chunks."""
+    def draw_all(self, order: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """All rows in the given order, CHUNK images at a time."""
         canvases = self.canvases(np.arange(len(order) // self.positions**2))
-        for start in range(0, len(order), chunk):
-            yield self.images(canvases, *np.divmod(order[start : start + chunk], self.positions**2))
+        for start in range(0, len(order), CHUNK):
+            yield self.cut(canvases, *np.divmod(order[start : start + CHUNK], self.positions**2))
 
 
-def _laid_out(grid: _Grid, order: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Mapped from a cached file, which is written if it isn't there; in memory where that can't be."""
+def _load_or_draw(grid: _Grid, order: NDArray[np.int64]) -> Tensor:
+    """Map the images from their cached file, drawing it first if needed; draw into memory if it can't be written."""
     look = "smooth" if grid.antialias else "binary"
     numbers = f"{grid.size}-{look}-{grid.scales}-{grid.rotations}-{grid.positions}-{grid.colors}"
     path = cache_folder() / f"sprites-{VERSION}-{numbers}.uint8"
+    shape = grid.pixels_shape
+    with contextlib.suppress(OSError, ValueError):
+        pixels = map_array(path, shape)
+        some = np.linspace(0, len(order) - 1, 16).astype(np.int64)  # images that must be what is drawn now
+        if path.stat().st_size == pixels.numel() and np.array_equal(pixels[some], grid.draw(order[some])):
+            return pixels
     with contextlib.suppress(OSError):
-        if _sound(path, grid, order):
-            return _mapped(path, grid)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                for images in grid.draw_all(order):
-                    file.write(images.data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return _mapped(path, grid)
-    pixels = np.empty(grid.pixels_shape, dtype=np.uint8)
-    start = 0
-    for images in grid.draw_all(order):
-        pixels[start : start + len(images)] = images
-        start += len(images)
+        with new_file(path) as file:
+            for images in grid.draw_all(order):
+                file.write(images.data)
+        return map_array(path, shape)
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    for rows, images in zip(torch.split(pixels, CHUNK), grid.draw_all(order), strict=True):
+        rows.copy_(torch.from_numpy(images))
     return pixels
-
-
-def _sound(path: Path, grid: _Grid, order: NDArray[np.int64]) -> bool:
-    """Whether the file has the right size and a few images, spread over it, are what is drawn now."""
-    if path.stat().st_size != math.prod(grid.pixels_shape):
-        return False
-    some = np.linspace(0, len(order) - 1, 16).astype(np.int64)
-    return np.array_equal(_mapped(path, grid)[some], grid.draw(order[some]))
-
-
-def _mapped(path: Path, grid: _Grid) -> NDArray[np.uint8]:
-    """What is written into it doesn't reach the file."""
-    return np.memmap(path, dtype=np.uint8, mode="c", shape=grid.pixels_shape)
