@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     rows = [_evaluate(run, name, options, own, datasets) for run, name in zip(runs, names, strict=True)]
     print(text(rows, [*METRICS, *(metric for measurement in own.values() for metric in measurement.metrics)]))
     if skipped:
-        print(f"\nskipped, without weights: {', '.join(map(str, skipped))}")
+        print(f"\nleft out, without weights: {', '.join(map(str, skipped))}")
     if options.csv:
         replace_file(options.csv, as_csv(rows).encode())
     if options.json:
