@@ -40,9 +40,7 @@ def test_every_kind_that_applies_to_a_run_is_drawn(here: Here, tiny: list[str], 
     before, events_before = files(run), images(run)
     capsys.readouterr()
 
-    assert refused(run, "denoising", "samples") == (
-        "denoising: needs a corruption, and this run's encoder sees the images themselves"
-    )
+    assert refused(run, "denoising", "samples") == ("denoising: needs a corruption; this run has corruption=none")
     assert refused(run, "sampels") == "sampels: no such kind of figure, and no such folder; did you mean samples?"
     assert "there are reconstructions, samples," in refused(run, "xyz")
     assert files(run) == before and not capsys.readouterr().out

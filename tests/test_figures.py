@@ -474,16 +474,16 @@ def test_a_kind_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch, tm
     lines(metrics, [50], lambda step: 1.0)
     assert reasons(build(2), metrics=metrics, corruption=lambda x: x) == {}
     assert reasons(build(20, rule=Fixed), metrics=metrics) == {
-        "denoising": "needs a corruption, and this run's encoder sees the images themselves",
+        "denoising": "needs a corruption; this run has corruption=none",
         "manifold": "needs latent_dim=2, this run has 20",
-        "scale": "needs a scale that varies, and this run's is 0.1 everywhere: take likelihood/scale=per_pixel",
+        "scale": "needs a scale that varies, and this run's is 0.1 everywhere: use likelihood/scale=per_pixel",
     }
     without_prior = reasons(build(2, stochastic=False), metrics=tmp_path / "none.jsonl", corruption=lambda x: x)
     no_prior = "needs a prior, and objective=ae has none"
     assert without_prior == {
         "samples": no_prior,
         "manifold": no_prior,
-        "curves": f"needs {tmp_path / 'none.jsonl'}, which is not there",
+        "curves": f"needs {tmp_path / 'none.jsonl'}, which does not exist",
     }
     model = build(2)
     model.likelihood = CrossEntropy(image_shape=(1, SIDE, SIDE))

@@ -97,8 +97,8 @@ def needs_metrics(subject: Subject) -> str | None:
     if reason := needs_matplotlib():
         return reason
     if subject.metrics is None or not subject.metrics.is_file():
-        return f"needs {subject.metrics or 'metrics.jsonl'}, which is not there"
-    return None if read(subject.metrics, "train") else f"{subject.metrics} holds no training numbers"
+        return f"needs {subject.metrics or 'metrics.jsonl'}, which does not exist"
+    return None if read(subject.metrics, "train") else f"{subject.metrics} contains no training metrics"
 
 
 CURVES = FigureKind("curves", curves, needs_metrics)

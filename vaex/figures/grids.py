@@ -42,8 +42,7 @@ def denoising(subject: Subject, columns: int = 12) -> Files:
 
 
 def needs_corruption(subject: Subject) -> str | None:
-    clean = isinstance(subject.corruption, nn.Identity)
-    return "needs a corruption, and this run's encoder sees the images themselves" if clean else None
+    return "needs a corruption; this run has corruption=none" if isinstance(subject.corruption, nn.Identity) else None
 
 
 def _below_each_other(parts: Sequence[Tensor], columns: int, rows: Sequence[str] = (), gap: int = MARGIN) -> Tensor:

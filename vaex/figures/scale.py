@@ -25,7 +25,7 @@ def needs_varying_scale(subject: Subject) -> str | None:
         return f"needs a likelihood with a scale, and {type(model.likelihood).__name__} has none"
     if scale.numel() == 1 and scale.ndim < 4:
         value = f"{scale.item():.3g}"
-        return f"needs a scale that varies, and this run's is {value} everywhere: take likelihood/scale=per_pixel"
+        return f"needs a scale that varies, and this run's is {value} everywhere: use likelihood/scale=per_pixel"
     return None
 
 
