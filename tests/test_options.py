@@ -2,11 +2,14 @@
 
 import itertools
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from conftest import SMALL_NETWORKS, composed
+from conftest import SMALL_NETWORKS, composed, results
 from hydra import compose, initialize_config_dir
 
+from vaex import cli
 from vaex.build import build
 from vaex.config.help import _first_comment
 from vaex.config.schema import config_dir
@@ -128,3 +131,20 @@ def test_every_yaml_file_says_what_it_and_its_values_are() -> None:
 def test_every_recipe_names_its_source() -> None:
     for path in (config_dir() / "experiment").glob("*.yaml"):
         assert path.stem == "tune" or "# Source: " in path.read_text(), f"{path.name}: needs a line '# Source: …'"
+
+
+def test_the_examples_for_users_run_as_printed(
+    here: Callable[..., Path], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/adding.md: an architecture in a package of one's own, which then gets a metric."""
+    text = (Path(__file__).parent.parent / "docs" / "adding.md").read_text()
+    architecture, metric = re.findall(r"```python\n# mypackage.py\n(.*?)```", text, flags=re.DOTALL)
+    options = tmp_path / "myconf" / "architecture"
+    options.mkdir(parents=True)
+    (options / "linear.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[0])
+    (tmp_path / "mypackage.py").write_text(architecture + metric)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    images = [override for override in tiny if not override.startswith("architecture")]
+    run = here("--config-dir", "myconf", "architecture=linear", "steps=2", "figures.kinds=[]", *images)
+    cli.run("eval", [str(run), "--metric", "mypackage.BRIGHTNESS", "--fid", "none", "--samples", "0"])
+    assert 0 <= results(run)["test/brightness"] <= 1
