@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,11 +97,11 @@ def best_section(study: Study, folders: Sequence[Path]) -> Section:
     """The best configuration by each metric, what may not be compared and why, and how to add what is missing."""
     ranked = rankings(study)
     reasons: dict[str, dict[str, None]] = {}  # reason -> titles of its groups
-    for group in _ranking_groups(study):
+    for group in (*_ranking_groups(study), *(ranking.group for ranking in ranked)):
         reasons.setdefault(group.reason, {})[group.title] = None
     blocks: list[Block] = [*_missing(study, folders), *_collapsed(study)]
-    across = [_card(ranking, reasons) for ranking in ranked if ranking.group.across_likelihoods]
-    within = [_card(ranking, reasons) for ranking in ranked if not ranking.group.across_likelihoods]
+    across = [_card(ranking) for ranking in ranked if ranking.group.across_likelihoods]
+    within = [_card(ranking) for ranking in ranked if not ranking.group.across_likelihoods]
     if across:
         blocks.append(Cards(tuple(across)))
     if within:
@@ -121,8 +121,7 @@ def best_section(study: Study, folders: Sequence[Path]) -> Section:
     return Section("Best configurations", tuple(blocks))
 
 
-def _card(ranking: Ranking, reasons: Iterable[str]) -> Card:
-    """`reasons` are given elsewhere in the section, and need no line on the card."""
+def _card(ranking: Ranking) -> Card:
     metric, group, ((winner, first), *others) = ranking.metric, ranking.group, ranking.entries
     runs = [(value, run.name) for run in winner.runs if (value := run.value(metric, group)) is not None]
     value, name = (min if metric.better == "lower" else max)(runs, key=lambda pair: pair[0])
@@ -131,8 +130,6 @@ def _card(ranking: Ranking, reasons: Iterable[str]) -> Card:
     if others:
         second, summary = others[0]
         lines.append(f"next: {second.label}, {summary_text(metric, summary)}; {gap_text(metric, first, summary)}")
-    if group.across_likelihoods and group.reason not in reasons:
-        lines.append(group.reason)
     title = f"{metric.title}, {'lowest' if metric.better == 'lower' else 'highest'}"
     return Card(title, group.title, summary_text(metric, first), winner.label or name, tuple(lines))
 
