@@ -31,6 +31,8 @@ from hydra.conf import ConfigSourceInfo
 from vaex.config.schema import config_dir
 from vaex.errors import UserError
 
+DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
 _trusted_folders: ContextVar[tuple[Path, ...]] = ContextVar("_trusted_folders", default=())  # of YAML files
 
 
@@ -59,7 +61,7 @@ def find(key: str, name: object) -> Callable[..., Any]:
     Raises:
         UserError: the target is not allowed, or does not exist. An error inside the imported module propagates.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
+    if not isinstance(name, str) or not DOTTED_NAME.fullmatch(name):
         raise UserError(f"{key}={name}: must be the dotted name of a class or function: package.module.Class")
     standard_library = f"{key}={name}: is part of Python's own library; name a class of a package"
     if _package(name) in sys.stdlib_module_names or "__" in name:
@@ -86,7 +88,7 @@ def import_trusted(key: str, name: str) -> object:
     Raises:
         UserError: the object does not exist. An error inside the imported module propagates.
     """
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
+    if not DOTTED_NAME.fullmatch(name):
         raise UserError(f"{key}={name}: must be a dotted name: package.module.NAME")
     return _import(key, name)
 
@@ -143,7 +145,9 @@ def _check_location(key: str, name: str) -> None:
         requirements = [line for distribution in distributions for line in requires(distribution) or []]
         if not any(re.match(r"vaex[-_.]autoencoders(?![-\w.])", line, re.IGNORECASE) for line in requirements):
             raise UserError(_refusal(key, name))
-    elif folder == Path.cwd() and package not in sys.modules and folder not in map(_resolve, sys.path[1:]):
+    elif (
+        folder == Path.cwd() and package not in sys.modules and folder not in [Path(p).resolve() for p in sys.path[1:]]
+    ):
         raise UserError(
             f"{key}={name}: not run, because {package} was found only in the current folder; if you trust it, "
             f"set PYTHONPATH={folder}"
@@ -154,10 +158,6 @@ def _check_location(key: str, name: str) -> None:
 def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
     """The installed distributions that provide each package on `path`, cached because the search takes a second."""
     return packages_distributions()
-
-
-def _resolve(path: str) -> Path:
-    return Path(path).resolve()
 
 
 def _import(key: str, name: str) -> object:

@@ -26,11 +26,7 @@ log = logging.getLogger("vaex")
 
 
 class RunFolder:
-    """The folder of one run. `claim` makes a new one; `reopen` opens an existing run.
-
-    Args:
-        path: the folder.
-    """
+    """The folder of one run at `path`. `claim` makes a new one; `reopen` opens an existing run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -31,9 +31,7 @@ class WritePolicy:
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some of your quota",
         errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-        errno.EROFS: "make it writable",
-        errno.EACCES: "make it writable",
-        errno.EPERM: "make it writable",
+        **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
     }
 
     def __init__(self, folder: Path, *, stop: bool = True) -> None:
