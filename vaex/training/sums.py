@@ -1,7 +1,6 @@
 """What training steps log, summed on the device and read by the host once per logging interval."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,19 +8,12 @@ from torch import Tensor
 MOST_METRICS = 16
 
 
-@dataclass(frozen=True)
-class IntervalSums:
-    """Sums over the steps of an interval, without those that were skipped.
+class IntervalSums(NamedTuple):
+    """What the steps of an interval logged, without those that were skipped because some value was not finite."""
 
-    Attributes:
-        sums: of each metric.
-        peak_loss: highest loss of a single step.
-        skipped: number of steps that were skipped because some value was not finite.
-    """
-
-    sums: dict[str, float]
-    peak_loss: float
-    skipped: int
+    sums: dict[str, float]  # of each metric
+    peak_loss: float  # highest loss of a single step
+    skipped: int  # number of skipped steps
 
 
 class RunningSums:
@@ -74,12 +66,8 @@ class RunningSums:
         return first, {name: count for name, count in zip(self.names, counts, strict=False) if count}
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "names": list(self.names),
-            "totals": self.totals,
-            "peak": self.peak_loss,
-            "bad": self.nonfinite,
-        }
+        names = list(self.names)
+        return {"names": names, "totals": self.totals, "peak": self.peak_loss, "bad": self.nonfinite}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.names = tuple(state["names"])
