@@ -73,9 +73,9 @@ def test_a_density_bounds_the_mass_that_it_gives_to_the_levels() -> None:
 
 
 def test_what_is_scored_does_not_depend_on_how_the_run_was_trained() -> None:
-    for dequantize in ("none", "uniform"):
-        assert score("density", dequantize=dequantize).pixels == "(k+u)/256"
-        assert score("mass", "uint8", dequantize=dequantize).pixels == "k/255"
+    for option in ("none", "uniform"):
+        assert score("density", dequantize=option).pixels == "(k+u)/256"
+        assert score("mass", "uint8", dequantize=option).pixels == "k/255"
     grey = dataset().test.pixels
     assert torch.equal(score("mass", "uint8", dequantize="uniform").to_float(grey), grey.float() / 255)
 
