@@ -93,12 +93,12 @@ def test_mutual_information_of_a_small_joint() -> None:
 def test_mutual_information_is_scikit_learns_of_numpys_bins() -> None:
     from sklearn.metrics import mutual_info_score
 
-    found = mutual_information(NOISY, FACTORS)
-    assert found.shape == (5, 3)
+    information = mutual_information(NOISY, FACTORS)
+    assert information.shape == (5, 3)
     for j, code in enumerate(NOISY.T.numpy()):
         binned = np.digitize(code, np.histogram(code, BINS)[1][:-1])
         for k, factor in enumerate(FACTORS.T.numpy()):
-            assert found[j, k].item() == pytest.approx(mutual_info_score(binned, factor), abs=1e-12)
+            assert information[j, k].item() == pytest.approx(mutual_info_score(binned, factor), abs=1e-12)
 
 
 # v1 is known by z1, and by z2 but for 1 image in 4; v2 is independent of both.
@@ -162,8 +162,8 @@ def test_thresholds_are_the_best_there_are(seed: int) -> None:
     generator = np.random.default_rng(seed)
     factor = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 3, 3, 3, 3])
     code = generator.integers(0, 7, size=13) + 0.8 * factor * (seed % 2)
-    found = threshold_accuracy(torch.from_numpy(code * 1.0), torch.from_numpy(factor))
-    assert found == pytest.approx(best_by_trying_all(code, factor))
+    accuracy = threshold_accuracy(torch.from_numpy(code * 1.0), torch.from_numpy(factor))
+    assert accuracy == pytest.approx(best_by_trying_all(code, factor))
 
 
 def test_squared_correlation_is_scipys() -> None:
@@ -271,11 +271,11 @@ def test_forests_see_latents_of_any_scale() -> None:
 def test_order_sign_scale_and_shift_of_latents_do_not_matter() -> None:
     codes = torch.cat([ENTANGLED + CLEAN, NOISE[:, :2]], dim=1) + 0.3 * NOISE[:, [2, 3, 4, 0, 1]]
     changed = codes[:, [4, 2, 0, 3, 1]] * torch.tensor([-1, 20, -0.3, 5, 1]) + torch.tensor([0, -70, 3, 0.5, 100])
-    found, expected = (disentanglement(each, FACTORS, DESCRIBED) for each in (changed, codes))
+    scores, expected = (disentanglement(each, FACTORS, DESCRIBED) for each in (changed, codes))
     for name, score in expected.items():
         assert 0.2 < score < 0.98
         # A forest breaks ties by a random order of the latents.
-        assert found[name] == pytest.approx(score, abs=0.03 if name.startswith("dci") else 1e-12)
+        assert scores[name] == pytest.approx(score, abs=0.03 if name.startswith("dci") else 1e-12)
 
 
 def test_order_of_images_does_not_matter_to_what_draws_none() -> None:
@@ -290,8 +290,8 @@ def test_constant_latents_change_nothing_but_the_base_of_completeness() -> None:
     for score in (mutual_information_gap, lambda z, v: separated_attribute_predictability(z, v, ORDERED)):
         assert score(more, FACTORS) == pytest.approx(score(NOISY, FACTORS), abs=1e-12)
     both = (torch.cat([constant, CLEAN], dim=1)[:240], CLEAN[:240])
-    found, expected = (disentanglement(codes, FACTORS[:240], DESCRIBED) for codes in both)
-    assert found == pytest.approx(expected, abs=1e-9)
+    scores, expected = (disentanglement(codes, FACTORS[:240], DESCRIBED) for codes in both)
+    assert scores == pytest.approx(expected, abs=1e-9)
     importances, _ = forest_importances(more, FACTORS, ORDERED, seed=0)
     assert (importances[:5] == 0).all()
 
@@ -311,8 +311,8 @@ def test_one_latent_is_enough() -> None:
 def test_a_factor_of_a_single_value_is_left_out() -> None:
     codes, few = PERFECT[:240], FACTORS[:240]
     factors = torch.cat([torch.full_like(few[:, :1], 2), few], dim=1)
-    found = disentanglement(codes, factors, [Factor("colour", 3, False), *DESCRIBED])
-    assert found == disentanglement(codes, few, DESCRIBED)
+    scores = disentanglement(codes, factors, [Factor("colour", 3, False), *DESCRIBED])
+    assert scores == disentanglement(codes, few, DESCRIBED)
 
 
 def test_what_cannot_be_scored_is_an_error() -> None:

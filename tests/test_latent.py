@@ -44,13 +44,13 @@ def clusters(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_log_prob_is_scipys() -> None:
-    known = mixture()
+    truth = mixture()
     z = 3 * random(2, 50, 4)
     densities = [
         math.log(weight) + scipy.stats.multivariate_normal.logpdf(z.numpy(), mean.numpy(), covariance.numpy())
-        for weight, mean, covariance in zip(known.weights.tolist(), known.means, known.covariances, strict=True)
+        for weight, mean, covariance in zip(truth.weights.tolist(), truth.means, truth.covariances, strict=True)
     ]
-    np.testing.assert_allclose(known.log_prob(z), scipy.special.logsumexp(densities, axis=0), rtol=1e-10)
+    np.testing.assert_allclose(truth.log_prob(z), scipy.special.logsumexp(densities, axis=0), rtol=1e-10)
 
 
 def test_samples_have_the_moments() -> None:

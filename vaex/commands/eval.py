@@ -184,6 +184,6 @@ def _evaluate(
     if own:
         metrics = [metric for measurement in own.values() for metric in measurement.metrics]
         results[DECLARATIONS] = {**before.get(DECLARATIONS, {}), **declaration(metrics)}
-    kept = {key: value for key, value in before.items() if key not in STDERR_KEYS}
-    RunFolder(run).write_json(RESULTS, kept | finite(results))
+    unchanged = {key: value for key, value in before.items() if key not in STDERR_KEYS}
+    RunFolder(run).write_json(RESULTS, unchanged | finite(results))
     return Row(name, results, [*filter(None, [collapsed(results)]), *notes])
