@@ -1,9 +1,10 @@
-"""How much faster a sweep's runs are side by side than one after another, with start-up, as `vaex train -m` does both.
+"""Compare the time of a sweep whose runs are trained side by side with that of one run after another.
 
     python scripts/bench_sweep.py
-    python scripts/bench_sweep.py --batch 128 --steps 2000     # shorter runs, of which start-up is more
+    python scripts/bench_sweep.py --batch 128 --steps 2000     # shorter runs, in which start-up counts for more
 
-One after another is sweep.workers=1: each run has all cores. The default shares them out.
+Both are `vaex train -m`, timed with its start-up. With sweep.workers=1 the runs are trained one after another on all
+cores; by default they are trained side by side, and share the cores.
 """
 
 import argparse
@@ -20,7 +21,7 @@ BETAS = "0.25,0.5,1,1.5,2,3,4,8"
 
 
 def seconds(folder: Path, arguments: list[str]) -> float:
-    """Of the whole command. Raises CalledProcessError when a run fails."""
+    """The time of the whole command. Raises CalledProcessError if a run fails."""
     command = [sys.executable, "-m", "vaex", "train", "-m", f"beta={BETAS}", *arguments, f"hydra.sweep.dir={folder}"]
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -34,9 +35,9 @@ def elbos(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 32])
-    parser.add_argument("--steps", type=int, nargs="+", default=[7000, 12000], help="of each run, for each batch size")
-    parser.add_argument("--hidden", default="[400]", help="of the MLP")
-    parser.add_argument("--rounds", type=int, default=2, help="of both ways, in turns, since a machine has moods")
+    parser.add_argument("--steps", type=int, nargs="+", default=[7000, 12000], help="steps of each run")
+    parser.add_argument("--hidden", default="[400]", help="hidden layers of the MLP")
+    parser.add_argument("--rounds", type=int, default=2, help="repetitions, alternating between both")
     options = parser.parse_args()
     print(f"8 runs of the MLP 784-{options.hidden}-20, {len(os.sched_getaffinity(0))} cores")
     for batch, steps in zip(options.batch, options.steps, strict=True):

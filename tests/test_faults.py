@@ -146,7 +146,7 @@ class TestData:
         path.write_text(path.read_text().replace("channels: 1\n", "channels: 3\n"))
         for command in (lambda: cli.run("eval", [str(run)]), lambda: cli.run("draw", [str(run), "samples"])):
             assert "trained on images of [1, 16, 16], and its dataset now has [3, 16, 16]" in said(command)
-        assert "not of the model in config.yaml" in said(here, f"resume={run}", "steps=2")
+        assert "does not belong to the model in config.yaml" in said(here, f"resume={run}", "steps=2")
         assert (run / "results.json").read_bytes() == before
 
 
@@ -252,7 +252,7 @@ class TestRunFolders:
         shutil.copytree(other / "checkpoints", run / "checkpoints")
         before = (run / "model.safetensors").read_bytes()
         error = said(here, f"resume={run}", "steps=4")
-        assert "step-2.pt: not of the model in config.yaml" in error
+        assert "step-2.pt: does not belong to the model in config.yaml" in error
         assert json.loads((run / "status.json").read_text())["status"] == "failed"
         assert (run / "model.safetensors").read_bytes() == before
 
@@ -270,7 +270,7 @@ class TestRunFolders:
             ("seed: 0", "sede: 0", "sede: no such key"),
             ("dataset:", "dataset: 3\nold:", "config.yaml"),
             ("recorded:", "recorder:", "config.yaml: damaged"),
-            ("image_shape:", "image_shapes:", "config.yaml: recorded has no image_shape"),
+            ("image_shape:", "image_shapes:", "config.yaml: lacks recorded.image_shape"),
             ("beta: 1.0", "beta: [", "config.yaml: damaged"),
             ("_target_: vaex.objectives.VAE", "_target_: vaex.objectives.VAF", "vaex.objectives has no VAF"),
         ):

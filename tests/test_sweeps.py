@@ -327,9 +327,9 @@ def test_other_values_have_other_names_that_a_folder_can_have(values: list[str])
 
 
 def test_a_planned_job_names_its_folder() -> None:
-    (job, other) = plan([["beta=1", "steps=2"], ["beta=2", "steps=2"]], ["steps"])
-    assert (job.name, other.name) == ("beta=1", "beta=2")
-    assert job.overrides[:2] == ["beta=1", "steps=2"] and planned_name(job.overrides) == "beta=1"
+    jobs = plan([["beta=1", "steps=2"], ["beta=2", "steps=2"]], ["steps"])
+    assert list(jobs) == ["beta=1", "beta=2"]
+    assert jobs["beta=1"][:2] == ["beta=1", "steps=2"] and planned_name(jobs["beta=1"]) == "beta=1"
 
 
 def test_keys_with_several_values_are_told_from_the_others() -> None:

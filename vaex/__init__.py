@@ -14,14 +14,14 @@ __all__ = ["__version__", "load"]
 
 
 def load(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
-    """The trained model of a run, in evaluation mode.
+    """Load the trained model of a run, in evaluation mode.
 
     Args:
-        run_folder: a folder that `vaex train` wrote, with config.yaml and model.safetensors.
-        device: where to put it.
+        run_folder: the folder of a complete run, with config.yaml and model.safetensors.
+        device: the device of the model: auto, cpu, cuda or cuda:N.
 
     Raises:
-        vaex.errors.UserError: a file is missing or damaged, or the weights are another model's.
+        vaex.errors.UserError: a file is missing or damaged, or the weights belong to another model.
     """
     from vaex.build import load_model  # imports torch, which `import vaex` must not
 

@@ -10,10 +10,10 @@ from vaex.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells an error in one line, as every part of vaex does."""
+    """A parser whose errors are one line, like all errors of vaex."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `{self.prog} --help` lists what there is")
+        raise UserError(f"{message}; `{self.prog} --help` lists the arguments")
 
     def add_device(self) -> None:
         self.add_argument(

@@ -20,7 +20,7 @@ from vaex.errors import UserError
 from vaex.sweeps import resources
 from vaex.sweeps.plan import planned_name
 from vaex.sweeps.scheduler import Job, Scheduler
-from vaex.sweeps.worker import Task, Worker
+from vaex.sweeps.worker import Worker, train_job
 from vaex.training.signals import stop_on_signals
 
 # All of vaex, so that no job mixes in an edit made during the sweep. An optimizer imports torch._dynamo.
@@ -57,8 +57,8 @@ class LocalLauncher(Launcher):
         sweep = Path(self.config.hydra.sweep.dir)
         jobs = []
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
-            task = Task(self.config, self.loader, list(overrides), number, share.threads)
-            jobs.append(Job(sweep / planned_name(overrides), partial(Worker, context, task)))
+            train = partial(train_job, self.config, self.loader, list(overrides), number, share.threads)
+            jobs.append(Job(sweep / planned_name(overrides), partial(Worker, context, train)))
         with stop_on_signals() as stop:
             Scheduler(jobs, share.workers, gpus, stop).run()
         return [_job_return(job, overrides) for job, overrides in zip(jobs, job_overrides, strict=True)]

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,17 @@ LONGEST = 100  # characters of a job's name; a file system takes 255
 SUBDIR = "hydra.sweep.subdir="  # the job's folder inside the folder of the sweep
 
 
-@dataclass(frozen=True)
-class PlannedJob:
-    """`overrides` names the job's folder too, so that every launcher runs the job there."""
-
-    name: str
-    overrides: list[str]
-
-
-def plan(job_overrides: Sequence[Sequence[str]], constant: Iterable[str]) -> list[PlannedJob]:
+def plan(job_overrides: Iterable[Sequence[str]], constant: Iterable[str]) -> dict[str, list[str]]:
     """Name the jobs of a sweep.
 
     Args:
         job_overrides: those of each job, KEY=VALUE.
         constant: keys that have the same value in every job, and do not appear in the names.
+    Returns:
+        Name -> overrides, which then name the folder too, so that every launcher runs the job there.
     """
-    constant = set(constant)
-    names = [job_name(overrides, constant) for overrides in job_overrides]
-    return [
-        PlannedJob(name, [*overrides, f"{SUBDIR}'{name}'"])
-        for name, overrides in zip(names, job_overrides, strict=True)
-    ]
+    jobs = {job_name(overrides, constant): overrides for overrides in job_overrides}
+    return {name: [*overrides, f"{SUBDIR}'{name}'"] for name, overrides in jobs.items()}
 
 
 def planned_name(overrides: Iterable[str]) -> str:
@@ -110,15 +99,16 @@ class PlanningLauncher(Launcher):
             UserError: a folder contains a complete run with different settings, which was left as it is.
         """
         jobs = plan(job_overrides, self.constant)
-        self.folder.add_jobs([job.name for job in jobs])
-        completed = sum(self.folder.job(job.name).status == "completed" for job in jobs)
+        self.folder.add_jobs(list(jobs))
+        completed = sum(self.folder.job(name).status == "completed" for name in jobs)
         if completed:
             print(f"{'complete':>10}  {completed} of {len(jobs)} runs already", flush=True)
-        results = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=initial_job_idx)
-        for job, result in zip(jobs, results, strict=True):
-            if result.status == JobStatus.FAILED and self.folder.job(job.name).status == "completed":
+        launched = self.launcher.launch(list(jobs.values()), initial_job_idx=initial_job_idx)
+        results = dict(zip(jobs, launched, strict=True))
+        for name, result in results.items():
+            if result.status == JobStatus.FAILED and self.folder.job(name).status == "completed":
                 raise UserError(str(result._return_value))
-        return results
+        return [results[job_name(overrides, self.constant)] for overrides in job_overrides]  # some may be equal
 
 
 def planning_config(config: DictConfig, constant: Iterable[str]) -> DictConfig:

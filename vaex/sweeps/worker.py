@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -33,33 +34,20 @@ class Outcome:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class Task:
-    """All that a process needs to train a job.
+class Worker:
+    """The process of one job, seen from the sweep.
 
-    Attributes:
-        config: of the sweep.
-        overrides: of the job.
-        number: of the job in the sweep.
-        threads: of PyTorch on the CPU.
+    Args:
+        train: trains the job; it is pickled for the process.
+        gpu: the only GPU that the process sees; None for no restriction.
     """
 
-    config: DictConfig
-    loader: ConfigLoader
-    overrides: list[str]
-    number: int
-    threads: int
-
-
-class Worker:
-    """The process of one job, seen from the sweep."""
-
-    def __init__(self, context: ForkServerContext, task: Task, gpu: int | None) -> None:
+    def __init__(self, context: ForkServerContext, train: Callable[[], float | None], gpu: int | None) -> None:
         self.gpu = gpu
         self.outcome: Outcome | None = None
         self.connection, remote = context.Pipe(duplex=False)
         environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
-        self.process = context.Process(target=_work, args=(remote, task, environment))
+        self.process = context.Process(target=_work, args=(remote, train, environment))
         self.process.start()
         remote.close()
 
@@ -87,7 +75,7 @@ class Worker:
         return ended
 
 
-def _work(connection: Connection, task: Task, environment: dict[str, str]) -> None:
+def _work(connection: Connection, train: Callable[[], float | None], environment: dict[str, str]) -> None:
     """Train one job in this process, and send its Outcome."""
     os.environ.clear()  # the environment of the server that forked this process
     os.environ.update(environment)
@@ -95,28 +83,35 @@ def _work(connection: Connection, task: Task, environment: dict[str, str]) -> No
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(NICE_TO_KILL)
     try:
-        connection.send(Outcome(value=_train(task)))
+        connection.send(Outcome(value=train()))
     except (Exception, KeyboardInterrupt) as error:
         connection.send(Outcome(error=str(error) or type(error).__name__))
 
 
-def _train(task: Task) -> float | None:
+def train_job(
+    config: DictConfig, loader: ConfigLoader, overrides: list[str], number: int, threads: int
+) -> float | None:
+    """Train job `number` of a sweep in this process, as the launchers of Hydra do.
+
+    Raises:
+        UserError: the job failed.
+    """
     import torch
     from tqdm import tqdm
 
     from vaex.sweeps.job import sweep_job
 
-    torch.set_num_threads(task.threads)
+    torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its default is shared by processes; Python warns if one is stopped
     setup_globals()
     version.setbase("1.3")
-    with one_line_errors(task.loader, task.overrides):
-        composed = task.loader.load_sweep_config(task.config, task.overrides)
+    with one_line_errors(loader, overrides):
+        composed = loader.load_sweep_config(config, overrides)
     with open_dict(composed):
-        composed.hydra.job.id = composed.hydra.job.num = task.number
+        composed.hydra.job.id = composed.hydra.job.num = number
     HydraConfig.instance().set_config(composed)
     result = run_job(
-        hydra_context=HydraContext(config_loader=task.loader, callbacks=Callbacks()),
+        hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
         task_function=sweep_job,
         config=composed,
         job_dir_key="hydra.sweep.dir",
