@@ -102,6 +102,7 @@ def _metrics(terms: Terms) -> Metrics:
     if terms.rate is not None:
         rate = terms.rate.sum(1).mean()
         metrics |= {"rate": rate, "elbo": -distortion - rate, "posterior_std": terms.posterior.std.mean()}
-    if terms.distribution.scale is not None:
-        metrics["likelihood_scale"] = terms.distribution.scale.mean()
+    scale = terms.distribution.scale  # computed on access
+    if scale is not None:
+        metrics["likelihood_scale"] = scale.mean()
     return metrics
