@@ -1,8 +1,8 @@
-"""Bernoulli likelihood, from logits, and the same formula on grey pixels. Nats per image.
+"""Bernoulli likelihood from logits, and the same formula on grey pixels. Nats per image.
 
-log p = x·h - softplus(h). For x in {0, 1} that is a probability. For grey x in (0, 1) it is minus the cross-entropy
-between two Bernoulli distributions, normalised over no set of images: a pseudo-likelihood, whose value can be compared
-with nothing but itself.
+log p = x·h - softplus(h). For x in {0, 1} this is a probability. For grey x in (0, 1) it is minus the cross-entropy
+between two Bernoulli distributions. It is not normalized over any set of images: a pseudo-likelihood, which can be
+compared only with other values of itself.
 """
 
 import math
@@ -39,31 +39,28 @@ class BernoulliDistribution(PixelDistribution):
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
 
-class Bernoulli(Likelihood):
-    """Exact, for binary images only."""
+class BernoulliFormula(Likelihood):
+    """Base class of the two likelihoods that use the formula of a Bernoulli distribution."""
 
     formula = "−x log p − (1−x) log(1−p)"
+    mean_error = "bce"
+
+    def forward(self, h: Tensor, x: Tensor | None = None) -> BernoulliDistribution:
+        return BernoulliDistribution(h)
+
+    def mean_error_weight(self, distribution: PixelDistribution) -> Tensor:
+        return torch.tensor(float(math.prod(self.image_shape)))
+
+
+class Bernoulli(BernoulliFormula):
+    """Exact; for binary images only."""
+
     support = "binary"
     kind = "mass"
-    mean_error = "bce"
-
-    def forward(self, h: Tensor, x: Tensor | None = None) -> BernoulliDistribution:
-        return BernoulliDistribution(h)
-
-    def mean_error_weight(self, distribution: PixelDistribution) -> Tensor:
-        return torch.tensor(float(math.prod(self.image_shape)))
 
 
-class CrossEntropy(Likelihood):
-    """Cross-entropy on grey pixels, as tutorials do: a pseudo-likelihood."""
+class CrossEntropy(BernoulliFormula):
+    """Cross-entropy on grey pixels, as in tutorials: a pseudo-likelihood."""
 
-    formula = "−x log p − (1−x) log(1−p)"
     support = "unit_interval"
     kind = "pseudo"
-    mean_error = "bce"
-
-    def forward(self, h: Tensor, x: Tensor | None = None) -> BernoulliDistribution:
-        return BernoulliDistribution(h)
-
-    def mean_error_weight(self, distribution: PixelDistribution) -> Tensor:
-        return torch.tensor(float(math.prod(self.image_shape)))

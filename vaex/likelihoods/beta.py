@@ -1,7 +1,7 @@
-"""Beta likelihood on (0, 1), from two concentrations for every pixel. Nats per image.
+"""Beta likelihood on (0, 1), with two concentrations for each pixel. Nats per image.
 
-Its density is infinite at 0 or 1 for concentrations below 1, so that the data must be dequantised and the
-concentrations are held in [1/cap, cap]. Computed in float64: its terms are hundreds of times their sum.
+For concentrations below 1 the density is infinite at 0 or 1, so the images must be dequantized, and the concentrations
+are bounded to [1/cap, cap]. It is computed in float64, because its terms are hundreds of times larger than their sum.
 """
 
 import math
@@ -36,7 +36,7 @@ class BetaDistribution(PixelDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """Inside where both concentrations are above 1, else the likelier end."""
+        """Inside (0, 1) if both concentrations are above 1, else the end with the larger concentration."""
         inside = (self.alpha > 1) & (self.beta > 1)
         peak = (self.alpha - 1) / torch.where(inside, self.alpha + self.beta - 2, 1.0)
         return torch.where(inside, peak, (self.alpha > self.beta).double()).float()
@@ -48,7 +48,7 @@ class BetaDistribution(PixelDistribution):
 
 
 class Beta(Likelihood):
-    """`cap`: largest concentration; log concentration = log(cap) · tanh(h / log(cap))."""
+    """Log concentrations are log(cap) · tanh(h / log(cap)), so that `cap` is the largest concentration."""
 
     formula = "(1−α) log x + (1−β) log(1−x) + log B(α, β)"
     support = "open_unit_interval"

@@ -1,6 +1,6 @@
 """Categorical likelihood over the 256 levels k/255 of every channel of every pixel. Nats per image.
 
-It assumes nothing about neighbouring levels: what the other likelihoods' shapes cost is measured against it.
+It assumes nothing about neighbouring levels, so the other likelihoods, which do, can be compared with it.
 """
 
 import torch
@@ -47,20 +47,20 @@ class CategoricalDistribution(PixelDistribution):
     def cdf_below(self, value: Tensor) -> Tensor:
         return self._sum_where(self._levels < value.unsqueeze(-1) - 0.5 / MAX_LEVEL)
 
-    def _sum_where(self, chosen: Tensor) -> Tensor:
-        return (self._probabilities * chosen).sum(-1)
+    def _sum_where(self, mask: Tensor) -> Tensor:
+        return (self._probabilities * mask).sum(-1)
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
         with torch.no_grad():
             count = torch.Size(sample_shape).numel()
-            drawn = torch.multinomial(self._probabilities.flatten(0, -2), count, replacement=True)
-            return drawn.t().reshape(*sample_shape, *self.logits.shape[:-1]) / MAX_LEVEL
+            levels = torch.multinomial(self._probabilities.flatten(0, -2), count, replacement=True)
+            return levels.t().reshape(*sample_shape, *self.logits.shape[:-1]) / MAX_LEVEL
 
 
 class Categorical(Likelihood):
-    """`features`: numbers from the decoder for each channel of each pixel, of which a learned map makes 256 logits.
+    """The decoder returns `features` numbers for each channel of each pixel, which a learned map turns into 256 logits.
 
-    So the decoder's last layer stays of a bearable size; features=256 restricts nothing.
+    This keeps the decoder's last layer small; with features=256 there is no restriction.
     """
 
     formula = "−log softmax(h)[255x]"

@@ -1,7 +1,7 @@
 """Continuous Bernoulli on [0, 1], from its logit η. Loaiza-Ganem & Cunningham 2019. Nats per image.
 
-Density exp(η x) η / (exp(η) - 1). It has no bound at exactly 0 and 1, so that η is bounded and the bound is told with
-the number. All is written from η, whose precision a probability near 0 or 1 doesn't have.
+The density is exp(η x) η / (exp(η) - 1). At exactly 0 and 1 it is unbounded, so η is bounded, and the bound is reported
+with the numbers. Everything is computed from η, because a probability near 0 or 1 lacks the precision.
 """
 
 import math
@@ -30,7 +30,7 @@ class ContinuousBernoulliDistribution(PixelDistribution):
         self.eta = eta
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
-        # η x - max(η, 0) = -|η| · distance from the likelier end, without cancellation.
+        # η x - max(η, 0) = -|η| · (distance from the more probable end), without cancellation
         size = self.eta.abs()
         distance = torch.where(self.eta > 0, 1 - value, value)
         return -size * distance - (log_normalizer(self.eta) - self.eta.clamp(min=0))
@@ -68,9 +68,9 @@ class ContinuousBernoulliDistribution(PixelDistribution):
         """(exp(η x) - 1) / (exp(η) - 1)."""
         size, small = self.eta.abs(), self.eta.abs() < 1e-4
         safe = torch.where(small, 1.0, size)
-        x = torch.where(self.eta > 0, 1 - value, value)  # mirrored, so that the density falls
-        falling = torch.where(small, x + size * x * (1 - x) / 2, torch.expm1(-safe * x) / torch.expm1(-safe))
-        return torch.where(self.eta > 0, 1 - falling, falling)
+        x = torch.where(self.eta > 0, 1 - value, value)  # mirrored, so that the density decreases
+        decreasing = torch.where(small, x + size * x * (1 - x) / 2, torch.expm1(-safe * x) / torch.expm1(-safe))
+        return torch.where(self.eta > 0, 1 - decreasing, decreasing)
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
         with torch.no_grad():
@@ -78,12 +78,12 @@ class ContinuousBernoulliDistribution(PixelDistribution):
             u = torch.rand_like(eta)
             size, small = eta.abs(), eta.abs() < 1e-4
             safe = torch.where(small, 1.0, size)
-            falling = torch.where(small, u, -torch.log1p(u * torch.expm1(-safe)) / safe).clamp(0, 1)
-            return torch.where(eta > 0, 1 - falling, falling)
+            decreasing = torch.where(small, u, -torch.log1p(u * torch.expm1(-safe)) / safe).clamp(0, 1)
+            return torch.where(eta > 0, 1 - decreasing, decreasing)
 
 
 class ContinuousBernoulli(Likelihood):
-    """`bound`: largest |η|; η = bound · tanh(h / bound). A λ clipped to [ε, 1 - ε] is a bound of log(1/ε - 1)."""
+    """η = bound · tanh(h / bound). Clipping λ to [ε, 1 - ε] corresponds to a bound of log(1/ε - 1)."""
 
     formula = "−ηx + log((exp η − 1)/η), η the logit"
     support = "unit_interval"

@@ -1,4 +1,4 @@
-"""Gaussian likelihood, N(loc, scale²) for every pixel. Nats per image."""
+"""Gaussian likelihood, N(loc, scale²) for each pixel. Nats per image."""
 
 import math
 
@@ -28,12 +28,12 @@ class StandardGaussian(Standard):
         return log_cdf
 
     def log_interval(self, center: Tensor, width: Tensor) -> Tensor:
-        """In float64, because the two ends of a narrow bin share most of their digits.
+        """log Φ(b) + log(1 - exp(log Φ(a) - log Φ(b))), mirrored into the lower tail, where log Φ is precise.
 
-        The bin is mirrored into the lower tail, where log Φ is precise: log Φ(b) + log(1 - exp(log Φ(a) - log Φ(b))).
+        Computed in float64, because both ends of a narrow bin have most of their digits in common.
         """
         away, narrow = center.double().abs(), width.double() < 1e-4
-        half = torch.where(narrow, 1.0, width.double()) / 2  # a safe input where the other branch is taken
+        half = torch.where(narrow, 1.0, width.double()) / 2  # safe input of the branch that is not taken
         upper = torch.special.log_ndtr(half - away)
         lower = torch.special.log_ndtr(-half - away)
         difference = upper + torch.log(-torch.expm1(lower - upper))
@@ -51,6 +51,6 @@ class Gaussian(LocationScale):
     standard = StandardGaussian()
 
     def mean_error_weight(self, distribution: PixelDistribution) -> Tensor | None:
-        """Sum over pixels of 1/(2 sigma²): the sum of squares is D times the mean one."""
+        """Sum over pixels of 1/(2 sigma²), because the sum of squares is D times their mean."""
         total = self.sum_of_inverse_scale(distribution, power=2)
         return None if total is None else 0.5 * total

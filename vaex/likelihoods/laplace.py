@@ -1,4 +1,4 @@
-"""Laplace likelihood, density exp(-|x - loc| / scale) / (2 scale) for every pixel. Nats per image."""
+"""Laplace likelihood, density exp(-|x - loc| / scale) / (2 scale) for each pixel. Nats per image."""
 
 import math
 
@@ -17,7 +17,7 @@ class StandardLaplace(Standard):
         return -e.abs()
 
     def sample(self, reference: Tensor) -> Tensor:
-        # The difference of two exponentials; no logarithm of a rounded zero.
+        # A difference of two exponentials avoids the logarithm of a uniform sample that is rounded to 0.
         return torch.empty_like(reference).exponential_() - torch.empty_like(reference).exponential_()
 
     def cdf(self, e: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ class StandardLaplace(Standard):
         return torch.where(e < 0, negative - math.log(2), torch.log1p(-0.5 * torch.exp(-positive)))
 
     def log_interval(self, center: Tensor, width: Tensor) -> Tensor:
-        """exp(-|c|) sinh(w/2) when the bin is on one side of 0, 1 - exp(-w/2) cosh(c) when 0 is in it."""
+        """exp(-|c|) sinh(w/2) for a bin on one side of 0, and 1 - exp(-w/2) cosh(c) for a bin that contains 0."""
         away, half = center.abs(), width / 2
         one_sided = -away + half + torch.log(-torch.expm1(-width)) - math.log(2)
-        inside = torch.minimum(away, half)  # a safe input where the other branch is taken
+        inside = torch.minimum(away, half)  # safe input of the branch that is not taken
         log_cosh = inside + torch.log1p(0.5 * torch.expm1(-2 * inside))
         both_sided = torch.log(-torch.expm1(log_cosh - half))
         return torch.where(away >= half, one_sided, both_sided)

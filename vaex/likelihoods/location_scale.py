@@ -29,21 +29,9 @@ class Standard:
     log_normalizer: float
     variance: float
 
-    @property
-    def has_sample(self) -> bool:
-        return type(self).sample is not Standard.sample
-
-    @property
-    def has_cdf(self) -> bool:
-        return type(self).cdf is not Standard.cdf
-
-    @property
-    def has_log_interval(self) -> bool:
-        return type(self).log_interval is not Standard.log_interval
-
-    @property
-    def has_optimal_log_scale(self) -> bool:
-        return type(self).optimal_log_scale is not Standard.optimal_log_scale
+    def implements(self, method: str) -> bool:
+        """Whether the family overrides a method of this class."""
+        return getattr(type(self), method) is not getattr(Standard, method)
 
     def log_kernel(self, e: Tensor) -> Tensor:
         """Log density up to a constant, elementwise."""
@@ -88,11 +76,11 @@ class LocationScalePixels(PixelDistribution):
 
     @property
     def has_cdf(self) -> bool:
-        return self.standard.has_cdf
+        return self.standard.implements("cdf")
 
     @property
     def has_sample(self) -> bool:
-        return self.standard.has_sample
+        return self.standard.implements("sample")
 
     @property
     def scale(self) -> Tensor:
@@ -220,9 +208,9 @@ class LocationScale(Likelihood):
     ) -> None:
         super().__init__(image_shape=image_shape)
         name = type(self.standard).__name__
-        if discretize and not self.standard.has_log_interval:
+        if discretize and not self.standard.implements("log_interval"):
             raise ValueError(f"likelihood.discretize=true: {name} does not implement log_interval(); set it to false")
-        if scale.depends_on_x and not self.standard.has_optimal_log_scale:
+        if scale.depends_on_x and not self.standard.implements("optimal_log_scale"):
             raise ValueError(
                 f"likelihood/scale: {name} does not implement optimal_log_scale(); use likelihood/scale=shared"
             )

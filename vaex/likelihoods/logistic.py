@@ -18,7 +18,7 @@ class StandardLogistic(Standard):
         return e - 2 * softplus(e)
 
     def sample(self, reference: Tensor) -> Tensor:
-        # log of a ratio of exponentials is logistic; each is above 0, as a uniform need not be.
+        # The log of a ratio of exponentials is logistic, and unlike a uniform sample an exponential is never 0.
         return torch.empty_like(reference).exponential_().log() - torch.empty_like(reference).exponential_().log()
 
     def cdf(self, e: Tensor) -> Tensor:

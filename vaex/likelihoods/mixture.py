@@ -1,7 +1,7 @@
-"""Mixture of discretised logistics on the levels k/255. Salimans et al. 2017 (PixelCNN++), section 2.1. Nats per image.
+"""Mixture of discretized logistics on the levels k/255. Salimans et al. 2017 (PixelCNN++), section 2.1. Nats per image.
 
 All channels of a pixel share the component. With `conditional_channels` the location of a channel also depends linearly
-on the channels before it, as the paper's eq. 3 has it.
+on the preceding channels, as in eq. 3 of the paper.
 """
 
 import torch
@@ -17,38 +17,39 @@ LOGISTIC = StandardLogistic()
 
 
 class LogisticMixtureDistribution(PixelDistribution):
-    """K components for every pixel.
+    """K components for each pixel.
 
     Args:
-        log_weights: [..., K, 1, H, W], normalised over K.
+        log_weights: [..., K, 1, H, W], normalized over K.
         loc, log_scale: [..., K, C, H, W].
-        coefficients: [..., K, C, C, H, W]: loc of channel i grows by coefficients[i, j] · x_j for j < i; or None.
+        coefficients: [..., K, C, C, H, W]. coefficients[i, j] · x_j is added to loc of channel i for each j < i. None
+            for independent channels.
     """
 
     def __init__(self, log_weights: Tensor, loc: Tensor, log_scale: Tensor, coefficients: Tensor | None = None) -> None:
         super().__init__(loc.shape[:-4] + loc.shape[-3:])
         self.log_weights, self.loc, self.log_scale, self.coefficients = log_weights, loc, log_scale, coefficients
 
-    def _loc_given(self, x: Tensor) -> Tensor:
-        """Locations [..., K, C, H, W] given the channels [..., K or 1, C, H, W], of which each uses those before it."""
+    def _conditional_loc(self, x: Tensor) -> Tensor:
+        """Locations [..., K, C, H, W], each given the preceding channels in x [..., K or 1, C, H, W]."""
         if self.coefficients is None:
             return self.loc
         return self.loc + (self.coefficients * x.unsqueeze(-4)).sum(-3)
 
     def log_prob(self, value: Tensor) -> Tensor:
         x = value.unsqueeze(-4)
-        of_channels = log_bin_mass(x, self._loc_given(x), self.log_scale, LOGISTIC)
-        of_components = of_channels.sum(-3, keepdim=True) + self.log_weights
-        return torch.logsumexp(of_components, dim=-4).flatten(-3).sum(-1)
+        channels = log_bin_mass(x, self._conditional_loc(x), self.log_scale, LOGISTIC)
+        components = channels.sum(-3, keepdim=True) + self.log_weights
+        return torch.logsumexp(components, dim=-4).flatten(-3).sum(-1)
 
     @property
     def mean(self) -> Tensor:
-        """Exact without conditional channels. With them the channels before are put at their mean, which differs only
-        where a component reaches beyond [0, 1]."""
+        """Exact for independent channels. Otherwise preceding channels are replaced by their mean, which makes a
+        difference only where a component extends beyond [0, 1]."""
         weights, channels = self.log_weights.exp(), []
         means = torch.zeros_like(self.loc)
         for channel in range(self.loc.shape[-3]):
-            loc = self._loc_given(means)
+            loc = self._conditional_loc(means)
             part = DiscretizedDistribution(loc[..., channel, :, :], self.log_scale[..., channel, :, :], LOGISTIC).mean
             channels.append(part)
             means = torch.stack([*channels, *[torch.zeros_like(part)] * (means.shape[-3] - len(channels))], dim=-3)
@@ -78,24 +79,24 @@ class LogisticMixtureDistribution(PixelDistribution):
             shape = (*sample_shape, *self.loc.shape)
             log_weights = self.log_weights.expand(*sample_shape, *self.log_weights.shape)
             gumbel = -torch.empty_like(log_weights).exponential_().log()
-            chosen = F.one_hot((log_weights + gumbel).argmax(-4), log_weights.shape[-4]).movedim(-1, -4)
+            component = F.one_hot((log_weights + gumbel).argmax(-4), log_weights.shape[-4]).movedim(-1, -4)
             noise = self.log_scale.exp() * LOGISTIC.sample(self.loc.expand(shape))
             x = torch.zeros(shape, device=self.loc.device)
-            for channel in range(shape[-3]):  # each in turn, since the next may depend on it
-                drawn = ((self._loc_given(x) + noise) * MAX_LEVEL).round().clamp(0, MAX_LEVEL) / MAX_LEVEL
-                x[..., channel, :, :] = drawn[..., channel, :, :]
-            return (chosen * x).sum(-4)
+            for channel in range(shape[-3]):  # in order, because the next channel may depend on this one
+                level = ((self._conditional_loc(x) + noise) * MAX_LEVEL).round().clamp(0, MAX_LEVEL) / MAX_LEVEL
+                x[..., channel, :, :] = level[..., channel, :, :]
+            return (component * x).sum(-4)
 
 
 class DiscretizedLogisticMixture(Likelihood):
-    """See above.
+    """Mixture of discretized logistics with predicted weights, locations and scales.
 
     Args:
-        image_shape: as for every likelihood.
-        components: K.
-        conditional_channels: let a channel depend on those before it in the same pixel.
-        floor: lowest scale, soft.
-        init: scale at the start.
+        image_shape: (channels, height, width).
+        components: number K of components.
+        conditional_channels: whether a channel depends on the preceding channels of the same pixel.
+        floor: soft lower bound of the scales.
+        init: scale at the start of training.
     """
 
     formula = "−log Σ π (F(x + 1/510) − F(x − 1/510))"
@@ -120,12 +121,12 @@ class DiscretizedLogisticMixture(Likelihood):
         self.components, self.conditional_channels = components, conditional_channels
         self.soft_floor = SoftFloor(floor=floor, init=init)
         levels = (torch.arange(components) + 0.5) / components
-        # Locations spread over [0, 1], so that components don't start as copies of each other. They may leave it:
-        # only a location beyond 0 or 1 gives the end bin all the mass.
+        # Initial locations are spread over [0, 1], so that components differ from the start. Later they may leave it:
+        # only a location beyond 0 or 1 gives an end bin all the mass.
         self.register_buffer("start", levels.view(components, 1, 1, 1), persistent=False)
 
     def _channels(self, image_channels: int) -> tuple[int, int, int]:
-        """Of the decoder for log weights, for locations and scales each, and for coefficients."""
+        """Number of decoder channels for log weights, for locations (and as many for scales), and for coefficients."""
         k, pairs = self.components, image_channels * (image_channels - 1) // 2
         return k, k * image_channels, k * pairs if self.conditional_channels else 0
 

@@ -1,4 +1,4 @@
-"""The scale of highest likelihood where it has no closed form."""
+"""The scale of highest likelihood for families in which it has no closed form."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,16 @@ def solve_log_scale(
     terms: Callable[[Tensor], tuple[Tensor, Tensor]],
     iterations: int = 12,
 ) -> Tensor:
-    """Newton's method for t = log scale in mean(g(error · exp(-t))) = 1, which says that the likelihood is stationary.
+    """Solve mean(g(error · exp(-t))) = 1, where the likelihood is stationary, for t = log scale by Newton's method.
 
     Args:
         error: [..., C, H, W].
-        dimensions: over which the scale is shared; kept with size 1.
-        start: log scale to start from, of the result's shape.
-        terms: u -> (g(u), u g'(u)); g rises from 0 with |u|, so that the left side falls with t.
+        dimensions: dimensions that share the scale, kept with size 1.
+        start: initial log scale, of the shape of the result.
+        terms: u -> (g(u), u g'(u)). g increases from 0 with |u|, so the left side decreases with t.
+        iterations: number of steps.
     """
-    t = start.clamp(min=-40)  # an error of exactly 0 has no optimum; the floor takes over
+    t = start.clamp(min=-40)  # an error of exactly 0 has no optimum; the floor applies
     for _ in range(iterations):
         g, slope = terms(error * torch.exp(-t))
         step = (mean_over(g, dimensions) - 1) / mean_over(slope, dimensions).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""Student-t likelihood with fixed degrees of freedom ν > 2, so that its variance exists. Nats per image."""
+"""Student-t likelihood with fixed degrees of freedom ν > 2, for which the variance exists. Nats per image."""
 
 import math
 
@@ -27,7 +27,7 @@ class StandardStudentT(Standard):
         return torch.randn_like(reference) * torch.sqrt(v / chi_squared)
 
     def cdf(self, e: Tensor) -> Tensor:
-        """From a table: with e = √ν tan θ the density in θ is proportional to cos(θ)^(ν-1), which is smooth."""
+        """From a table over θ, with e = √ν tan θ, in which the density is smooth: proportional to cos(θ)^(ν-1)."""
         v = self.degrees_of_freedom
         theta = torch.linspace(-math.pi / 2, math.pi / 2, 20_001, dtype=torch.float64, device=e.device)
         table = torch.cumulative_trapezoid(theta.cos().clamp(min=0) ** (v - 1), theta)
@@ -50,7 +50,7 @@ class StandardStudentT(Standard):
 
 
 class StudentT(LocationScale):
-    """`degrees_of_freedom` > 2: lower has heavier tails."""
+    """Lower `degrees_of_freedom`, which must be above 2, have heavier tails."""
 
     formula = "½(ν+1) log(1 + (x−μ)²/νs²) + log s + ½ log νπ + log Γ(ν/2) − log Γ((ν+1)/2)"
 
@@ -64,7 +64,7 @@ class StudentT(LocationScale):
     ) -> None:
         if not degrees_of_freedom > 2:
             raise ValueError(
-                f"likelihood.degrees_of_freedom={degrees_of_freedom}: must be > 2, or there is no variance"
+                f"likelihood.degrees_of_freedom={degrees_of_freedom}: must be > 2; with fewer there is no variance"
             )
         self.standard = StandardStudentT(degrees_of_freedom)
         super().__init__(image_shape=image_shape, scale=scale, bounded_mean=bounded_mean)

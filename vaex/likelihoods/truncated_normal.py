@@ -1,7 +1,7 @@
-"""Normal distribution truncated to [0, 1], for every pixel. Nats per image.
+"""Normal distribution truncated to [0, 1], for each pixel. Nats per image.
 
-loc may lie outside [0, 1]: that is how a mean near 0 or 1 is reached. The mean is not loc. Computed in float64, with
-log-probabilities of intervals that hold in the tails.
+The mean is not loc, and reaches values near 0 or 1 only if loc lies outside [0, 1]. Everything is computed in float64,
+with log-probabilities of intervals that are accurate in the tails.
 """
 
 import torch
@@ -30,7 +30,7 @@ class TruncatedNormalDistribution(PixelDistribution):
 
     @property
     def _log_mass(self) -> Tensor:
-        """Of [0, 1] under the normal that isn't truncated."""
+        """Log probability of [0, 1] under the normal distribution before truncation."""
         width = torch.exp(-self.log_scale).expand_as(self.loc)
         return NORMAL.log_interval(self._standardized(0.5), width)
 
@@ -39,9 +39,10 @@ class TruncatedNormalDistribution(PixelDistribution):
         return (log_density - self._log_mass).to(value.dtype)
 
     def _ratios(self) -> tuple[Tensor, Tensor]:
-        """Densities at the two ends over the mass between them, in standard units."""
+        """The density at each end, divided by the mass between them, in standard units."""
         log_mass = self._log_mass + NORMAL.log_normalizer
-        return tuple(torch.exp(NORMAL.log_kernel(self._standardized(end)) - log_mass) for end in (0.0, 1.0))  # type: ignore[return-value]
+        low, high = (torch.exp(NORMAL.log_kernel(self._standardized(end)) - log_mass) for end in (0.0, 1.0))
+        return low, high
 
     @property
     def mean(self) -> Tensor:
@@ -70,7 +71,7 @@ class TruncatedNormalDistribution(PixelDistribution):
         return torch.where(x > 0, torch.exp(part - self._log_mass), 0.0).clamp(0, 1).to(value.dtype)
 
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
-        """By bisection of the cdf, which holds in the tails, where an inverse of Φ doesn't."""
+        """By bisection of the cdf, which is accurate in the tails, unlike an inverse of Φ."""
         with torch.no_grad():
             shape = (*sample_shape, *self.loc.shape)
             u = torch.rand(shape, dtype=torch.float64, device=self.loc.device)
@@ -83,7 +84,7 @@ class TruncatedNormalDistribution(PixelDistribution):
 
 
 class TruncatedNormal(Likelihood):
-    """`scale`: a fixed, learned or predicted scale rule; there is no optimal scale in closed form."""
+    """Accepts fixed, learned and predicted scale rules; the optimal scale has no closed form."""
 
     formula = "(x−μ)²/2σ² + log σ + ½ log 2π + log(Φ((1−μ)/σ) − Φ(−μ/σ))"
     support = "unit_interval"
@@ -93,7 +94,7 @@ class TruncatedNormal(Likelihood):
     def __init__(self, *, image_shape: tuple[int, int, int], scale: LikelihoodScale) -> None:
         super().__init__(image_shape=image_shape)
         if scale.depends_on_x:
-            raise ValueError("likelihood/scale: a truncated normal has no optimal scale; take shared or another rule")
+            raise ValueError("likelihood/scale: a truncated normal has no optimal scale; use likelihood/scale=shared")
         self.scale = scale
 
     def forward(self, h: Tensor, x: Tensor | None = None) -> TruncatedNormalDistribution:
