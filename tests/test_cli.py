@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Ran
+from conftest import Ran, composed
 
 from vaex import __version__, cli
 from vaex.commands.train import main as train
@@ -62,7 +62,7 @@ def test_cfg_and_info_print_the_composed_config(capsys: Captured, monkeypatch: P
     assert "likelihood/laplace" in capsys.readouterr().out
 
 
-ONE_LINE_ERRORS = [
+COMMAND_ERRORS = [
     # Arguments
     ("--nosuch", ["--nosuch", "vaex train --help"]),
     ("--cfg", ["--cfg", "expected one argument", "--hydra-help"]),
@@ -94,7 +94,8 @@ ONE_LINE_ERRORS = [
     ("~nosuch", ["~nosuch", "no such key"]),
     ("beta=1,2", ["beta=1,2", "-m"]),
     ("hydra.job.chdir=perhaps", ["hydra.job.chdir=perhaps", "true or false"]),
-    # Values that the schema refuses
+]
+VALUE_ERRORS = [  # values that the schema refuses
     ("++foo=3", ["foo", "no such key"]),
     ("~beta", ["beta", "removed", "leave that override out"]),
     ("~likelihood", ["likelihood", "removed"]),
@@ -120,12 +121,20 @@ ONE_LINE_ERRORS = [
 
 def test_a_mistake_in_the_command_line_is_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
-    for arguments, parts in ONE_LINE_ERRORS:
+    for arguments, parts in COMMAND_ERRORS:
         with pytest.raises(UserError) as error:
             train(arguments.split())
         message = str(error.value)
         assert all(part in message for part in parts) and "\n" not in message, f"{arguments}: {message}"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_value_that_is_out_of_range_or_of_another_type_is_one_line() -> None:
+    for overrides, parts in VALUE_ERRORS:
+        with pytest.raises(UserError) as error:
+            composed(*overrides.split())
+        message = str(error.value)
+        assert all(part in message for part in parts) and "\n" not in message, f"{overrides}: {message}"
 
 
 def test_a_log_that_cannot_be_set_up_is_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
