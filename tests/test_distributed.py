@@ -66,10 +66,10 @@ class Launched:
 
 
 def alone(ran: Ran) -> str:
-    """The one line of vaex's on failing, beside torchrun's report, and no traceback of vaex's."""
+    """The only line that vaex prints beside the report of torchrun; there is no traceback through vaex."""
     assert ran.code != 0, ran.out
     lines = [line for line in ran.error.splitlines() if line.startswith("vaex:")]
-    assert len(lines) == 1 and "/vaex/" not in ran.error, ran.error
+    assert len(lines) == 1 and f'File "{Path(cli.__file__).parent}' not in ran.error, ran.error
     return lines[0]
 
 

@@ -1,1 +1,1 @@
-"""Many runs from one command: which jobs there are, running them side by side, going on, and what came of them."""
+"""Sweeps: many runs from one command. Planning the jobs, launching and resuming them, and reporting the outcome."""
