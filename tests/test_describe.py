@@ -157,11 +157,11 @@ def test_state_of_other_optimizers(small: list[str]) -> None:
 
 
 def test_no_batch_is_too_large(small: list[str]) -> None:
-    config = composed(*small, "architecture=vit", *SMALL_NETWORKS["vit"])
+    config = composed(*small, *SMALL_NETWORKS["mlp"])
     experiment = build(config)
     before = {name: value.clone() for name, value in experiment.model.state_dict().items()}
     large = step_cost(experiment, replace(config, batch_size=10**7))
-    assert large.activations > 10**11
+    assert large.activations > 5 * 10**10  # bytes
     assert large.forward_flops == 10**7 // B * step_cost(experiment, config).forward_flops
     assert all(torch.equal(value, before[name]) for name, value in experiment.model.state_dict().items())
     assert all(p.grad is None for p in experiment.model.parameters())
