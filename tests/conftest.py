@@ -28,6 +28,9 @@ from vaex.data.dataset import Source
 from vaex.data.mnist import mnist
 
 torch.set_num_threads(1)  # the models here are too small for two
+# The first backward pass of a process starts a thread for each device; under FakeTensorMode also for GPUs that do not
+# exist. A fork of a process with such threads can't train, so the first backward pass is this one.
+torch.zeros((), requires_grad=True).backward()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
