@@ -17,6 +17,7 @@ from vaex.evaluation.classifier import (
     classifier_for,
     features_of,
     hash_of,
+    save_classifier,
     to_pixels,
     train_classifier,
 )
@@ -114,6 +115,15 @@ def test_training_is_a_function_of_the_seed_and_leaves_the_random_state(colours:
         assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
         assert not any(classifier.training for classifier in trained)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_equal_weights_have_equal_hashes(tmp_path: Path) -> None:
+    classifier = Classifier(image_shape=(1, 8, 8), classes=2)
+    hashes = {
+        save_classifier(tmp_path / f"{n}.safetensors", classifier, test_accuracy=0.5, seed=0, epochs=1)
+        for n in range(10)
+    }
+    assert len(hashes) == 1
 
 
 def test_damaged_weights_are_refused(

@@ -6,6 +6,7 @@ classifier's weights is the same.
 """
 
 import hashlib
+import json
 import logging
 import math
 from pathlib import Path
@@ -165,8 +166,9 @@ def classifier_for(
 def save_classifier(path: Path, classifier: Classifier, *, test_accuracy: float, seed: int, epochs: int) -> str:
     """Write the weights, with how they were trained as metadata; return the SHA-256 of the file."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
-    metadata = {"test_accuracy": f"{test_accuracy:.4f}", "seed": str(seed), "epochs": str(epochs)}
-    content = save(tensors, metadata)
+    # safetensors writes several entries in a random order, which would give equal weights different hashes.
+    training = json.dumps({"test_accuracy": round(test_accuracy, 4), "seed": seed, "epochs": epochs})
+    content = save(tensors, {"training": training})
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
     return hashlib.sha256(content).hexdigest()
