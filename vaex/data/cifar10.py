@@ -28,9 +28,7 @@ def cifar10(*, root: str | None, download: bool) -> Source:
             None for datasets/cifar10 in the cache folder.
         download: whether to download the archive if neither exists.
 
-    Raises:
-        OSError: a file is missing or can't be downloaded.
-        ValueError: a file is damaged or not the published one.
+    Raises OSError and ValueError as `load_published`.
     """
     folder = dataset_folder("cifar10", root, "")
     unpacked = (folder / BATCHES).is_dir() and not (folder / ARCHIVE).is_file()

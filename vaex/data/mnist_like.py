@@ -37,9 +37,7 @@ def fashion_mnist(*, root: str | None, download: bool) -> Source:
         root: the folder of the four idx `.gz` files; None for datasets/fashion_mnist in the cache folder.
         download: whether to download missing files.
 
-    Raises:
-        OSError: a file is missing or can't be downloaded.
-        ValueError: a file is damaged or not the published one.
+    Raises OSError and ValueError as `load_published`.
     """
     return _load_idx_files("fashion_mnist", "FashionMNIST", root, download, FASHION)
 
@@ -59,8 +57,7 @@ def emnist(*, root: str | None, download: bool, split: EmnistSplit) -> Source:
             1 to 26 in the files), `digits` 10 (240,000 / 40,000), `mnist` 10 (60,000 / 10,000), `byclass` 62 and
             `bymerge` 47 (697,932 / 116,323).
 
-    Raises:
-        OSError, ValueError: as `fashion_mnist`; or there is no such split.
+    Raises OSError and ValueError as `load_published`, and ValueError if there is no such split.
     """
     if split not in CHARACTERS:
         raise ValueError(f"dataset.source.split={split}: must be one of {', '.join(get_args(EmnistSplit))}")

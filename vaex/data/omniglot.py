@@ -30,9 +30,7 @@ def omniglot(*, root: str | None, download: bool, size: int) -> Source:
         download: whether to download missing files.
         size: height and width in pixels, at most 105.
 
-    Raises:
-        OSError: a file is missing or can't be downloaded.
-        ValueError: a file is damaged or not the published one, or the size is out of range.
+    Raises OSError and ValueError as `load_published`, and ValueError if the size is out of range.
     """
     if not 1 <= size <= SIDE:
         raise ValueError(f"dataset.source.size={size}: must be from 1 to {SIDE}, the size of the originals")

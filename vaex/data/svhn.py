@@ -21,9 +21,7 @@ def svhn(*, root: str | None, download: bool) -> Source:
         root: the folder of the two `.mat` files; None for datasets/svhn in the cache folder.
         download: whether to download missing files.
 
-    Raises:
-        OSError: a file is missing or can't be downloaded.
-        ValueError: a file is damaged or not the published one, or scipy isn't installed.
+    Raises OSError and ValueError as `load_published`, and ValueError if scipy isn't installed.
     """
     folder = dataset_folder("svhn", root, "")
     return load_published(
