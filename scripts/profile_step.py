@@ -27,8 +27,7 @@ from vaex.runs.folder import RunFolder
 from vaex.training.distributed import Processes
 from vaex.training.loop import draw, evaluate_split
 from vaex.training.memory import keep_freed_memory
-from vaex.training.run import Run, Settings
-from vaex.training.session import Session
+from vaex.training.session import Session, Settings
 from vaex.training.signals import StopFlag
 from vaex.training.writer import RunWriter
 
@@ -86,9 +85,8 @@ def profile_epoch(overrides: list[str]) -> str:
     settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
     with tempfile.TemporaryDirectory() as folder:
         writer = RunWriter(RunFolder(Path(folder)), stop=True)
-        run = Run(writer, Processes(), StopFlag())
         with writer.open(from_step=0, about={}):
-            session = Session(experiment, settings, run)
+            session = Session(experiment, settings, writer, Processes(), StopFlag())
             experiment.model.train()
             parts = {}
 
@@ -105,7 +103,7 @@ def profile_epoch(overrides: list[str]) -> str:
 
             session.take_step(session.feed.index(0))
             timed("training", train)
-            timed("validation", evaluate_split, experiment, session.validation, run)
+            timed("validation", evaluate_split, session, session.validation)
             timed("pictures", draw, session)
             timed("checkpoint", session.save)
             timed("writing them, in the background", writer.wait)

@@ -335,10 +335,10 @@ def test_a_folder_without_room_is_refused_before_the_first_step(
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, free))  # type: ignore[attr-defined]
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    with pytest.raises(UserError, match=r"52 MB free, and the run needs 52 MB, for 4 checkpoints of 12 MB"):
+    with pytest.raises(UserError, match=r"52.0 MB free, and the run needs 52.0 MB, for 4 checkpoints of 12.0 MB"):
         checkpoints.check_space(model, optimizer)
     Checkpoints(tmp_path / "checkpoints", WritePolicy(tmp_path, stop=False)).check_space(model, optimizer)
-    assert "52 MB free" in caplog.text
+    assert "52.0 MB free" in caplog.text
     checkpoints.save(1, {"model": model.state_dict()}, None)  # which counts as one of them when the run goes on
     checkpoints.check_space(model, optimizer)
 

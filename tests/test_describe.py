@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vaex.architectures.base import Encoder
 from vaex.build import build, build_model
-from vaex.commands.describe import human, main, merged
+from vaex.commands.describe import main, merged
 from vaex.config.schema import Config
 from vaex.cost import Layer, layers, step_cost
 from vaex.errors import UserError
@@ -21,6 +21,7 @@ from vaex.experiment import Experiment
 from vaex.likelihoods.base import PixelDistribution
 from vaex.model import Autoencoder, Posterior
 from vaex.objectives import Batch, Objective, Terms
+from vaex.text_table import human
 
 B, D, H, L = 32, 784, 16, 20  # batch, pixels, hidden, latents
 

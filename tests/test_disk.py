@@ -183,7 +183,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_step(
 ) -> None:
     with mounted(tmp_path / "disk", "size=1m") as disk:
         line = fails(here, capsys, *tiny, *RUN, f"hydra.run.dir={disk / 'run'}")
-    assert "free, and the run needs 1.4 MB, for 4 checkpoints of 323 kB and its weights" in line
+    assert "free, and the run needs 1.40 MB, for 4 checkpoints of 323 kB and its weights" in line
 
 
 def test_a_folder_that_turns_read_only(

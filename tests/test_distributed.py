@@ -229,7 +229,7 @@ FAULTS = {
     ),
     "all processes have it": (
         "def slowly(self, *arguments, save=Session.save, **options):\n"
-        "    import time; time.sleep(1 if self.run.writer.writes else 0)\n"
+        "    import time; time.sleep(1 if self.writer.writes else 0)\n"
         "    return save(self, *arguments, **options)\nSession.save = slowly",
         "training diverged at step 2",
     ),

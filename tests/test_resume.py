@@ -21,9 +21,9 @@ import vaex.train
 from vaex.errors import Interrupted
 from vaex.training import loop as training_loop
 from vaex.training.checkpoint import Checkpoints
+from vaex.training.intervals import PATIENCE, is_spike
 from vaex.training.session import Session
 from vaex.training.signals import stop_on_signals
-from vaex.training.spikes import PATIENCE, is_spike
 from vaex.training.step import TrainingStep
 
 Here = Callable[..., Path]

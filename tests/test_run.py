@@ -26,7 +26,7 @@ from vaex.evaluation.comparison import Description
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.distributed import Processes
 from vaex.training.messages import end_message, start_message
-from vaex.training.run import Settings
+from vaex.training.session import Settings
 
 Here = Callable[..., Path]
 Said = Callable[..., str]

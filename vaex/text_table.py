@@ -1,4 +1,4 @@
-"""Tables in plain text, for the terminal."""
+"""Tables and numbers in plain text, for the terminal."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -51,3 +51,15 @@ def text_table(
 def end_of(text: str, width: int) -> str:
     """The text in at most `width` characters: a longer one loses its beginning, since paths differ at their ends."""
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
+def human(value: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix: 1,360,697 -> 1.36 M."""
+    if value < 1000 and value == int(value):
+        return f"{int(value)} {unit}".rstrip()
+    prefixes = iter(("", "k", "M", "G", "T", "P", "E"))
+    prefix = next(prefixes)
+    while float(f"{value:.3g}") >= 1000:
+        value, prefix = value / 1000, next(prefixes)
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {prefix}{unit}".rstrip()

@@ -35,7 +35,7 @@ from vaex.training.loop import train as train_loop
 from vaex.training.memory import keep_freed_memory, ran_out
 from vaex.training.messages import end_message, start_message, summary
 from vaex.training.metrics_log import Hyperparameters
-from vaex.training.run import Run, Settings, StopRequested
+from vaex.training.session import Session, Settings
 from vaex.training.signals import StopFlag, stop_on_signals
 from vaex.training.writer import NullWriter, RunWriter, Writer
 
@@ -67,11 +67,11 @@ def train(
     logging.raiseExceptions = False  # writing vaex.log fails too if the disk is full, which other files report
     stop_on_save_error = config.trainer.on_save_error == "stop"
     writer = RunWriter(folder, stop=stop_on_save_error) if folder else NullWriter()
-    with writer.lock(), join_processes() as processes, stop_on_signals(under_torchrun=processes.size > 1) as stop:
+    with writer.lock(), join_processes() as processes, stop_on_signals(under_torchrun=processes.size > 1) as stop_flag:
         writer.set_status("running")
         try:
             config, choices, overrides = processes.broadcast_from_rank0(lambda: (config, choices, overrides))
-            return _train(config, choices, overrides, writer, processes, stop)
+            return _train(config, choices, overrides, writer, processes, stop_flag)
         except (KeyboardInterrupt, Interrupted) as interrupted:
             with suppress(WriteFailed):
                 writer.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
@@ -97,7 +97,7 @@ def _train(
     overrides: Sequence[str],
     writer: Writer,
     processes: Processes,
-    stop: StopFlag,
+    stop_flag: StopFlag,
 ) -> float | None:
     keep_freed_memory()
     if config.trainer.threads:
@@ -110,9 +110,15 @@ def _train(
     config = replace(config, resume=None, trainer=resolve_auto(config.trainer, device, experiment.steps))
     if config.trainer.compile == "true":
         torch.compiler.reset()  # what an earlier run of this process compiled holds that run's tensors
-    recorded = {"device": str(device), "image_shape": list(dataset.image_shape), "classes": dataset.classes}
-    recorded |= {"choices": choices, "overrides": list(overrides)}
-    recorded |= {"threads": torch.get_num_threads(), "ranks": processes.size}
+    recorded = {
+        "device": str(device),
+        "image_shape": list(dataset.image_shape),
+        "classes": dataset.classes,
+        "choices": choices,
+        "overrides": list(overrides),
+        "threads": torch.get_num_threads(),
+        "ranks": processes.size,
+    }
     writer.write_config(config, provenance() | recorded)
     writer.set_status("running", steps=experiment.steps, process=os.getpid(), host=platform.node())
     settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
@@ -122,23 +128,23 @@ def _train(
     writer.check_space(model, experiment.optimizer)
     if resumes and not checkpoint:
         log.info("there is no checkpoint yet: starting at step 0")
-    run = Run(writer, processes, stop, checkpoint)
     with writer.open(checkpoint["step"] if checkpoint else 0, {"config": asdict(config), "versions": versions()}):
         writer.hyperparameters(_hyperparameters(config, choices, overrides), HPARAMS_METRICS)
-        progress = train_loop(experiment, settings, run)
+        session = Session(experiment, settings, writer, processes, stop_flag, checkpoint)
+        train_loop(session)
         freeze_scales(model, dataset.train, dataset.to_float)
-        results = _test(experiment, run)
-        images_seen = progress.step * config.batch_size
+        results = _test(session)
+        progress = session.progress
         results |= {
             "train/steps": progress.step,
             "train/skipped_steps": progress.skipped,
             "train/seconds": progress.seconds,
-            "train/images_per_second": images_seen / progress.step_seconds,
+            "train/images_per_second": session.images_seen / progress.step_seconds,
             "model/parameters": experiment.parameters,
             **{f"likelihood/{name}": value for name, value in model.likelihood.bounds().items()},
         }
         numbers = {name: value for name, value in results.items() if name.startswith("test/")}
-        writer.numbers(progress.step, images_seen / len(dataset.train), numbers)
+        writer.numbers(progress.step, session.epoch, numbers)
         writer.finish()
     beta = config.beta if "beta" in config.objective else None
     results = described(results, model, dataset, choices=choices, likelihood=config.likelihood, beta=beta)
@@ -150,15 +156,15 @@ def _train(
     return progress.monitored
 
 
-def _test(experiment: Experiment, run: Run) -> dict[str, Any]:
+def _test(session: Session) -> dict[str, Any]:
     """The metrics of the test split, under their keys in results.json."""
-    dataset = experiment.dataset
-    images = images_on_device(dataset.test, experiment.device, dataset.resident)
+    dataset = session.experiment.dataset
+    images = images_on_device(dataset.test, session.experiment.device, dataset.resident)
     try:
-        return as_results(evaluate_split(experiment, images, run))
-    except StopRequested as request:  # the checkpoint of the last step has been saved
-        message = f"stopped while testing; to continue: vaex train resume={run.writer.path}"
-        raise Interrupted(request.signal_number, message) from None
+        return as_results(evaluate_split(session, images))
+    except Interrupted as interrupted:  # the checkpoint of the last step has been saved
+        message = f"stopped while testing; to continue: vaex train resume={session.writer.path}"
+        raise Interrupted(interrupted.signal_number, message) from None
 
 
 def build_in_all(config: Config, processes: Processes) -> Experiment:

@@ -15,7 +15,7 @@ from vaex.config.compose import compose, create_hydra
 from vaex.config.help import config_dirs, group_lines
 from vaex.config.schema import Config, check, config_dir
 from vaex.errors import UserError
-from vaex.text_table import text_table
+from vaex.text_table import human, text_table
 
 if TYPE_CHECKING:
     from vaex.cost import Layer, StepCost
@@ -78,18 +78,6 @@ def main(arguments: list[str]) -> None:
     lines = group_lines([config_dir(), *folders], choices, WIDTH)
     lines += ["", *_layer_lines(rows, experiment.dataset.image_shape)]
     print("\n".join([*lines, "", *_step_lines(cost, experiment, config)]))
-
-
-def human(value: float, unit: str = "") -> str:
-    """Three digits and a decimal prefix: 1,360,697 -> 1.36 M."""
-    if value < 1000 and value == int(value):
-        return f"{int(value)} {unit}".rstrip()
-    prefixes = iter(("", "k", "M", "G", "T", "P", "E"))
-    prefix = next(prefixes)
-    while float(f"{value:.3g}") >= 1000:
-        value, prefix = value / 1000, next(prefixes)
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {prefix}{unit}".rstrip()
 
 
 def merged(rows: Iterable[Layer]) -> list[Layer]:

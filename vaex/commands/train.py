@@ -8,7 +8,7 @@ from typing import Any
 
 from vaex.config.help import train_help
 from vaex.errors import UserError
-from vaex.training.torchrun import arguments_here, rank
+from vaex.training.torchrun import process_arguments, rank
 
 
 def main(arguments: list[str]) -> None:
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
         return
     from vaex.config.compose import parse_arguments, print_information
 
-    arguments = arguments_here(arguments)
+    arguments = process_arguments(arguments)
     flags = parse_arguments(arguments)
     if flags.cfg or flags.info or flags.shell_completion or flags.hydra_help:
         print_information(flags)

@@ -137,7 +137,7 @@ def _reported(folder: SweepFolder) -> Iterator[None]:
         yield
     except Interrupted as interrupted:
         _print_report(folder)
-        raise Interrupted(interrupted.exit_code - 128, f"{interrupted}; resume it with {resume}") from None
+        raise Interrupted(interrupted.signal_number, f"{interrupted}; resume it with {resume}") from None
     except KeyboardInterrupt:  # from a launcher of another package
         _print_report(folder)
         raise Interrupted(signal.SIGINT, f"the sweep was stopped; resume it with {resume}") from None

@@ -1,4 +1,4 @@
-"""Encoding pictures and writing files in one background thread, so that training steps do not wait for them."""
+"""Encode pictures and write files in one background thread, so that training steps do not wait for them."""
 
 import logging
 from collections import deque
@@ -13,13 +13,13 @@ log = logging.getLogger("vaex")
 
 
 class Background:
-    """Calls functions in the order in which they are submitted, so that a checkpoint follows what was logged before it.
+    """Calls functions in the order of their submission, so that a checkpoint follows what was logged before it.
 
-    An exception of a function is raised by the next call of `submit` or `wait`, or on leaving the context, which waits
-    for all calls. If the context is left by another exception, those of the background are logged instead.
+    If a function raises an exception, the next call of `submit` or `wait` raises it, or the end of the `with` block,
+    which waits for all calls. If the block itself ends with an exception, those of the background are only logged.
     """
 
-    MOST_PENDING = 8  # calls that may wait; each holds in memory what it will write
+    MOST_PENDING = 8  # calls; each holds in memory what it will write
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vaex-background")

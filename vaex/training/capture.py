@@ -1,4 +1,4 @@
-"""Two ways to run a training step faster, which wrap it from outside: torch.compile, and capture as one CUDA graph."""
+"""Two ways to run a training step faster, without changing its code: torch.compile, and capture as a CUDA graph."""
 
 import os
 import shutil
@@ -34,11 +34,9 @@ def resolve_auto(trainer: TrainerConfig, device: torch.device, steps: int) -> Tr
             f"trainer.compile=true: PyTorch needs a C++ compiler and there is no {compiler}; set it to auto"
         )
     long = steps >= WORTH_COMPILING[device.type]
-    return replace(
-        trainer,
-        compile=trainer.compile if trainer.compile != "auto" else str(long and can_compile).lower(),
-        capture=trainer.capture if trainer.capture != "auto" else str(on_gpu).lower(),
-    )
+    if trainer.compile == "auto":
+        trainer = replace(trainer, compile=str(long and can_compile).lower())
+    return replace(trainer, capture=str(on_gpu).lower()) if trainer.capture == "auto" else trainer
 
 
 def compile_step(step: TrainingStep) -> None:
@@ -57,8 +55,8 @@ def compile_step(step: TrainingStep) -> None:
 class CapturedStep:
     """A TrainingStep on a GPU that is launched as one CUDA graph.
 
-    The first steps run uncaptured, which warms up every library. Recording the graph executes nothing, so weights,
-    optimizer state and random numbers are those of uncaptured steps.
+    The first steps run without a graph, which warms up every library. Recording the graph executes nothing, so weights,
+    optimizer state and random numbers are those of steps without a graph.
     """
 
     WARMUP = 3

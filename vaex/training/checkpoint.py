@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified by SHA-256, and loaded without executing anything."""
+"""Checkpoints: each is written whole or not at all, verified by SHA-256 and loaded without executing anything."""
 
 import hashlib
 import io
@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from vaex.errors import UserError
 from vaex.runs.writing import WritePolicy, replace_file
+from vaex.text_table import human
 
 FORMAT = 1
 State = dict[str, Any]
@@ -33,7 +35,7 @@ class Checkpoints:
     def __init__(self, folder: Path, policy: WritePolicy | None = None) -> None:
         self.folder = folder
         self.policy = policy or WritePolicy(folder.parent)
-        self._is_valid: dict[int, bool] = {}  # by step, where it is known
+        self._is_valid: dict[int, bool] = {}  # by step, for the checkpoints that were read or written
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step}.pt"
@@ -64,8 +66,8 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder.parent).free
         if needed > free:
             problem = (
-                f"{self.folder.parent}: {_size(free)} free, and the run needs {_size(needed)}, for "
-                f"{self.NEWEST + 2} checkpoints of {_size(checkpoint)} and its weights; free some space, or use "
+                f"{self.folder.parent}: {human(free, 'B')} free, and the run needs {human(needed, 'B')}, for "
+                f"{self.NEWEST + 2} checkpoints of {human(checkpoint, 'B')} and its weights; free some space, or use "
                 "another folder: hydra.run.dir=…"
             )
             if self.policy.stop:
@@ -100,21 +102,19 @@ class Checkpoints:
         valid = [step for step in self.steps() if self._verify(step)]
         for step in set(valid[: -self.NEWEST]) - {best_step}:
             self.path(step).unlink()
-        for step in set(self._steps(".sha256")) - set(self.steps()):  # also of a run that was killed while saving
+        for step in set(self._steps(".sha256")) - set(self.steps()):  # also those of a run killed while saving
             _digest_path(self.path(step)).unlink(missing_ok=True)
 
     def _verify(self, step: int) -> bool:
         if step not in self._is_valid:
-            try:
+            with suppress(UserError):
                 self._read(step)
-                self._is_valid[step] = True
-            except UserError:
-                self._is_valid[step] = False
         return self._is_valid[step]
 
     def _read(self, step: int) -> bytes:
         """Raises UserError if the file is damaged."""
         path = self.path(step)
+        self._is_valid[step] = False
         try:
             content = path.read_bytes()
             digests = _digest_path(path).read_bytes().split()[::2]
@@ -122,21 +122,21 @@ class Checkpoints:
             raise UserError(f"{error.filename or path}: can't be read ({error.strerror})") from error
         if hashlib.sha256(content).hexdigest().encode() not in digests:
             raise UserError(f"{path}: damaged, its SHA-256 is not the one beside it")
+        self._is_valid[step] = True
         return content
 
     def load(self, step: int) -> State:
         """Raises UserError if the file is damaged or has another format."""
-        path = self.path(step)
-        self._is_valid[step] = False
-        content = self._read(step)
+        path, content = self.path(step), self._read(step)
+        self._is_valid[step] = False  # until its content is checked, too
         try:
             state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            format, saved_step = state["format"], state["step"]
+            saved_format, saved_step = state["format"], state["step"]
         except Exception as error:  # the file may hold anything
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{path}: is no checkpoint of vaex ({reason})") from error
-        if format != FORMAT:
-            raise UserError(f"{path}: has format {format}, and this version of vaex reads format {FORMAT}")
+        if saved_format != FORMAT:
+            raise UserError(f"{path}: has format {saved_format}, and this version of vaex reads format {FORMAT}")
         if saved_step != step:
             raise UserError(f"{path}: holds step {saved_step}, which is not the step in its name")
         self._is_valid[step] = True
@@ -171,15 +171,6 @@ class Checkpoints:
 
 def _digest_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
-
-
-def _size(count: int) -> str:
-    """A number of bytes with a unit, such as `52 MB`."""
-    size, units = float(max(count, 0)), ["bytes", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.3g} {units[0]}"
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

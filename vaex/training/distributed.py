@@ -26,8 +26,8 @@ T = TypeVar("T")
 Gradients = tuple[Tensor | None, ...]  # of each parameter; None where the loss does not depend on it
 Metrics = dict[str, Tensor]  # each [], a mean over the images of a batch
 
-ERROR_KEY = "vaex/error"  # in torchrun's store: the error of another process, which rank 0 prints
-PATIENCE = timedelta(seconds=10)  # time for rank 0 to print an error that all processes have, before torchrun kills it
+ERROR_KEY = "vaex/error"  # of torchrun's store, for the error of another process, which rank 0 prints
+PATIENCE = timedelta(seconds=10)  # rank 0 has this long to print an error of all processes before torchrun kills it
 
 
 class PeerLost(UserError):
@@ -115,22 +115,22 @@ class Processes:
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
-        """One process of each machine runs the body before the others, which then find what it has downloaded."""
-        goes_first = torchrun.rank(on_this_machine=True) == 0
-        if not goes_first:
-            self.maximum(0)
+        """One process of each machine runs the `with` block before the others, which then use what it downloaded."""
+        is_first = torchrun.rank(on_this_machine=True) == 0
+        if not is_first:
+            self.maximum(0)  # waits for the first process
         yield
-        if goes_first:
+        if is_first:
             self.maximum(0)
 
     def report_error(self, error: Exception) -> None:
-        """Report this process's error to rank 0. If rank 0 may have the same error, wait until it has ended."""
+        """Report this process's error to rank 0. If rank 0 may have the same error, wait until it ends."""
         if self.rank == 0 or isinstance(error, PeerLost) or self.store is None:
             return
         with suppress(RuntimeError):
             self.store.set(ERROR_KEY, f"process {self.rank}: {error}")
             if isinstance(error, UserError | Interrupted):
-                message = dist.irecv(torch.zeros(()), 0)  # which is never sent: waiting ends when rank 0 does
+                message = dist.irecv(torch.zeros(()), 0)  # rank 0 never sends one: the wait ends when rank 0 does
                 assert message is not None
                 message.wait(PATIENCE)
 
@@ -141,7 +141,7 @@ class Processes:
         with self._detect_lost_peer():
             dist.all_gather_object(all_totals, {name: total.cpu() for name, total in totals.items()})
         names = dict.fromkeys(chain.from_iterable(all_totals))
-        return {name: torch.stack([own[name] for own in all_totals if name in own]).sum(0) for name in names}
+        return {name: torch.stack([part[name] for part in all_totals if name in part]).sum(0) for name in names}
 
     @contextmanager
     def _detect_lost_peer(self) -> Iterator[None]:

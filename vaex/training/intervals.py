@@ -1,13 +1,18 @@
-"""Logging the training metrics of an interval and of an epoch, and noticing steps that went wrong."""
+"""Log the training metrics of an interval and of an epoch, and detect steps that went wrong."""
 
 import logging
+import math
 from typing import NoReturn
 
 from vaex.errors import UserError
 from vaex.training.session import Session
-from vaex.training.spikes import is_spike
 
 log = logging.getLogger("vaex")
+
+# The detector of loss spikes
+DECAY = 0.9  # of the running means
+PATIENCE = 5  # intervals before the first spike
+FACTOR = 10.0  # how many times higher than usual the highest loss of a spike lies above the mean
 
 
 def log_interval(session: Session, learning_rate: float) -> dict[str, float]:
@@ -38,9 +43,8 @@ def log_interval(session: Session, learning_rate: float) -> dict[str, float]:
             f"step {progress.step}: the loss reached {interval.peak_loss:.1f} in the last {steps} steps; their mean is "
             f"{means['loss']:.1f}"
         )
-    extra = {"train/learning_rate": learning_rate, "train/skipped": float(interval.skipped)}
-    numbers = {f"train/{name}": mean for name, mean in means.items()} | extra
-    session.run.writer.numbers(progress.step, session.epoch, numbers)
+    numbers = means | {"learning_rate": learning_rate, "skipped": float(interval.skipped)}
+    session.writer.numbers(progress.step, session.epoch, {f"train/{name}": value for name, value in numbers.items()})
     return means
 
 
@@ -49,15 +53,15 @@ def log_epoch(session: Session) -> None:
     progress = session.progress
     means = {f"train_epoch/{name}": total / progress.epoch_steps for name, total in progress.epoch_sums.items()}
     progress.epoch_sums, progress.epoch_steps = {}, 0
-    session.run.writer.numbers(progress.step, session.epoch, means)
+    session.writer.numbers(progress.step, session.epoch, means)
 
 
 def _stop_diverged(session: Session) -> NoReturn:
     """Save the weights, which no step with a value that is not finite has changed, and stop the run."""
     first, nonfinite = session.step.sums.take_nonfinite()
     session.save(required=True)
-    session.run.writer.wait()
-    path = session.run.writer.path / "checkpoints" / f"step-{session.progress.step}.pt"
+    session.writer.wait()
+    path = session.writer.path / "checkpoints" / f"step-{session.progress.step}.pt"
     raise UserError(
         f"training diverged at step {first}: {', '.join(nonfinite)} not finite; {_remedy(set(nonfinite))}. The last "
         f"finite weights are in {path}; trainer.on_nonfinite=skip leaves such steps out"
@@ -72,3 +76,21 @@ def _remedy(nonfinite: set[str]) -> str:
     if encoder and not decoder:
         return "lower optimizer.lr, or let beta grow from 0 with objective.warmup"
     return "lower optimizer.lr, or set trainer.clip_norm"
+
+
+def is_spike(state: dict[str, float], mean: float, peak: float) -> bool:
+    """Whether the highest loss of an interval lies far above those of the intervals before it.
+
+    Args:
+        state: the detector's running means, updated in place; empty at the start of a run.
+        mean: mean loss of the interval's steps.
+        peak: highest loss of the interval's steps.
+    """
+    count, usual, distance = state.get("count", 0), state.get("mean", mean), state.get("distance", peak - mean)
+    least = 1e-3 * max(1.0, abs(usual))  # where losses hardly vary, rounding is not a spike
+    spike = count >= PATIENCE and peak - usual > FACTOR * max(distance, least) and math.isfinite(peak)
+    if not spike:  # a spike says nothing about the usual loss
+        state["mean"] = DECAY * usual + (1 - DECAY) * mean if count else mean
+        state["distance"] = DECAY * distance + (1 - DECAY) * (peak - mean)
+    state["count"] = count + 1
+    return spike

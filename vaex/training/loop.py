@@ -1,10 +1,10 @@
-"""The training loop: `train(experiment, settings, run)`, and what is due at the end of an epoch."""
+"""The training loop, and what is due at the end of an epoch."""
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import closing
-from functools import partial
-from typing import NoReturn
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -12,65 +12,68 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from vaex.data.dataset import Images
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers, evaluate
-from vaex.experiment import Experiment
 from vaex.figures.figure import Files, Subject
 from vaex.figures.kinds import FIGURES
 from vaex.runs.folder import METRICS
 from vaex.training.checkpoint import State
 from vaex.training.intervals import log_epoch, log_interval
-from vaex.training.run import Run, Settings, StopRequested
-from vaex.training.session import Progress, Session
+from vaex.training.session import Session
 
 log = logging.getLogger("vaex")
 
 
-def train(experiment: Experiment, settings: Settings, run: Run) -> Progress:
+def train(session: Session) -> None:
     """Train to the last step. The model then has the weights that are to be exported.
 
     Raises:
         Interrupted: a signal asked the run to stop; a checkpoint was saved.
-        UserError: training diverged, or the run's checkpoint belongs to another model.
+        UserError: training diverged, or a run can't draw one of the figures.
     """
-    check_kinds(settings)
-    session = Session(experiment, settings, run)
-    progress = session.progress
+    experiment, trainer, progress = session.experiment, session.settings.trainer, session.progress
+    kinds = [name for name, kind in FIGURES.items() if not kind.on_request]
+    if unknown := [kind for kind in session.settings.figures.kinds if kind not in kinds]:
+        raise UserError(f"figures.kinds={unknown[0]}: a run can't draw this; it can draw {', '.join(kinds)}")
     if progress.step:
         log.info(f"continuing from step {progress.step} of {experiment.steps}")
     experiment.model.train()
-    hidden = None if run.writer.writes else True  # None: shown if there is a terminal
     bar = tqdm(
-        total=experiment.steps, initial=progress.step, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True
+        total=experiment.steps,
+        initial=progress.step,
+        unit=" steps",
+        disable=None if session.writer.writes else True,  # None shows the bar only on a terminal
+        leave=False,
+        dynamic_ncols=True,
     )
     try:
         with closing(session.feed), bar, logging_redirect_tqdm():
-            finish_epoch(session)  # if the run was stopped in the middle of that
+            finish_epoch(session)  # if the run was stopped before it had finished this
             while not session.is_last_step:
                 started = time.perf_counter()
                 learning_rate = session.set_learning_rate()
                 session.take_step(session.feed.index(progress.step))
                 progress.step += 1
                 progress.interval += 1
-                if session.epoch_ended or progress.step % settings.trainer.log_every == 0:
-                    means = log_interval(session, learning_rate)
-                    shown: dict[str, object] = {
-                        name: f"{means[name]:.1f}" for name in ("elbo", "distortion", "rate") if name in means
-                    }
-                    bar.set_postfix(shown, refresh=False)
+                if session.epoch_ended or progress.step % trainer.log_every == 0:
+                    bar.set_postfix(_terms(log_interval(session, learning_rate)), refresh=False)
                 if session.epoch_ended:
                     log_epoch(session)
                     progress.stage = "validate"
                 progress.step_seconds += time.perf_counter() - started
                 finish_epoch(session)
-                if not session.is_last_step and progress.step % run.processes.poll_every == 0:
-                    run.poll()
+                if not session.is_last_step and progress.step % session.processes.poll_every == 0:
+                    session.poll()
                 bar.update()
-    except StopRequested as request:
-        stop(session, request)
-    run.writer.wait()
-    if settings.trainer.weights == "best" and progress.best_step is not None:
-        weights = run.processes.broadcast_from_rank0(partial(_load_best, run, progress.best_step))
-        experiment.model.load_state_dict(weights)
-    return progress
+    except Interrupted as interrupted:
+        session.save(required=True)
+        session.writer.wait()
+        raise Interrupted(
+            interrupted.signal_number,
+            f"stopped at step {progress.step} of {experiment.steps}; to continue: "
+            f"vaex train resume={session.writer.path}",
+        ) from None
+    session.writer.wait()
+    if trainer.weights == "best" and progress.best_step is not None:
+        experiment.model.load_state_dict(session.processes.broadcast_from_rank0(lambda: _best_weights(session)))
 
 
 def finish_epoch(session: Session) -> None:
@@ -90,17 +93,6 @@ def finish_epoch(session: Session) -> None:
         session.save()
 
 
-def stop(session: Session, request: StopRequested) -> NoReturn:
-    """Save a checkpoint and raise Interrupted."""
-    session.save(required=True)
-    session.run.writer.wait()
-    raise Interrupted(
-        request.signal_number,
-        f"stopped at step {session.progress.step} of {session.experiment.steps}; to continue: "
-        f"vaex train resume={session.run.writer.path}",
-    )
-
-
 def validate(session: Session) -> None:
     """Evaluate the validation split, log its metrics, and note whether this is the lowest loss so far."""
     progress, experiment = session.progress, session.experiment
@@ -109,10 +101,10 @@ def validate(session: Session) -> None:
     if not len(session.validation):
         log.info(f"epoch {epoch}")
         return
-    numbers = evaluate_split(experiment, session.validation, session.run)
-    session.run.writer.numbers(progress.step, session.epoch, {f"validation/{k}": v for k, v in numbers.items()})
-    shown = "  ".join(f"{k} {numbers[k]:.1f}" for k in ("elbo", "distortion", "rate") if k in numbers)
-    log.info(f"epoch {epoch}  validation: {shown}  mse {numbers['mse']:.5f}")
+    numbers = evaluate_split(session, session.validation)
+    session.writer.numbers(progress.step, session.epoch, {f"validation/{k}": v for k, v in numbers.items()})
+    terms = "  ".join(f"{name} {text}" for name, text in _terms(numbers).items())
+    log.info(f"epoch {epoch}  validation: {terms}  mse {numbers['mse']:.5f}")
     loss, distortion, rate = numbers["loss"], numbers["distortion"], numbers.get("rate", 0.0)
     assert isinstance(loss, float) and isinstance(distortion, float) and isinstance(rate, float)
     improved = loss < progress.best_loss
@@ -122,22 +114,23 @@ def validate(session: Session) -> None:
         progress.monitored = -distortion - rate
 
 
-def evaluate_split(experiment: Experiment, images: Images, run: Run) -> Numbers:
-    """The metrics of a split, with the batches divided among the run's processes. Raises StopRequested."""
+def evaluate_split(session: Session, images: Images) -> Numbers:
+    """The metrics of a split, with the batches divided among the run's processes. Raises Interrupted on a signal."""
+    experiment = session.experiment
     return evaluate(
         experiment.model,
         experiment.objective,
         images,
         experiment.dataset.to_float,
         corruption=experiment.corruption,
-        poll=run.poll,
-        share=run.processes.share,
+        poll=session.poll,
+        share=session.processes.share,
     )
 
 
 def draw(session: Session) -> None:
     """Draw the requested kinds of figures that apply to this run: all of them, or none if the run is to stop."""
-    experiment, settings, writer = session.experiment, session.settings.figures, session.run.writer
+    experiment, settings, writer = session.experiment, session.settings.figures, session.writer
     subject = Subject(
         model=experiment.model,
         dataset=experiment.dataset,
@@ -148,26 +141,25 @@ def draw(session: Session) -> None:
     )
     files: Files = {}
     for name in settings.kinds:
-        session.run.poll()
+        session.poll()
         if writer.writes and not FIGURES[name].why_not(subject):
             files |= FIGURES[name].draw(subject)
     writer.pictures(session.progress.step, files)
 
 
-def check_kinds(settings: Settings) -> None:
-    """Raises UserError for a kind of figure that a run can't draw."""
-    kinds = [name for name, kind in FIGURES.items() if not kind.on_request]
-    if unknown := [kind for kind in settings.figures.kinds if kind not in kinds]:
-        raise UserError(f"figures.kinds={unknown[0]}: a run can't draw this; it can draw {', '.join(kinds)}")
+def _terms(numbers: Mapping[str, Any]) -> dict[str, str]:
+    """The ELBO and its two terms as text, as far as the objective has them."""
+    return {name: f"{numbers[name]:.1f}" for name in ("elbo", "distortion", "rate") if name in numbers}
 
 
-def _load_best(run: Run, step: int) -> State:
+def _best_weights(session: Session) -> State:
     """The weights with the lowest validation loss. Only rank 0 may call this."""
+    assert session.progress.best_step is not None
     try:
-        weights: State = run.writer.load(step)["model"]
+        weights: State = session.writer.load(session.progress.best_step)["model"]
     except UserError as error:
         raise UserError(
             f"trainer.weights=best: {error}; to export the weights of the last step: "
-            f"vaex train resume={run.writer.path} trainer.weights=last"
+            f"vaex train resume={session.writer.path} trainer.weights=last"
         ) from error
     return weights

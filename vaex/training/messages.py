@@ -10,9 +10,7 @@ import torch
 from vaex.evaluation.metrics import HEADLINES
 from vaex.experiment import Experiment
 from vaex.training.distributed import Processes
-from vaex.training.run import Settings
-
-SUMMARY = ("test/elbo", "test/rate", "test/distortion", "test/mse")  # what the table of a sweep shows
+from vaex.training.session import Settings
 
 
 def start_message(
@@ -33,20 +31,24 @@ def start_message(
         kind = "pseudo-likelihood: not a probability of grey images, and comparable only with itself"
     scale = f", {choices['likelihood/scale']} scale" if "likelihood/scale" in choices else ""
     bounds = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in likelihood.bounds().items())
-    training = [
-        f"{experiment.steps:,} steps of {settings.batch_size} on {processes.describe(experiment.device)}",
-        "bf16" if model.bf16 else "float32",
-        *["compiled"] * (settings.trainer.compile == "true"),
-        *["captured"] * (settings.trainer.capture == "true"),
-    ]
+    objective, beta_term, corruption = experiment.objective, "", choices.get("corruption", "none")
+    if objective.beta is not None:
+        beta = float(objective.beta)
+        beta_term = f", beta {beta:g}: distortion + {beta:g} · KL(q(z|x) ‖ p(z)){_as_mean_error(experiment, beta)}"
     lines = {
         "data": f"{choices['dataset']}, {splits} images of {channels} × {height} × {width}",
         "model": f"{choices['architecture']}, {model.latent_dim} latents, {experiment.parameters:,} parameters"
         + conditional,
         "likelihood": f"{choices['likelihood']}{scale}, a {kind}{bounds}",
         "distortion": f"{likelihood.formula}, summed over pixels" if likelihood.formula else "",
-        "objective": _objective(experiment, choices),
-        "training": ", ".join(training),
+        "objective": choices["objective"]
+        + beta_term
+        + (f", {objective.samples} samples of z" if objective.samples > 1 else "")
+        + (f", the encoder's input under {corruption} noise" if corruption != "none" else ""),
+        "training": f"{experiment.steps:,} steps of {settings.batch_size} on {processes.describe(experiment.device)}"
+        + (", bf16" if model.bf16 else ", float32")
+        + (", compiled" if settings.trainer.compile == "true" else "")
+        + (", captured" if settings.trainer.capture == "true" else ""),
         "folder": str(path),
         "warning": f"likelihood/scale={choices.get('likelihood/scale')}: {likelihood.warning}"
         if likelihood.warning
@@ -55,20 +57,8 @@ def start_message(
     return "\n".join(f"{name:>10}  {text}" for name, text in lines.items() if text)
 
 
-def _objective(experiment: Experiment, choices: Mapping[str, str]) -> str:
-    objective, text = experiment.objective, choices["objective"]
-    if objective.beta is not None:
-        beta = float(objective.beta)
-        text += f", beta {beta:g}: distortion + {beta:g} · KL(q(z|x) ‖ p(z)){_as_mean_error(experiment, beta)}"
-    if objective.samples > 1:
-        text += f", {objective.samples} samples of z"
-    if choices.get("corruption", "none") != "none":
-        text += f", the encoder's input under {choices['corruption']} noise"
-    return text
-
-
 def _as_mean_error(experiment: Experiment, beta: float) -> str:
-    """The same loss as code that takes a mean over pixels has it, if that is known before training."""
+    """The loss as code that averages the error over pixels writes it, if that is known before training."""
     likelihood, (channels, height, width) = experiment.model.likelihood, experiment.dataset.image_shape
     if likelihood.depends_on_x or not likelihood.mean_error:
         return ""
@@ -77,19 +67,19 @@ def _as_mean_error(experiment: Experiment, beta: float) -> str:
         weight = likelihood.mean_error_weight(likelihood(h))
     if weight is None:
         return ""
-    changes = likelihood.scale is not None and likelihood.scale.learned
-    at_first = " at first" if changes else ""
+    at_first = " at first" if likelihood.scale is not None and likelihood.scale.learned else ""
     return f", as mean {likelihood.mean_error.upper()} + {beta / weight.item():.3g} · KL{at_first}"
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, str]:
     """Title and text of the most important metrics, for the table of a sweep."""
-    values = {metric: metric.value(results) for metric in HEADLINES if metric.key in SUMMARY}
+    keys = ("test/elbo", "test/rate", "test/distortion", "test/mse")
+    values = {metric: metric.value(results) for metric in HEADLINES if metric.key in keys}
     return {metric.title: metric.text(value) for metric, value in values.items() if value is not None}
 
 
 def end_message(experiment: Experiment, results: Mapping[str, Any], path: Path, longer: str) -> str:
-    """The test metrics, where everything is, and what to run next.
+    """The test metrics, the paths of the run's files, and commands to run next.
 
     Args:
         results: the content of results.json.
@@ -101,19 +91,19 @@ def end_message(experiment: Experiment, results: Mapping[str, Any], path: Path, 
         if (value := metric.value(results)) is not None:
             of_all = f"of {experiment.model.latent_dim}" if metric.key == "test/active_units" else ""
             lines.append((metric.title, " ".join(filter(None, (metric.text(value), metric.unit, of_all)))))
-    if experiment.objective.beta is not None:
-        for key in results:
-            if key.startswith("beta/effective_"):
-                error, beta = key.removeprefix("beta/effective_").upper(), float(experiment.objective.beta)
-                lines.append(("beta", f"{beta:g} here is {results[key]:.3g} × KL beside a mean {error}"))
+    prefix, beta = "beta/effective_", experiment.objective.beta
+    for key, value in results.items():
+        if beta is not None and key.startswith(prefix):
+            error = key.removeprefix(prefix).upper()
+            lines.append(("beta", f"{float(beta):g} here is {value:.3g} × KL beside a mean {error}"))
     seconds, rate = results["train/seconds"], results["train/images_per_second"]
     quoted = shlex.quote(str(path))
     # The outputs folder, if the run is inside one, so that TensorBoard shows all runs together.
     root = next((parent for parent in path.parents if parent.name == "outputs"), path)
     lines += [
         ("trained", f"{results['train/steps']:,} steps in {seconds:.0f} s, {rate:,.0f} images/s in steps"),
-        ("pictures", f"{path / 'figures'}"),
-        ("run folder", f"{path}"),
+        ("pictures", str(path / "figures")),
+        ("run folder", str(path)),
         ("full evaluation", f"vaex eval {quoted}"),
         ("train longer", f"vaex train resume={quoted} {longer}"),
         ("TensorBoard", f"tensorboard --logdir {shlex.quote(str(root))} --host 127.0.0.1"),

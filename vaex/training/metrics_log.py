@@ -1,6 +1,6 @@
-"""What a run logs: lines in metrics.jsonl and TensorBoard events, under the same names.
+"""The logs of a run: lines in metrics.jsonl and TensorBoard events, under the same names.
 
-Both files grow by whole lines or events. When a run resumes, whatever was logged after its checkpoint is removed from
+Both files grow by whole lines or events. When a run resumes, everything logged after its checkpoint is removed from
 both, so that they equal those of a run that was never stopped.
 """
 
@@ -35,7 +35,7 @@ Hyperparameters = dict[str, str | int | float | bool]
 Numbers = Mapping[str, float | list[float]]
 log = logging.getLogger("vaex")
 
-# Every process logs these again, at its start and at the end of the run.
+# A resumed run logs these again, at its start or at its end.
 LOGGED_AGAIN = ("test/", "_hparams_/", "custom_scalars__config__")
 # TensorBoard's page of custom scalars shows what the loss trades off, with all runs in one chart.
 LAYOUT = {
@@ -45,7 +45,7 @@ LAYOUT = {
         for name in ("rate", "distortion", "elbo")
     }
 }
-# The bins of PyTorch's SummaryWriter: from 1e-12 to 1e20, each a tenth wider than the one before.
+# The bins of PyTorch's SummaryWriter: from 1e-12 to 1e20, each 1.1 times as wide as the one before.
 _BINS = 1e-12 * 1.1 ** np.arange(774)
 HISTOGRAM_BINS = [*-_BINS[::-1], 0.0, *_BINS]
 
@@ -55,7 +55,7 @@ class MetricsLog:
 
     Args:
         folder: the run folder.
-        from_step: the step that the run resumes from, or 0; whatever was logged after it is removed.
+        from_step: the step that the run resumes from, or 0; everything logged after it is removed.
         policy: what happens if a file can't be written.
     """
 
@@ -68,10 +68,10 @@ class MetricsLog:
             self._existing_tags = _drop_events_after(folder, from_step)
             self._lines = _GrowingFile(path)
             self._events = _GrowingFile(_new_events_path(folder))
-        # A run that was killed after a checkpoint may have logged more of that step. It then logs that again.
+        # A run killed after a checkpoint may have logged more of that step, which the resumed run would log again.
         self._existing_lines = {frozenset(line) for line in lines if line["step"] == from_step}
         self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        # Makes a TensorBoard that has read more of the earlier files discard the rest of them.
+        # Tells a TensorBoard that has read later steps from the earlier files to discard them.
         self._add_event(Event(step=from_step + 1 if from_step else 0, session_log=SessionLog(status=SessionLog.START)))
         self._end: Summary | None = None
 
@@ -101,7 +101,13 @@ class MetricsLog:
         self._add_summary(summary, step)
 
     def picture(self, step: int, name: str, content: Tensor | bytes, *paths: Path) -> None:
-        """Write a sheet, uint8 [1 or 3, height, width], as PNG to every path and to TensorBoard; or a file's bytes."""
+        """Write a picture to every path.
+
+        Args:
+            name: tag of the picture in TensorBoard.
+            content: a sheet, uint8 [1 or 3, height, width], which is written as PNG and also to TensorBoard; or the
+                bytes of a file.
+        """
         file = content if isinstance(content, bytes) else encode_png(content)
         for path in paths:
             with self.policy.guard("picture", path):
@@ -113,7 +119,7 @@ class MetricsLog:
             self._add_summary(picture_summary(name, content, file), step)
 
     def hyperparameters(self, values: Hyperparameters, metrics: list[str]) -> None:
-        """Log the run's row of the hparams table, as part of this TensorBoard run. `add_hparams` would add another."""
+        """Log the run's row of the hparams table. PyTorch's `add_hparams` would add it as another TensorBoard run."""
         experiment, start, self._end = hparams(values, dict.fromkeys(metrics, math.nan))  # type: ignore[no-untyped-call]
         for summary in (experiment, start, custom_scalars(LAYOUT)):  # type: ignore[no-untyped-call]
             self._add_summary(summary, 0)
@@ -134,7 +140,7 @@ class MetricsLog:
 
 
 class _GrowingFile:
-    """A file that grows by whole pieces. A piece that can't be written is written before the next one."""
+    """A file that grows by whole pieces. If a piece can't be written, it is written together with the next one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -157,7 +163,7 @@ class _GrowingFile:
                 raise
             self._unwritten = b""
 
-    write = append  # the name that RecordWriter calls
+    write = append  # RecordWriter calls it by this name
 
     def close(self) -> None:
         """Raises OSError."""
@@ -169,9 +175,9 @@ class _GrowingFile:
 
 
 def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove lines of later steps, lines that will be logged again and damaged lines. Returns the lines that stay."""
+    """Remove lines of later steps, lines that will be logged again and damaged lines. Returns the remaining lines."""
     texts = path.read_bytes().splitlines() if path.exists() else []
-    texts_to_keep, lines, damaged = [], [], []
+    remaining, lines, damaged = [], [], []
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
@@ -181,12 +187,12 @@ def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
                 damaged.append(str(number))
             continue
         if not drop:
-            texts_to_keep.append(text + b"\n")
+            remaining.append(text + b"\n")
             lines.append(line)
     if damaged:
         log.warning(f"{path}: removed line {', '.join(damaged)}, which can't be read")
     if texts:
-        replace_file(path, b"".join(texts_to_keep))
+        replace_file(path, b"".join(remaining))
     return lines
 
 
@@ -195,10 +201,10 @@ def _events_paths(folder: Path) -> list[Path]:
 
 
 def _new_events_path(folder: Path) -> Path:
-    """A name with the seconds since 1970, later than those of all existing files.
+    """A path whose name sorts after those of all existing event files, since TensorBoard reads them in that order.
 
-    TensorBoard reads event files in the order of their names. Its own writer appends a number to such a name, so no
-    other file has this name or one in between.
+    The name holds the seconds since 1970, as those of TensorBoard's own writer do. That writer appends a number, so no
+    other file has this name.
     """
     seconds = int(time.time())
     for path in _events_paths(folder):
@@ -208,7 +214,7 @@ def _new_events_path(folder: Path) -> Path:
 
 
 def _drop_events_after(folder: Path, step: int) -> set[str]:
-    """Remove events of later steps and events that will be logged again. Returns the tags that have one of `step`."""
+    """Remove events of later steps and events that will be logged again. Returns the tags logged at `step`."""
     tags_of_step: set[str] = set()
     for path in _events_paths(folder):
         content = path.read_bytes()
@@ -224,7 +230,7 @@ def _drop_events_after(folder: Path, step: int) -> set[str]:
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, Event]]:
-    """The records of an event file (length, checksum, event, checksum), up to an incomplete or damaged one."""
+    """The records of an event file (length, checksum, event, checksum) that precede any damaged or incomplete one."""
     position = 0
     while position + 12 <= len(content):
         end = position + 12 + struct.unpack_from("<Q", content, position)[0] + 4

@@ -1,4 +1,4 @@
-"""The state of a run in training, which checkpoints save and restore."""
+"""A run in training: what it works with, and its state, which checkpoints save and restore."""
 
 import logging
 import math
@@ -8,15 +8,28 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
+from vaex.config.schema import FiguresConfig, TrainerConfig
 from vaex.data.feed import Feed, images_on_device, make_feed
-from vaex.errors import UserError
+from vaex.errors import Interrupted, UserError
 from vaex.experiment import Experiment
 from vaex.training.capture import CapturedStep, compile_step
 from vaex.training.checkpoint import State, random_state, restore_random_state
-from vaex.training.run import Run, Settings
+from vaex.training.distributed import Processes
+from vaex.training.signals import StopFlag
 from vaex.training.step import TrainingStep
+from vaex.training.writer import Writer
 
 log = logging.getLogger("vaex")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of the config that training uses; conf/train.yaml describes them."""
+
+    batch_size: int
+    seed: int
+    trainer: TrainerConfig  # with `compile` and `capture` "true" or "false"
+    figures: FiguresConfig
 
 
 @dataclass
@@ -40,8 +53,14 @@ class Progress:
 class Session:
     """An experiment in training: its step, its images and its progress.
 
+    Args:
+        writer: writes the run folder; a NullWriter in all processes but rank 0.
+        processes: the processes that share each batch.
+        stop_flag: set by a signal.
+        checkpoint: the state to resume from; None to start at step 0.
+
     Raises:
-        UserError: the run's checkpoint belongs to another model.
+        UserError: the checkpoint belongs to another model.
 
     Attributes:
         step: the training step.
@@ -50,12 +69,21 @@ class Session:
         validation: the validation images, on the device if they fit there.
     """
 
-    def __init__(self, experiment: Experiment, settings: Settings, run: Run) -> None:
-        self.experiment, self.settings, self.run = experiment, settings, run
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: Settings,
+        writer: Writer,
+        processes: Processes,
+        stop_flag: StopFlag,
+        checkpoint: State | None = None,
+    ) -> None:
+        self.experiment, self.settings, self.writer = experiment, settings, writer
+        self.processes, self.stop_flag = processes, stop_flag
         dataset, device, trainer = experiment.dataset, experiment.device, settings.trainer
         self.feed: Feed = make_feed(dataset.train, settings.batch_size, settings.seed, device, dataset.resident)
         self.validation = images_on_device(dataset.validation, device, dataset.resident)
-        self.step = TrainingStep(experiment, self.feed.images, trainer.clip_norm, run.processes)
+        self.step = TrainingStep(experiment, self.feed.images, trainer.clip_norm, processes)
         self.take_step: Callable[[Tensor], None] = self.step
         if trainer.compile == "true":
             compile_step(self.step)
@@ -64,8 +92,8 @@ class Session:
         elif trainer.capture == "true":
             log.warning("the step is not captured: optimizer.fused is false, or this optimizer has no such option")
         self.progress = Progress()
-        if run.checkpoint is not None:
-            self._restore(run.checkpoint)
+        if checkpoint is not None:
+            self._restore(checkpoint)
         self.started = time.perf_counter() - self.progress.seconds
 
     @property
@@ -86,6 +114,11 @@ class Session:
         size, seen = len(self.experiment.dataset.train), self.images_seen
         return self.is_last_step or seen // size > (seen - self.settings.batch_size) // size
 
+    def poll(self) -> None:
+        """Raise Interrupted, in every process, if any process received a signal."""
+        if number := self.processes.maximum(self.stop_flag.number):
+            raise Interrupted(number, f"stopped by signal {number}")
+
     def set_learning_rate(self) -> float:
         """Set and return the learning rate of the next step."""
         learning_rate = self.experiment.learning_rate * self.experiment.schedule(self.progress.step)
@@ -96,15 +129,15 @@ class Session:
     def save(self, *, required: bool = False) -> None:
         """Save a checkpoint of the state as it is now. It is written in the background."""
         self.progress.seconds = time.perf_counter() - self.started
-        state = self.step.state_dict()
-        state |= {"random": random_state(self.experiment.device), "progress": asdict(self.progress)}
-        self.run.writer.save(self.progress.step, state, self.progress.best_step, required)
+        state = self.step.state_dict() | {"random": random_state(self.experiment.device)}
+        state["progress"] = asdict(self.progress)
+        self.writer.save(self.progress.step, state, self.progress.best_step, required)
 
     def _restore(self, state: State) -> None:
         try:
             self.step.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
-            path = self.run.writer.path / "checkpoints" / f"step-{state['step']}.pt"
+            path = self.writer.path / "checkpoints" / f"step-{state['step']}.pt"
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: does not belong to the model in config.yaml ({reason})") from error
         restore_random_state(state["random"], self.experiment.device)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop. They only set a flag, which the run checks whenever it can save itself."""
+"""Signals that ask a run to stop. They only set a flag, which the run checks whenever it can save a checkpoint."""
 
 import signal
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ class StopFlag:
 def stop_on_signals(*, under_torchrun: bool = False) -> Iterator[StopFlag]:
     """The first of SIGNALS sets the flag. A second signal of the same kind ends the process at once.
 
-    Under torchrun a second signal does nothing: torchrun passes a cluster's signal on to every process, and sends one
-    to all of them when one ends. Neither may end a process that is saving itself or reporting its error. In the end
-    torchrun kills what is left.
+    Under torchrun a second signal does nothing: torchrun passes a cluster's signal on to every process, and sends
+    another to all of them when one ends. Neither may end a process that is saving a checkpoint or reporting an error.
+    In the end torchrun kills the processes that still run.
 
-    A signal that was ignored stays ignored. If a signal had another handler, such as that of a cluster's engine, that
-    handler is called on leaving this context, when the run has saved itself.
+    A signal that was ignored stays ignored. If a signal had another handler, such as that of a cluster's engine, the
+    handler is called at the end of the `with` block, when the run has saved a checkpoint.
     """
     flag = StopFlag()
     previous: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""One training step: rows of uint8 images in, new weights out. The host reads no value from the device."""
+"""One training step: rows of uint8 images in, new weights out. The host never reads a value from the device."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from vaex.training.update import Update
 
 
 class TrainingStep:
-    """Gather, convert, corrupt, forward, backward, clip, update, and add what is logged to the running sums.
+    """Gather, convert and corrupt images, forward, backward, clip, update, and add the metrics to the running sums.
 
     If the gradient or any logged value is not finite, the step leaves the weights and the optimizer state unchanged:
     the fused optimizers skip the update when `found_inf` is 1, so the host never has to check.
@@ -27,8 +27,8 @@ class TrainingStep:
 
     Attributes:
         step: number of steps taken so far, [] on the device.
-        sums: what is logged, summed since the host last read it.
-        forward_backward: everything up to the update. `vaex.training.capture.compile_step` replaces it from outside.
+        sums: of the metrics since the host last read them.
+        forward_backward: everything before the update. `vaex.training.capture.compile_step` replaces it.
         local_gradients: the part of `forward_backward` before processes exchange anything.
     """
 
@@ -96,7 +96,7 @@ class TrainingStep:
 
 
 def _metrics(terms: Terms) -> Metrics:
-    """What is logged of a batch: each a mean over its images, []. The loss comes first."""
+    """The logged metrics of a batch, the loss first: each a mean over its images, []."""
     distortion = terms.distortion.mean()
     metrics = {"loss": terms.loss.detach(), "distortion": distortion}
     if terms.rate is not None:

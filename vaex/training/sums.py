@@ -1,4 +1,4 @@
-"""What training steps log, summed on the device and read by the host once per logging interval."""
+"""Sums of the metrics of training steps, on the device. The host reads them once per logging interval."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ MOST_METRICS = 16
 
 
 class IntervalSums(NamedTuple):
-    """What the steps of an interval logged, without those that were skipped because some value was not finite."""
+    """The metrics of an interval, without the steps that were skipped because some value was not finite."""
 
     sums: dict[str, float]  # of each metric
     peak_loss: float  # highest loss of a single step

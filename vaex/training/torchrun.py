@@ -1,4 +1,4 @@
-"""What torchrun tells a process in its environment, and what follows for its command line. Imports no torch."""
+"""Read the environment that torchrun gives a process, and adapt its command line. Imports no torch."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import re
 from vaex.errors import UserError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-OF_RANK_0 = re.compile(r"resume=|[+~]*hydra\.(run\.dir|output_subdir)=|[+~]*hydra/job_logging=")
+RANK_0_ONLY = re.compile(r"resume=|[+~]*hydra\.(run\.dir|output_subdir)=|[+~]*hydra/job_logging=")
 
 
 def processes(on_this_machine: bool = False) -> int:
@@ -21,8 +21,8 @@ def rank(on_this_machine: bool = False) -> int:
     return int(os.environ["LOCAL_RANK" if on_this_machine else "RANK"]) if processes() > 1 else 0
 
 
-def arguments_here(arguments: list[str]) -> list[str]:
-    """The command line of this process: only rank 0 has a run folder and a log, and reads the run that it resumes.
+def process_arguments(arguments: list[str]) -> list[str]:
+    """The command line for this process: only rank 0 has a run folder and a log, and reads the run that it resumes.
 
     Raises:
         UserError: the command is a sweep, each of whose runs would need these processes.
@@ -35,5 +35,5 @@ def arguments_here(arguments: list[str]) -> list[str]:
             raise UserError(f"{argument}: torchrun starts one run; leave it out, or start the sweep without torchrun")
     if rank() == 0:
         return arguments
-    others = [argument for argument in arguments if not OF_RANK_0.match(argument)]
+    others = [argument for argument in arguments if not RANK_0_ONLY.match(argument)]
     return [*others, "hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]

@@ -1,4 +1,4 @@
-"""What a process writes into the run folder: everything in rank 0, nothing in the other processes of a run."""
+"""Write the run folder: rank 0 writes everything, the other processes of a run write nothing."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -29,14 +29,15 @@ class NullWriter:
 class RunWriter:
     """The writer of rank 0: the files of the run folder, its logs and its checkpoints.
 
-    The methods `numbers`, `hyperparameters`, `finish` (see MetricsLog) and all below `open` need `open`.
+    The methods `numbers`, `hyperparameters` and `finish` (see MetricsLog), `pictures`, `save` and `wait` may only be
+    called inside `open`.
 
     Args:
         folder: the run folder.
         stop: whether the run stops if a log, picture or checkpoint can't be written.
 
     Attributes:
-        writes: whether anything is written; if not, nothing needs to be drawn.
+        writes: whether the process writes anything; if not, it draws no figures.
     """
 
     writes = True
@@ -45,12 +46,9 @@ class RunWriter:
         self.folder, self.path = folder, folder.path
         self.policy = WritePolicy(folder.path, stop=stop)
         self.lock, self.set_status, self.write_config = folder.lock, folder.set_status, folder.write_config
-        checkpoints = self.checkpoints = Checkpoints(folder.path / "checkpoints", self.policy)
-        self.check_space, self.load, self.load_newest = (
-            checkpoints.check_space,
-            checkpoints.load,
-            checkpoints.load_newest,
-        )
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", self.policy)
+        self.check_space, self.load = self.checkpoints.check_space, self.checkpoints.load
+        self.load_newest = self.checkpoints.load_newest
 
     def write_results(self, results: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Write model.safetensors, then results.json."""
@@ -67,12 +65,8 @@ class RunWriter:
         """
         self.about = about
         with MetricsLog(self.path, from_step, self.policy) as log, Background() as self.background:
-            self.log, self.numbers, self.hyperparameters, self.finish = (
-                log,
-                log.numbers,
-                log.hyperparameters,
-                log.finish,
-            )
+            self.log, self.numbers = log, log.numbers
+            self.hyperparameters, self.finish = log.hyperparameters, log.finish
             yield
 
     def pictures(self, step: int, files: Mapping[str, Tensor | bytes]) -> None:
@@ -91,7 +85,7 @@ class RunWriter:
         self.background.submit(self.checkpoints.save, step, state, best_step, required)
 
     def wait(self) -> None:
-        """Wait until everything is written. Raises WriteFailed."""
+        """Wait until everything is written. Raises WriteFailed if a write failed."""
         self.background.wait()
 
 
