@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -190,6 +191,16 @@ class TestRunFolders:
 
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(claimed, range(8))) == 1
+
+    def test_a_claim_that_fails_frees_the_folder(self, tmp_path: Path) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            with pytest.raises(UserError, match="can't be written .File too large"):
+                RunFolder.claim(tmp_path / "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        RunFolder.claim(tmp_path / "run")._unlock()
 
     @pytest.mark.parametrize("status", ["running", "completed", "interrupted", "failed"])
     def test_a_folder_with_a_run_in_it_stays_taken(self, status: str, tmp_path: Path) -> None:

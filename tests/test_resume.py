@@ -252,6 +252,17 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_the_term(
     assert "diverged at step 13: loss, rate, elbo" in error and "objective.warmup" in error
 
 
+def test_a_run_that_diverged_in_the_last_step_validates_when_it_is_resumed(
+    here: Here, said: Callable[..., str], tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("vaex.objectives.VAE.forward", nonfinite_at(5))
+        assert "diverged at step 5" in said(here, *tiny, "steps=5", "figures.kinds=[]")
+    run = here("resume=run")
+    assert len(metrics(run, "validation/elbo")) == 1
+    assert json.loads((run / "status.json").read_text())["best_step"] == 5
+
+
 @pytest.mark.parametrize("fused", ["true", "false"])
 def test_a_skipped_step_is_counted_and_leaves_no_trace(
     fused: str, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

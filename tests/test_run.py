@@ -24,7 +24,6 @@ from vaex.build import build
 from vaex.errors import UserError
 from vaex.evaluation.comparison import Description
 from vaex.training.checkpoint import Checkpoints
-from vaex.training.distributed import Processes
 from vaex.training.messages import end_message, start_message
 from vaex.training.session import Settings
 
@@ -365,7 +364,7 @@ def test_the_start_message_gives_the_loss_as_code_with_mean_errors_has_it(
     config = composed(*tiny, *overrides, "steps=1", "device=cpu")
     settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
     choices = {name: "x" for name in ("dataset", "architecture", "likelihood", "likelihood/scale", "objective")}
-    message = start_message(build(config), settings, Processes(), choices, Path("run"))
+    message = start_message(build(config), settings, 1, choices, Path("run"))
     (line,) = [line for line in message.splitlines() if line.startswith(" objective")]
     assert line.endswith(ending)
     assert ("   warning  likelihood/scale=x: " in message) == ("likelihood/scale=optimal_per_image" in overrides)

@@ -34,14 +34,13 @@ from vaex.training.loop import evaluate_split
 from vaex.training.loop import train as train_loop
 from vaex.training.memory import keep_freed_memory, ran_out
 from vaex.training.messages import end_message, start_message, summary
-from vaex.training.metrics_log import Hyperparameters
 from vaex.training.session import Session, Settings
 from vaex.training.signals import StopFlag, stop_on_signals
 from vaex.training.writer import NullWriter, RunWriter, Writer
 
 log = logging.getLogger("vaex")
 
-# The columns of the hparams table; each is logged as a scalar at the end.
+# The metrics in TensorBoard's hparams table; each is logged as a scalar at the end.
 HPARAMS_METRICS = ["test/elbo", "test/rate", "test/distortion", "test/mse", "test/active_units"]
 
 
@@ -51,8 +50,8 @@ def train(
     """Train to the end, or resume the run in the folder if `config.resume` is set.
 
     Args:
-        config: checked.
-        folder: claimed, or reopened to resume; None in every process but rank 0.
+        config: a config that has been checked.
+        folder: the run folder, claimed, or reopened to resume; None in every process but rank 0.
         choices: the option chosen in each config group.
         overrides: KEY=VALUE as the user gave them, for the hparams table.
 
@@ -65,8 +64,7 @@ def train(
         Interrupted: a signal asked the run to stop; a checkpoint was saved.
     """
     logging.raiseExceptions = False  # writing vaex.log fails too if the disk is full, which other files report
-    stop_on_save_error = config.trainer.on_save_error == "stop"
-    writer = RunWriter(folder, stop=stop_on_save_error) if folder else NullWriter()
+    writer = RunWriter(folder, stop=config.trainer.on_save_error == "stop") if folder else NullWriter()
     with writer.lock(), join_processes() as processes, stop_on_signals(under_torchrun=processes.size > 1) as stop_flag:
         writer.set_status("running")
         try:
@@ -80,9 +78,8 @@ def train(
             with suppress(WriteFailed):
                 writer.set_status("failed", error=str(error), traceback=traceback.format_exc())
             if isinstance(error, PeerLost):
-                raise PeerLost(
-                    f"{error}; vaex train resume={writer.path} continues from the last checkpoint"
-                ) from error
+                remedy = f"vaex train resume={writer.path} continues from the last checkpoint"
+                raise PeerLost(f"{error}; {remedy}") from error
             if ran_out(error):
                 raise UserError(
                     f"out of memory with batch_size={config.batch_size}: lower it, or objective.samples, or the sizes "
@@ -109,7 +106,7 @@ def _train(
     resumes = config.resume is not None
     config = replace(config, resume=None, trainer=resolve_auto(config.trainer, device, experiment.steps))
     if config.trainer.compile == "true":
-        torch.compiler.reset()  # what an earlier run of this process compiled holds that run's tensors
+        torch.compiler.reset()  # code compiled by an earlier run in this process holds that run's tensors
     recorded = {
         "device": str(device),
         "image_shape": list(dataset.image_shape),
@@ -122,7 +119,7 @@ def _train(
     writer.write_config(config, provenance() | recorded)
     writer.set_status("running", steps=experiment.steps, process=os.getpid(), host=platform.node())
     settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
-    log.info(start_message(experiment, settings, processes, choices, writer.path))
+    log.info(start_message(experiment, settings, processes.size, choices, writer.path))
 
     checkpoint = processes.broadcast_from_rank0(writer.load_newest) if resumes else None
     writer.check_space(model, experiment.optimizer)
@@ -215,18 +212,17 @@ def check_divisible(experiment: Experiment, config: Config) -> None:
             "likelihood/scale=shared, or a single process"
         )
     if not experiment.objective.linear_in_batch:
-        key, remedy = "objective", ""
-        if bits := config.objective.get("free_bits"):
-            key, remedy = f"objective.free_bits={bits}", "set it to 0, or "
+        bits = config.objective.get("free_bits")
+        key, remedy = (f"objective.free_bits={bits}", "set it to 0, or ") if bits else ("objective", "")
         raise UserError(
             f"{key}: the loss of a batch is not the mean over its parts, of which each process has one; {remedy}use a "
             "single process"
         )
 
 
-def _hyperparameters(config: Config, choices: dict[str, str], overrides: Sequence[str]) -> Hyperparameters:
+def _hyperparameters(config: Config, choices: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     """The values of the run's row in TensorBoard's hparams table."""
-    values: Hyperparameters = {}
+    values: dict[str, Any] = {}
     for override in overrides:
         key, _, text = override.lstrip("+").partition("=")
         number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, flags=re.IGNORECASE)

@@ -39,14 +39,16 @@ class RunFolder:
         Raises:
             UserError: the folder belongs to another run, or can't be written.
         """
-        folder = cls(path)
+        folder, claimed = cls(path), False
         try:
             path.mkdir(parents=True, exist_ok=True)
             claimed = folder._try_lock() and (folder._create_status() or folder._holds_no_work())
         except OSError as error:
             raise UserError(f"hydra.run.dir={path}: can't be written ({error.strerror}); use another folder") from error
+        finally:
+            if not claimed:
+                folder._unlock()
         if not claimed:
-            folder._unlock()
             raise UserError(
                 f"hydra.run.dir={path}: taken by another run; use a new folder, or continue that run with resume={path}"
             )
@@ -66,10 +68,13 @@ class RunFolder:
                 file.write('{"status": "running"}\n')
         except FileExistsError:
             return False
+        except OSError:  # an empty file would look like that of another run
+            (self.path / STATUS).unlink(missing_ok=True)
+            raise
         return True
 
     def _holds_no_work(self) -> bool:
-        """Whether the run in this folder ended before it produced anything, for example because of a mistyped path."""
+        """Whether the run in this folder ended before it produced anything, such as after an error in its config."""
         try:
             status = self.read_status()["status"]
         except (UserError, KeyError):
@@ -99,10 +104,10 @@ class RunFolder:
 
     @contextmanager
     def lock(self, wait: float = 0) -> Iterator[None]:
-        """Keep other processes out of this run, and remove the half-written files of a process that was killed.
+        """Keep other processes out of this run, and remove the half-written files of a killed process.
 
         Args:
-            wait: seconds to wait for another process to finish its work on the run.
+            wait: seconds to wait for another process that works on the run.
 
         Raises:
             UserError: another process is still at work on the run.
@@ -123,7 +128,7 @@ class RunFolder:
             self._unlock()
 
     def clear(self) -> None:
-        """Remove everything that a run wrote here except its log."""
+        """Remove everything that a run wrote to the folder except its log."""
         for path in self.path.iterdir():
             if path.name in ("checkpoints", "figures"):
                 shutil.rmtree(path)
@@ -131,7 +136,7 @@ class RunFolder:
                 path.unlink()
 
     def discard(self) -> None:
-        """Remove the folder of a run that was refused before it started, unless it holds files of others."""
+        """Remove the folder of a run that failed before it started, unless it contains other files."""
         if (self.path / CONFIG).exists():
             return
         with suppress(OSError):
@@ -150,7 +155,7 @@ class RunFolder:
     def read_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The config as plain containers, and the facts recorded with it.
 
-        A value that the run's version of vaex did not have yet takes today's default.
+        An option that the run's version of vaex did not have yet takes its current default.
 
         Raises:
             UserError: the file is damaged or can't be read.
@@ -163,7 +168,7 @@ class RunFolder:
             saved = _mapping(OmegaConf.to_container(OmegaConf.load(path)))
             recorded = _mapping(saved.pop("recorded"))
             if "${" in str(saved):  # merging would resolve it, and ${oc.env:SECRET} would end up in a file
-                raise ValueError("it holds an interpolation, ${…}, and a run writes values")
+                raise ValueError("it contains an interpolation ${…}, and a run writes only values")
             content = _mapping(OmegaConf.to_container(OmegaConf.merge(defaults, saved)))
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror})") from error

@@ -4,7 +4,6 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Self
 
 from vaex.runs.writing import WriteFailed
@@ -28,9 +27,7 @@ class Background:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
         problems = [future.exception() for future in self._pending if not future.cancelled()]
         self._pending.clear()

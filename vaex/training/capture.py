@@ -40,12 +40,9 @@ def resolve_auto(trainer: TrainerConfig, device: torch.device, steps: int) -> Tr
 
 
 def compile_step(step: TrainingStep) -> None:
-    """Compile everything up to the update, or up to what several processes exchange. The noise stays the same."""
-    # In older versions of PyTorch the graph ends at autograd.grad, and a second graph follows.
-    one_graph = hasattr(torch._dynamo.config, "trace_autograd_ops")
-    if one_graph:
-        torch._dynamo.config.trace_autograd_ops = True
-    compiled = partial(torch.compile, fullgraph=one_graph, dynamic=False, options={"fallback_random": True})
+    """Compile everything before the update, or before the exchange between processes. The noise stays the same."""
+    torch._dynamo.config.trace_autograd_ops = True  # otherwise the graph ends at autograd.grad
+    compiled = partial(torch.compile, fullgraph=True, dynamic=False, options={"fallback_random": True})
     if step.processes.size == 1:
         step.forward_backward = compiled(step.forward_backward)
     else:

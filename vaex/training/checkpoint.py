@@ -40,11 +40,8 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step}.pt"
 
-    def steps(self) -> list[int]:
+    def steps(self, suffix: str = ".pt") -> list[int]:
         """Steps of the existing checkpoints, ascending. Raises OSError if the folder can't be read."""
-        return self._steps(".pt")
-
-    def _steps(self, suffix: str) -> list[int]:
         try:
             names = os.listdir(self.folder)
         except FileNotFoundError:
@@ -102,7 +99,7 @@ class Checkpoints:
         valid = [step for step in self.steps() if self._verify(step)]
         for step in set(valid[: -self.NEWEST]) - {best_step}:
             self.path(step).unlink()
-        for step in set(self._steps(".sha256")) - set(self.steps()):  # also those of a run killed while saving
+        for step in set(self.steps(".sha256")) - set(self.steps()):  # also those of a run killed while saving
             _digest_path(self.path(step)).unlink(missing_ok=True)
 
     def _verify(self, step: int) -> bool:

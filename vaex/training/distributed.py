@@ -37,7 +37,7 @@ class PeerLost(UserError):
 class Processes:
     """The processes of a run. A single process exchanges nothing.
 
-    Every method that exchanges data (all but `describe` and `report_error`) must be called by all processes alike, and
+    Every method that exchanges data (all but `report_error`) must be called by all processes alike, and
     raises PeerLost if one of them has ended.
 
     Args:
@@ -55,10 +55,6 @@ class Processes:
     def share(self) -> Share:
         """This process's share of an evaluation."""
         return Share(self.rank, self.size, self._add_up)
-
-    def describe(self, device: torch.device) -> str:
-        """`cpu`, or `2 processes, each on cpu`."""
-        return str(device) if self.size == 1 else f"{self.size} processes, each on {device.type}"
 
     def use(self, device: torch.device) -> None:
         """Exchange tensors on a GPU by NCCL."""

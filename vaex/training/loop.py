@@ -53,11 +53,12 @@ def train(session: Session) -> None:
                 session.take_step(session.feed.index(progress.step))
                 progress.step += 1
                 progress.interval += 1
+                if session.epoch_ended:
+                    progress.stage = "validate"
                 if session.epoch_ended or progress.step % trainer.log_every == 0:
                     bar.set_postfix(_terms(log_interval(session, learning_rate)), refresh=False)
                 if session.epoch_ended:
                     log_epoch(session)
-                    progress.stage = "validate"
                 progress.step_seconds += time.perf_counter() - started
                 finish_epoch(session)
                 if not session.is_last_step and progress.step % session.processes.poll_every == 0:
@@ -77,7 +78,7 @@ def train(session: Session) -> None:
 
 
 def finish_epoch(session: Session) -> None:
-    """Validate, draw and save after an epoch, if that is due. A resumed run does what it had not finished."""
+    """Validate, draw and save after an epoch, whichever is due. A resumed run continues at the stage it had reached."""
     progress, trainer, figures = session.progress, session.settings.trainer, session.settings.figures
     if not progress.stage:
         return

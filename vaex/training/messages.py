@@ -9,16 +9,16 @@ import torch
 
 from vaex.evaluation.metrics import HEADLINES
 from vaex.experiment import Experiment
-from vaex.training.distributed import Processes
 from vaex.training.session import Settings
 
 
 def start_message(
-    experiment: Experiment, settings: Settings, processes: Processes, choices: Mapping[str, str], path: Path
+    experiment: Experiment, settings: Settings, processes: int, choices: Mapping[str, str], path: Path
 ) -> str:
     """The data, the model, the formula that is minimized, and how it is trained.
 
     Args:
+        processes: number of processes in this run.
         choices: the option chosen in each config group.
         path: the run folder.
     """
@@ -31,6 +31,8 @@ def start_message(
         kind = "pseudo-likelihood: not a probability of grey images, and comparable only with itself"
     scale = f", {choices['likelihood/scale']} scale" if "likelihood/scale" in choices else ""
     bounds = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in likelihood.bounds().items())
+    device = experiment.device
+    devices = f"{processes} processes, each on {device.type}" if processes > 1 else str(device)
     objective, beta_term, corruption = experiment.objective, "", choices.get("corruption", "none")
     if objective.beta is not None:
         beta = float(objective.beta)
@@ -45,7 +47,7 @@ def start_message(
         + beta_term
         + (f", {objective.samples} samples of z" if objective.samples > 1 else "")
         + (f", the encoder's input under {corruption} noise" if corruption != "none" else ""),
-        "training": f"{experiment.steps:,} steps of {settings.batch_size} on {processes.describe(experiment.device)}"
+        "training": f"{experiment.steps:,} steps of {settings.batch_size} on {devices}"
         + (", bf16" if model.bf16 else ", float32")
         + (", compiled" if settings.trainer.compile == "true" else "")
         + (", captured" if settings.trainer.capture == "true" else ""),

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -31,7 +30,6 @@ from vaex.figures.sheet import encode_png
 from vaex.runs.folder import METRICS
 from vaex.runs.writing import WriteFailed, WritePolicy, replace_file
 
-Hyperparameters = dict[str, str | int | float | bool]
 Numbers = Mapping[str, float | list[float]]
 log = logging.getLogger("vaex")
 
@@ -78,9 +76,7 @@ class MetricsLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         with suppress(WriteFailed) if error else nullcontext(), ExitStack() as stack:
             for file in (self._lines, self._events):
                 stack.enter_context(self.policy.guard("metrics", file.path))
@@ -118,7 +114,7 @@ class MetricsLog:
         if not isinstance(content, bytes):
             self._add_summary(picture_summary(name, content, file), step)
 
-    def hyperparameters(self, values: Hyperparameters, metrics: list[str]) -> None:
+    def hyperparameters(self, values: dict[str, Any], metrics: list[str]) -> None:
         """Log the run's row of the hparams table. PyTorch's `add_hparams` would add it as another TensorBoard run."""
         experiment, start, self._end = hparams(values, dict.fromkeys(metrics, math.nan))  # type: ignore[no-untyped-call]
         for summary in (experiment, start, custom_scalars(LAYOUT)):  # type: ignore[no-untyped-call]

@@ -37,7 +37,7 @@ class Progress:
     """How far a run has come: what a checkpoint holds besides the state of the step and the random state."""
 
     step: int = 0  # steps taken so far
-    stage: str = ""  # what is due before the next step: validate, draw, or nothing
+    stage: str = ""  # due before the next step: "validate" and then drawing, only "draw", or nothing
     interval: int = 0  # steps since training metrics were last logged
     epoch_steps: int = 0  # steps since the last epoch ended, without skipped ones
     skipped: int = 0  # steps in which some value was not finite

@@ -40,9 +40,7 @@ class Update:
         if self.fused:
             self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.optimizer.zero_grad(
-            set_to_none=True
-        )  # frees memory that the next gradient reuses while it is in the cache
+        self.optimizer.zero_grad()  # frees memory that the next gradient reuses while it is in the cache
         groups = self.optimizer.param_groups
         unusual = any(group.get(name) for group in groups for name in ("amsgrad", "maximize", "differentiable"))
         if self.fused and not unusual and type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):
@@ -65,9 +63,9 @@ class Update:
         fixed |= {"amsgrad": False, "maximize": False, "grad_scale": None}
 
         def update(gradients: Sequence[Any], skip: Tensor) -> None:
-            own = [gradients[place] for place in places]
+            trained = [gradients[place] for place in places]
             torch._foreach_add_(steps, 1)
-            fused(parameters, own, means, squares, [], steps, lr=group["lr"], found_inf=skip, **fixed)
+            fused(parameters, trained, means, squares, [], steps, lr=group["lr"], found_inf=skip, **fixed)
             torch._foreach_sub_(steps, [skip] * len(steps))
 
         return update
