@@ -213,7 +213,7 @@ def test_errors_are_one_line(a_run: Path, tmp_path: Path, capsys: Captured) -> N
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["/no/such/run"], "/no/such/run: no such folder"),
-        (["empty"], "empty: no completed run"),
+        (["empty"], "empty: contains no completed run"),
         ([], "RUN"),
         ([a_run, "--samples=-1"], "--samples=-1"),
         ([a_run, "--samples=many"], "many"),

@@ -502,7 +502,7 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sa
     (tmp_path / "file").touch()
     for arguments, message in (
         (["nowhere"], "nowhere: no such folder"),
-        (["empty"], "empty: no run there, with config.yaml or status.json"),
+        (["empty"], "empty: contains no run, with config.yaml or status.json"),
         (["run", "run"], "--out=FOLDER: is required if several folders are given"),
         (["run", "--out=file"], "file: can't be written (File exists)"),
         (["run", "--out=file/report"], "file/report: can't be written (Not a directory)"),

@@ -1,4 +1,4 @@
-"""What a run trains: data, model, objective and optimizer, as `vaex.build` puts them together."""
+"""The data, model, objective and optimizer of a run, which `vaex.build` creates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Experiment:
     """Everything that training needs, with the model and the objective on their device.
 
     Attributes:
-        corruption: maps x to what the encoder sees; the identity unless the run has a corruption.
+        corruption: maps x to the encoder's input; the identity unless the run has a corruption.
         learning_rate: the optimizer's learning rate before the schedule.
         schedule: 0-based step -> factor on the learning rate.
         steps: optimizer steps of the whole run.

@@ -16,7 +16,7 @@ class Batch:
 
     Attributes:
         x: the images that are scored, [B, C, H, W] float32 in [0, 1].
-        input: what the encoder sees, [B, C, H, W]; x itself unless it is corrupted.
+        input: the encoder's input, [B, C, H, W]; x itself unless it is corrupted.
         labels: [B] int64.
         start: index of the first image within the whole batch.
         whole_size: number of images in the whole batch; None if this is the whole batch.
@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Terms:
-    """What an objective returns for a batch of B images.
+    """The terms of an objective for a batch of B images.
 
     Attributes:
         loss: the scalar that is minimized, [].

@@ -1,4 +1,4 @@
-"""`vaex train`: build what the config describes, train it, test it, and write everything into the run folder."""
+"""`vaex train`: build the experiment of a config, train and test it, and write the results into the run folder."""
 
 import logging
 import math

@@ -26,10 +26,10 @@ def run_folders(paths: Iterable[Path], *, completed: bool = False) -> list[Path]
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; give the folder of a run or a sweep, as `vaex train` printed it")
         runs = list(_walk(path, {CONFIG, STATUS}))
-        missing = f"no run there, with {CONFIG} or {STATUS}"
+        missing = f"contains no run, with {CONFIG} or {STATUS}"
         if completed:
             runs = [run for run in runs if (run / CONFIG).is_file() and (run / WEIGHTS).is_file()]
-            missing = f"no completed run there, with {CONFIG} and {WEIGHTS}"
+            missing = f"contains no completed run, with {CONFIG} and {WEIGHTS}"
         if not runs:
             raise UserError(f"{path}: {missing}; give the folder of a run or a sweep")
         folders = {run.resolve(): run for run in runs} | folders

@@ -1,4 +1,4 @@
-"""What a run records about its origin: package versions, git revision and command line."""
+"""The origin that a run records: package versions, git revision and command line."""
 
 import platform
 import subprocess

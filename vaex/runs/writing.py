@@ -1,4 +1,4 @@
-"""Writing the files of a run: each whole or not at all, with one policy for files that can't be written."""
+"""Write each file of a run whole or not at all, with one policy for files that can't be written."""
 
 import errno
 import logging
@@ -19,7 +19,7 @@ class WriteFailed(UserError):
 
 
 class WritePolicy:
-    """What happens when a file of the run can't be written: the run stops with one line, or continues with a warning.
+    """If a file of the run can't be written, the run either stops with one line or continues with a warning.
 
     Args:
         folder: the run folder.

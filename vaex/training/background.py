@@ -29,13 +29,11 @@ class Background:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
-        problems = [future.exception() for future in self._pending if not future.cancelled()]
+        problems = [problem for f in self._pending if not f.cancelled() and (problem := f.exception())]
         self._pending.clear()
-        first = error
-        for problem in filter(None, problems):
-            if first is None:
-                first = problem
-            elif not (isinstance(problem, WriteFailed) and isinstance(first, WriteFailed)):  # one line for one disk
+        first = error or (problems.pop(0) if problems else None)
+        for problem in problems:
+            if not (isinstance(problem, WriteFailed) and isinstance(first, WriteFailed)):  # one line for one disk
                 log.warning(str(problem), exc_info=None if isinstance(problem, WriteFailed) else problem)
         if first is not None and first is not error:
             raise first

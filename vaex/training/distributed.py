@@ -1,4 +1,4 @@
-"""One run in several processes, as torchrun starts them: each trains on its part of every batch.
+"""One run in several processes, which torchrun starts: each trains on its part of every batch.
 
 All processes hold the same weights and the same random state. In a step each process draws the noise of the whole
 batch, and the gradients and logged metrics of the parts are averaged: the run is that of a single process, except that
@@ -37,8 +37,8 @@ class PeerLost(UserError):
 class Processes:
     """The processes of a run. A single process exchanges nothing.
 
-    Every method that exchanges data (all but `report_error`) must be called by all processes alike, and
-    raises PeerLost if one of them has ended.
+    All processes must call every method but `report_error` equally often. Each of these exchanges data and raises
+    PeerLost if another process has ended.
 
     Args:
         rank: number of this process, from 0.
@@ -143,7 +143,7 @@ class Processes:
     def _detect_lost_peer(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # gloo has no exception class of its own
+        except RuntimeError as error:  # gloo raises no more specific exception
             assert self.store is not None
             reason = ""
             with suppress(RuntimeError):

@@ -1,4 +1,4 @@
-"""What a run prints at its start and at its end."""
+"""The messages that a run prints at its start and at its end."""
 
 import shlex
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ def start_message(
 
 
 def _as_mean_error(experiment: Experiment, beta: float) -> str:
-    """The loss as code that averages the error over pixels writes it, if that is known before training."""
+    """The loss in the form of code that averages the error over pixels, if its weights are known before training."""
     likelihood, (channels, height, width) = experiment.model.likelihood, experiment.dataset.image_shape
     if likelihood.depends_on_x or not likelihood.mean_error:
         return ""
@@ -91,8 +91,8 @@ def end_message(experiment: Experiment, results: Mapping[str, Any], path: Path, 
     lines = [("test", "(whole split, per image)")]
     for metric in HEADLINES:
         if (value := metric.value(results)) is not None:
-            of_all = f"of {experiment.model.latent_dim}" if metric.key == "test/active_units" else ""
-            lines.append((metric.title, " ".join(filter(None, (metric.text(value), metric.unit, of_all)))))
+            total = f"of {experiment.model.latent_dim}" if metric.key == "test/active_units" else ""
+            lines.append((metric.title, " ".join(filter(None, (metric.text(value), metric.unit, total)))))
     prefix, beta = "beta/effective_", experiment.objective.beta
     for key, value in results.items():
         if beta is not None and key.startswith(prefix):

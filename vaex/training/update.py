@@ -12,8 +12,8 @@ Gradients = Sequence[Tensor | None]  # of each parameter; None where the loss do
 class Update:
     """`optimizer.step()`; for a fused Adam or AdamW, its one kernel without the Python code around it.
 
-    That code costs 6 to 12 % of a step of a small MLP on a CPU. The arithmetic and the state are the optimizer's own,
-    and it takes the first step itself, which creates the state.
+    That code costs 6 to 12 % of a step of a small MLP on a CPU. The arithmetic and the state are those of the
+    optimizer, which takes the first step itself and so creates the state.
 
     Attributes:
         parameters: all parameters, in the order of the optimizer's groups.
