@@ -18,7 +18,6 @@ from vaex.config.schema import config_dir
 from vaex.errors import UserError
 
 Vaex = Callable[..., Ran]
-Here = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 
@@ -168,37 +167,6 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     error = process.stderr.read().decode()
     process.stderr.close()
     assert (process.wait(60), error) == (141, "")
-
-
-OWN_LIKELIHOOD = """
-import torch
-from vaex.likelihoods.location_scale import LocationScale, Standard
-
-
-class StandardCauchy(Standard):
-    log_normalizer = 1.1447298858494002  # log pi
-    variance = float("inf")
-
-    def log_kernel(self, e):
-        return -torch.log1p(e.square())
-
-
-class Cauchy(LocationScale):
-    standard = StandardCauchy()
-"""
-
-
-def test_a_users_own_likelihood_needs_no_change_to_vaex(
-    here: Here, tiny: list[str], tmp_path: Path, monkeypatch: Patch
-) -> None:
-    (tmp_path / "mypackage.py").write_text(OWN_LIKELIHOOD)
-    (tmp_path / "myconf" / "likelihood").mkdir(parents=True)
-    (tmp_path / "myconf" / "likelihood" / "cauchy.yaml").write_text(
-        "# Heavy tails\ndefaults:\n  - scale: shared\n  - _self_\n_target_: mypackage.Cauchy\nbounded_mean: true\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    run = here("--config-dir", "myconf", "likelihood=cauchy", "steps=3", "figures.kinds=[]", *tiny)
-    assert (run / "results.json").exists()
 
 
 @pytest.mark.skipif(shutil.which("bash") is None or shutil.which("vaex") is None, reason="needs bash and the command")

@@ -154,6 +154,7 @@ def stopped(cwd: Path, number: int, rank: int | None, *arguments: str) -> str:
     return "" if (number, rank) == (signal.SIGKILL, 0) else alone(ran)
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_was_killed_continues_in_a_single_one(here: Here, tiny: list[str], tmp_path: Path) -> None:
     whole = here(*tiny, *LONG, folder="whole")
     said = stopped(tmp_path, signal.SIGKILL, 1, *tiny, *LONG)

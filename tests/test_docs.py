@@ -79,7 +79,7 @@ def test_a_command_works(command: str, trained: Path, small: list[str], pictures
         else:
             cli.run("train", arguments)
     elif verb == "describe":
-        cli.run("describe", [*arguments, *small])
+        cli.run("describe", [*arguments, *small, *small_network(arguments)])
     else:
         copies = [name for name in arguments if re.fullmatch(r"[A-Z_]+|outputs(/\S+)?", name)]
         if "--out" in arguments:
@@ -94,9 +94,15 @@ def test_a_command_works(command: str, trained: Path, small: list[str], pictures
         cli.run(verb, arguments)
 
 
+def small_network(arguments: list[str]) -> list[str]:
+    """Overrides that make the network of a command small."""
+    architecture = next((a.partition("=")[2] for a in arguments if a.startswith("architecture=")), "mlp")
+    return SMALL_NETWORKS[architecture]
+
+
 def train(arguments: list[str], small: list[str]) -> None:
     """Train with two steps and a small network; of a sweep, only the first two jobs."""
-    architecture = next((a.partition("=")[2] for a in arguments if a.startswith("architecture=")), "mlp")
+    network = small_network(arguments)
     data = small
     if "dataset=sprites_rgb" in arguments:
         data = [*SPRITES, "dataset.validation=20", "batch_size=32"]
@@ -110,7 +116,7 @@ def train(arguments: list[str], small: list[str]) -> None:
         arguments = [*arguments, "hydra/launcher=basic"]  # in this process; test_sweeps.py tests the default
     else:
         arguments = [*arguments, "hydra.run.dir=run"]
-    cli.run("train", [*arguments, *data, *SMALL_NETWORKS[architecture], "steps=2", "figures.kinds=[]"])
+    cli.run("train", [*arguments, *data, *network, "steps=2", "figures.kinds=[]"])
     runs = list(Path.cwd().glob("outputs/sweeps/*/*/results.json" if sweep else "run/results.json"))
     assert len(runs) == (2 if sweep else 1)
 

@@ -211,15 +211,15 @@ def test_ten_steps_and_ten_more_are_twenty(here: Here, tiny: list[str]) -> None:
 
 def test_a_terminated_run_continues_as_if_it_had_not_been(tiny: list[str], here: Here, tmp_path: Path) -> None:
     """The real process, stopped by SIGTERM in the middle of an epoch, with an interval half logged."""
-    common = [*tiny, "steps=120", "trainer.log_every=7", "figures.every=1000", "figures.kinds=[samples]"]
+    common = [*tiny, "steps=40", "trainer.log_every=7", "figures.every=1000", "figures.kinds=[samples]"]
     whole = here(*common, folder="whole")
-    # It waits for the signal after its 40th step. Its handler then leaves a second signal to the system.
+    # It waits for the signal after its 20th step. Its handler then leaves a second signal to the system.
     script = (
         "import signal, time, vaex.training.step as step\n"
         "take_step = step.TrainingStep.__call__\n"
         "def slow(self, index):\n"
         "    take_step(self, index)\n"
-        "    if self.step == 40:\n"
+        "    if self.step == 20:\n"
         "        print('paused', flush=True)\n"
         "        while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL: time.sleep(0.01)\n"
         "step.TrainingStep.__call__ = slow\n"
@@ -236,12 +236,12 @@ def test_a_terminated_run_continues_as_if_it_had_not_been(tiny: list[str], here:
     assert process.stdout and any(line == "paused\n" for line in process.stdout)
     process.send_signal(signal.SIGTERM)
     error = process.communicate()[1]
-    assert process.returncode == 143 and "stopped at step 40 of 120" in error
+    assert process.returncode == 143 and "stopped at step 20 of 40" in error
     parts = tmp_path / "parts"
     assert json.loads((parts / "status.json").read_text())["status"] == "interrupted"
 
     here(f"resume={parts}")
-    assert_equal(state(whole, 120), state(parts, 120))
+    assert_equal(state(whole, 40), state(parts, 40))
     same_numbers(whole, parts)
     assert (whole / "metrics.jsonl").read_text() == (parts / "metrics.jsonl").read_text()
     assert (whole / "figures" / "samples.png").read_bytes() == (parts / "figures" / "samples.png").read_bytes()

@@ -42,7 +42,7 @@ QUICK = ["steps=2", "figures.kinds=[]"]
 # 1,000 images in batches of 32: an epoch is 32 steps, and a checkpoint.
 LONG = ["epochs=400", "figures.kinds=[]", "trainer.log_every=5"]
 GRID = ["beta=0.5,4", "likelihood/scale=fixed,shared"]
-STEPS = ["steps=20", "figures.kinds=[]", "trainer.threads=1"]
+STEPS = ["steps=4", "figures.kinds=[]", "trainer.threads=1"]
 NAMES = ["beta=0.5,scale=fixed", "beta=0.5,scale=shared", "beta=4,scale=fixed", "beta=4,scale=shared"]
 
 
@@ -186,7 +186,7 @@ def test_a_users_own_options_are_swept(here: Here, tiny: list[str], tmp_path: Pa
 
 
 def test_the_values_of_a_recipe_give_way_to_the_command(here: Here, tiny: list[str]) -> None:
-    recipe = ["experiment=beckham_ae", *QUICK, *tiny, "hydra.sweep.dir=sweep"]
+    recipe = ["experiment=beckham_ae", *QUICK, *tiny, "hydra.sweep.dir=sweep", "hydra/launcher=basic"]
     here("-m", *recipe, "likelihood/scale=shared", "seed=1", folder=None)
     assert set(statuses(Path("sweep"))) == {"likelihood=gaussian", "likelihood=laplace"}
 
@@ -231,15 +231,15 @@ def test_a_resumed_sweep_runs_only_what_is_not_complete(
 def test_a_sweep_with_other_settings_is_refused(sweep: Path, here: Here, said: Said, tiny: list[str]) -> None:
     before = {path: path.read_bytes() for path in sweep.glob("*/results.json")}
     other = ["-m", *GRID, "steps=3", *STEPS[1:], *tiny]
-    assert "sweep=sweep: began with steps=20" in said(here, *other, "sweep=sweep", folder=None)
+    assert "sweep=sweep: began with steps=4" in said(here, *other, "sweep=sweep", folder=None)
     assert "no sweep there" in said(here, "-m", "beta=1", "sweep=nowhere", folder=None)
     assert "name the folder of the sweep once" in said(here, "-m", "sweep=sweep", "hydra.sweep.dir=b", folder=None)
     assert "resumes one run" in said(here, "-m", "beta=1,2", "resume=sweep/run", folder=None)
     # A value that is not in the command, as in a YAML file that was edited, is noticed by the hash of the config.
-    command = (sweep / "sweep.json").read_text().replace('"steps": "20"', '"steps": "3"')
+    command = (sweep / "sweep.json").read_text().replace('"steps": "4"', '"steps": "3"')
     (sweep / "sweep.json").write_text(command)
     error = said(here, *other, "sweep=sweep", folder=None)
-    assert "already contains a run with different settings: steps was 20 and is 3" in error
+    assert "already contains a run with different settings: steps was 4 and is 3" in error
     assert {path: path.read_bytes() for path in before} == before
     assert set(statuses(sweep).values()) == {"completed"}
 
