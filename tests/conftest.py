@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -181,6 +182,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
         return path
 
     return run
+
+
+def fork(command: Callable[[], object], output: Path) -> int:
+    """Call `command` in a process of its own, which spares importing torch. Its output goes to a file.
+
+    Returns:
+        The number of the process. Its exit code is 0, or 1 after an error, or that of a SystemExit.
+    """
+    child = os.fork()
+    if child:
+        return child
+    code: object = 1
+    with output.open("w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        try:
+            command()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException:
+            traceback.print_exc()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 @pytest.fixture

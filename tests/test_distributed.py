@@ -3,16 +3,18 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL_NETWORKS, Ran, composed, results
+from conftest import SMALL_NETWORKS, Ran, composed, fork, results
 from safetensors.torch import load_file
 from test_step import KINDS, distance, names
 
@@ -35,6 +37,14 @@ NOISY = ["device=cpu", "trainer.clip_norm=20", "corruption=masking", "dataset.de
 COMMON = ["steps=40", "trainer.log_every=5", "figures.kinds=[samples]", "figures.images=4", *NOISY]
 NETWORKS = {name: [f"architecture={name}", *sizes] for name, sizes in SMALL_NETWORKS.items()}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def torchrun(monkeypatch: pytest.MonkeyPatch, rank: int, port: int) -> None:
+    """Set the environment of one of torchrun's two processes."""
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
 
 
 class Launched:
@@ -107,19 +117,43 @@ def same_within_rounding(one: Path, other: Path) -> None:
     assert figures[0] == figures[1]
 
 
+def test_two_processes_are_one(here: Here, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forks of this one, in the environment that torchrun gives its processes."""
+    arguments = [*tiny, *COMMON]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def train(rank: int) -> None:
+        torchrun(monkeypatch, rank, port)
+        here(*arguments, folder="two")
+
+    outputs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    children = [fork(partial(train, rank), output) for rank, output in enumerate(outputs)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    first, second = (output.read_text() for output in outputs)
+    assert codes == [0, 0], first + second
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.log", "1.log", "two"]
+    assert "steps of 32 on 2 processes, each on cpu" in first and first.count("TensorBoard") == 1
+    assert "TensorBoard" not in second
+    assert "ranks: 2" in (tmp_path / "two" / "config.yaml").read_text()
+    same_within_rounding(tmp_path / "two", here(*arguments, folder="one"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
         NETWORKS["conv"],
-        pytest.param([*NETWORKS["resnet"], "optimizer=adamw"], marks=pytest.mark.slow),
-        pytest.param([*NETWORKS["vit"], "objective=iwae", "conditional=true"], marks=pytest.mark.slow),
-        pytest.param([*NETWORKS["mlp"], "objective=ae", "optimizer.fused=false"], marks=pytest.mark.slow),
-        pytest.param([*NETWORKS["mlp"], "dataset.resident=false", "objective.warmup=20"], marks=pytest.mark.slow),
-        pytest.param([*NETWORKS["conv"], "trainer.compile=true", "steps=30"], marks=pytest.mark.slow),
+        [*NETWORKS["resnet"], "optimizer=adamw"],
+        [*NETWORKS["vit"], "objective=iwae", "conditional=true"],
+        [*NETWORKS["mlp"], "objective=ae", "optimizer.fused=false"],
+        [*NETWORKS["mlp"], "dataset.resident=false", "objective.warmup=20"],
+        [*NETWORKS["conv"], "trainer.compile=true", "steps=30"],
     ],
     ids=names,
 )
-def test_two_processes_are_one(kind: list[str], here: Here, small: list[str], tmp_path: Path) -> None:
+def test_two_processes_of_torchrun_are_one(kind: list[str], here: Here, small: list[str], tmp_path: Path) -> None:
     ran = Launched(tmp_path, *small, *COMMON, *kind, "hydra.run.dir=two").ended()
     assert ran.code == 0, ran.error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two"]
@@ -249,10 +283,7 @@ def test_an_error_ends_all_processes_with_one_line(fault: str, tiny: list[str], 
 
 @pytest.fixture
 def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 1}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    torchrun(monkeypatch, rank=1, port=1)
 
 
 @pytest.mark.parametrize("sweep", ["-m", "--multirun", "hydra.mode=MULTIRUN", "hydra/launcher=joblib"])

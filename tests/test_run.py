@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import composed, metrics, results
+from conftest import composed, fork, metrics, results
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -26,6 +27,7 @@ from vaex.evaluation.comparison import Description
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.messages import end_message, start_message
 from vaex.training.session import Settings
+from vaex.training.step import TrainingStep
 
 Here = Callable[..., Path]
 Said = Callable[..., str]
@@ -209,34 +211,31 @@ def test_ten_steps_and_ten_more_are_twenty(here: Here, tiny: list[str]) -> None:
     assert results(whole)["test/elbo"] == results(parts)["test/elbo"]
 
 
-def test_a_terminated_run_continues_as_if_it_had_not_been(tiny: list[str], here: Here, tmp_path: Path) -> None:
-    """The real process, stopped by SIGTERM in the middle of an epoch, with an interval half logged."""
+def test_a_terminated_run_continues_as_if_it_had_not_been(
+    tiny: list[str], here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of its own, stopped by SIGTERM in the middle of an epoch, with an interval half logged."""
     common = [*tiny, "steps=40", "trainer.log_every=7", "figures.every=1000", "figures.kinds=[samples]"]
     whole = here(*common, folder="whole")
-    # It waits for the signal after its 20th step. Its handler then leaves a second signal to the system.
-    script = (
-        "import signal, time, vaex.training.step as step\n"
-        "take_step = step.TrainingStep.__call__\n"
-        "def slow(self, index):\n"
-        "    take_step(self, index)\n"
-        "    if self.step == 20:\n"
-        "        print('paused', flush=True)\n"
-        "        while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL: time.sleep(0.01)\n"
-        "step.TrainingStep.__call__ = slow\n"
-        "from vaex.cli import main\nmain()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, "train", *common, "hydra.run.dir=parts"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout and any(line == "paused\n" for line in process.stdout)
-    process.send_signal(signal.SIGTERM)
-    error = process.communicate()[1]
-    assert process.returncode == 143 and "stopped at step 20 of 40" in error
+    take_step = TrainingStep.__call__
+
+    def slow(step: TrainingStep, index: torch.Tensor) -> None:
+        """Wait for the signal after the 20th step. The handler then leaves a second signal to the system."""
+        take_step(step, index)
+        if step.step == 20:
+            print("paused", flush=True)
+            while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+                time.sleep(0.01)
+
+    log = tmp_path / "parts.log"
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingStep, "__call__", slow)
+        child = fork(lambda: here(*common, folder="parts"), log)
+    while "paused\n" not in (log.read_text() if log.exists() else ""):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), log.read_text()
+        time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143 and "stopped at step 20 of 40" in log.read_text()
     parts = tmp_path / "parts"
     assert json.loads((parts / "status.json").read_text())["status"] == "interrupted"
 
