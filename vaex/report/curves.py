@@ -43,14 +43,14 @@ def panels(study: Study) -> list[Panel]:
         for view in views(study)[:1]
         for line in view.lines
     ] or [(c.label, None, [(None, run) for run in c.runs]) for c in study.configurations[:MOST_LINES]]
-    made = []
+    result = []
     for title, axis, runs in members:
         curves = [curve for x, run in runs if (curve := read_curve(run.path / METRICS, x))]
         # A panel has one unit: a run without a validation split is not drawn beside runs that have one.
         curves = [curve for curve in curves if curve.key == curves[0].key]
         if curves:
-            made.append(Panel(title, axis, tuple(curves)))
-    return made
+            result.append(Panel(title, axis, tuple(curves)))
+    return result
 
 
 def read_curve(metrics: Path, x: float | None) -> Curve | None:

@@ -68,7 +68,7 @@ def views(study: Study) -> list[View]:
         return tuple(value for axis, value in zip(axes, configuration.values, strict=True) if axis in categories)
 
     numbers = {name: n for n, name in enumerate(dict.fromkeys(map(category, study.configurations)))}
-    made = []
+    result = []
     for axis in sorted(numeric, key=lambda axis: axis.key != "beta"):
         fixed = tuple((other, _typical_value(other, study)) for other in numeric if other != axis)
         members: dict[tuple[Value, ...], list[tuple[float, Configuration]]] = {}
@@ -82,8 +82,10 @@ def views(study: Study) -> list[View]:
             for name, points in members.items()
         ]
         if max(map(len, members.values()), default=0) > 1:
-            made.append(View(axis, tuple(lines[:MOST_LINES]), fixed, tuple(line.label for line in lines[MOST_LINES:])))
-    return made
+            result.append(
+                View(axis, tuple(lines[:MOST_LINES]), fixed, tuple(line.label for line in lines[MOST_LINES:]))
+            )
+    return result
 
 
 def sheet_rows(study: Study) -> list[tuple[str, list[tuple[str, Run]]]]:

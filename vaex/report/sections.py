@@ -31,28 +31,28 @@ ELBO = "test/image_elbo"
 
 def build_document(runs: Sequence[Run], folders: Sequence[Path], loaders: sheets.Loaders) -> Document:
     """The report on the runs that are in the folders."""
-    this = study(runs, report_metrics(runs))
+    studied = study(runs, report_metrics(runs))
     files = FileNames()
     reason = needs_matplotlib()
     remarks = (f"No plots: {reason}",) if reason else ()
     title = folders[0].resolve().name if len(folders) == 1 else f"{len(folders)} folders"
     sections = (
-        sweep_section(this),
-        best_section(this, folders),
-        *([] if reason else plot_sections(this, files)),
-        *sheet_sections(this, loaders, files),
-        *([] if reason else training_sections(this, files)),
-        configurations_section(this),
-        runs_section(this),
-        notes_section(this, remarks),
+        sweep_section(studied),
+        best_section(studied, folders),
+        *([] if reason else plot_sections(studied, files)),
+        *sheet_sections(studied, loaders, files),
+        *([] if reason else training_sections(studied, files)),
+        configurations_section(studied),
+        runs_section(studied),
+        notes_section(studied, remarks),
     )
     return Document(f"Report on {title}", lead(runs), tuple(section for section in sections if section.blocks), remarks)
 
 
 def report_metrics(runs: Sequence[Run]) -> list[Metric]:
     """vaex's metrics that may be compared between runs, and all that results.json files declare themselves."""
-    own = {metric.key: metric for metric in METRICS}
-    declarations = [metric for metric in declared(run.results for run in runs) if metric.key not in own]
+    keys = {metric.key for metric in METRICS}
+    declarations = [metric for metric in declared(run.results for run in runs) if metric.key not in keys]
     return [metric for metric in METRICS if metric.comparable] + declarations
 
 
@@ -170,8 +170,8 @@ def _collapsed(study: Study) -> list[Text]:
 
 
 def _ranking_groups(study: Study) -> list[ComparisonGroup]:
-    every = dict.fromkeys(ranking_group(run.results) for run in study.completed if run.about)
-    return sorted(every, key=lambda group: group.order)
+    groups = dict.fromkeys(ranking_group(run.results) for run in study.completed if run.about)
+    return sorted(groups, key=lambda group: group.order)
 
 
 def plot_sections(study: Study, files: "FileNames") -> list[Section]:
@@ -195,21 +195,21 @@ def training_sections(study: Study, files: "FileNames") -> list[Section]:
         "One curve for each run. The first twentieth of the steps does not count for the limits of the axis. ELBOs in "
         "different panels may not be comparable."
     )
-    made = plots.training_curves(curves.panels(study))
-    return [Section("Training", (_pictures(made, files), Text(text, "small")))] if made else []
+    panels = plots.training_curves(curves.panels(study))
+    return [Section("Training", (_pictures(panels, files), Text(text, "small")))] if panels else []
 
 
 def sheet_sections(study: Study, loaders: sheets.Loaders, files: "FileNames") -> list[Section]:
     rows = sheet_rows(study)
     if not rows:
         return []
-    drawn = sheets.draw(rows, loaders)
+    pages = sheets.draw(rows, loaders)
     view = next(iter(views(study)), None)
-    caption = f"Only the first seed of each configuration ({', '.join(drawn.seeds)}). {view.caption if view else ''}"
+    caption = f"Only the first seed of each configuration ({', '.join(pages.seeds)}). {view.caption if view else ''}"
     sections = []
     for title, pictures, content in (
-        ("Reconstructions", drawn.reconstructions, "the same test image"),
-        ("Samples", drawn.samples, "the same z, sampled from the prior"),
+        ("Reconstructions", pages.reconstructions, "the same test image"),
+        ("Samples", pages.samples, "the same z, sampled from the prior"),
     ):
         parts = tuple(
             Picture(
@@ -223,7 +223,7 @@ def sheet_sections(study: Study, loaders: sheets.Loaders, files: "FileNames") ->
         text = f"The decoder's mean. Every column shows {content}."
         if parts:
             sections.append(Section(title, (Pictures(parts), _caption(text, caption))))
-    remarks = list(drawn.remarks)
+    remarks = list(pages.remarks)
     if view and view.gaps:
         remarks.append(f"No completed run, so no row: {'; '.join(view.gaps)}.")
     return [*sections, Section("Notes on the pictures", tuple(map(Text, remarks)))]

@@ -153,16 +153,16 @@ def _strip(images: Tensor, gap: int = 2) -> bytes:
 
 def choose(rows: Sequence[Rows]) -> tuple[list[Rows], list[str]]:
     """At most MOST_ROWS evenly spaced rows of each sheet and MOST_MODELS in all, and the labels of the others."""
-    chosen: list[Rows] = []
-    left_out = []
+    selected: list[Rows] = []
+    omitted = []
     room = MOST_MODELS
     for title, cells in rows:
         count = min(len(cells), MOST_ROWS, room)
         positions = {round(n * (len(cells) - 1) / max(1, count - 1)) for n in range(count)}
         if count:
-            chosen.append((title, [cell for n, cell in enumerate(cells) if n in positions]))
+            selected.append((title, [cell for n, cell in enumerate(cells) if n in positions]))
             room -= count
         others = [label for n, (label, _) in enumerate(cells) if n not in positions]
         if others:
-            left_out.append(f"{title}: {', '.join(others)}" if title and count else title or ", ".join(others))
-    return chosen, left_out
+            omitted.append(f"{title}: {', '.join(others)}" if title and count else title or ", ".join(others))
+    return selected, omitted

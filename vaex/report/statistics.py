@@ -81,8 +81,8 @@ class Study:
 def study(runs: Sequence[Run], metrics: Iterable[Metric]) -> Study:
     design = find_axes(runs)
     configurations = tuple(find_configurations(runs, design))
-    there = [metric for metric in metrics if any(metric.value(run.results) is not None for run in runs)]
-    return Study(tuple(runs), tuple(there), design, configurations)
+    measured = [metric for metric in metrics if any(metric.value(run.results) is not None for run in runs)]
+    return Study(tuple(runs), tuple(measured), design, configurations)
 
 
 def find_configurations(runs: Iterable[Run], design: Design) -> list[Configuration]:
@@ -107,8 +107,8 @@ def find_configurations(runs: Iterable[Run], design: Design) -> list[Configurati
 
 def groups(metric: Metric, configurations: Iterable[Configuration]) -> list[ComparisonGroup]:
     """The comparison groups in which some configuration has the number, in their order."""
-    every = [run.group(metric) for configuration in configurations for run in configuration.runs]
-    return sorted(dict.fromkeys(filter(None, every)), key=lambda group: group.order)
+    run_groups = [run.group(metric) for configuration in configurations for run in configuration.runs]
+    return sorted(dict.fromkeys(filter(None, run_groups)), key=lambda group: group.order)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Ranking:
 
 def rankings(study: Study) -> list[Ranking]:
     """A ranking by every metric of at least two configurations; by the ELBO only where there is no better score."""
-    made = []
+    result = []
     for metric in study.metrics:
         for group in groups(metric, study.configurations) if metric.better else ():
             if metric.comparable == "elbo" and group.across_likelihoods:
@@ -132,8 +132,8 @@ def rankings(study: Study) -> list[Ranking]:
             if len(entries) > 1:
                 sign = 1 if metric.better == "lower" else -1
                 entries.sort(key=lambda entry: sign * entry[1].mean)
-                made.append(Ranking(metric, group, tuple(entries)))
-    return made
+                result.append(Ranking(metric, group, tuple(entries)))
+    return result
 
 
 def gap_text(metric: Metric, best: Summary, second: Summary) -> str:

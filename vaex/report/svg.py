@@ -19,7 +19,7 @@ COLOURS = ("#3b7dd8", "#e07b1f", "#1f9e77", "#c2559d", "#8a6fdf", "#b58900", "#1
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 RAMP = ("#3b6fd8", "#2b94c4", "#22a08a", "#7d9b2c", "#cf8a1c", "#dd5f2a", "#cf3f5b")  # low to high, equally light
 
-LONGEST_TITLE = 52  # characters that fit above a plot
+LONG_TITLE, LONGEST_TITLE = 40, 52  # characters that fit above a plot in the usual size, and in a smaller one
 
 STYLE: Any = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
@@ -47,7 +47,9 @@ def panel(title: str, xlabel: str, ylabel: str) -> Iterator[tuple[Figure, Axes]]
         # With fixed margins, adjacent panels are aligned, and matplotlib need not draw twice to measure the text.
         axes = figure.add_axes((0.16, 0.27, 0.8, 0.63))
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_title(title if len(title) <= LONGEST_TITLE else title[: LONGEST_TITLE - 1] + "…")
+        if len(title) > LONGEST_TITLE:
+            title = title[: LONGEST_TITLE - 1] + "…"
+        axes.set_title(title, fontsize=11 if len(title) <= LONG_TITLE else 8.5)
         axes.grid(color=INK, alpha=0.12, linewidth=0.8)
         yield figure, axes
 
