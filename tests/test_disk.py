@@ -108,7 +108,9 @@ def whole(trained: Here, tiny: list[str]) -> Path:
     return trained(*tiny, *RUN)
 
 
-@pytest.mark.parametrize("where", ["checkpoint", "picture", "metrics"])
+@pytest.mark.parametrize(
+    "where", ["checkpoint", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("picture", "metrics"))]
+)
 def test_on_a_full_disk_a_run_ends_with_one_line_and_can_be_resumed(
     where: str, whole: Path, disk: Path, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -226,7 +228,7 @@ def test_resuming_in_a_read_only_folder(here: Here, tiny: list[str], tmp_path: P
     assert "Read-only file system" in line
 
 
-@pytest.mark.parametrize("setting", ["stop", "continue"])
+@pytest.mark.parametrize("setting", ["stop", pytest.param("continue", marks=pytest.mark.slow)])
 def test_a_folder_that_vanishes(
     setting: str, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ) -> None:
@@ -314,7 +316,12 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("when", KILLS)
+RARE_KILLS = ("before the second checkpoint, with its numbers and pictures there", "before the first checkpoint")
+
+
+@pytest.mark.parametrize(
+    "when", [pytest.param(when, marks=pytest.mark.slow if when in RARE_KILLS else ()) for when in KILLS]
+)
 def test_a_killed_run_that_is_resumed_logs_every_point_once(
     when: str, whole: Path, here: Here, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

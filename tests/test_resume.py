@@ -134,6 +134,7 @@ def test_a_run_stopped_anywhere_continues_as_if_it_had_not_been(
     same_run(whole, parts)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_stopped_over_and_over(
     trained: Here, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
