@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -53,6 +55,25 @@ def interruptible() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing of the user's is read or written; the workers of one test run share it."""
     os.environ["VAEX_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "vaex-cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cached_options() -> Iterator[None]:
+    """Hydra parses each YAML file of vaex once in a session: a run of these tests is mostly composing its config."""
+    load = FileConfigSource.load_config
+    loaded: dict[tuple[str, str], ConfigResult] = {}
+
+    def load_once(source: FileConfigSource, config_path: str) -> ConfigResult:
+        if Path(source.path) != config_dir():
+            return load(source, config_path)
+        key = (source.provider, config_path)
+        if key not in loaded:
+            loaded[key] = load(source, config_path)
+        return copy.deepcopy(loaded[key])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FileConfigSource, "load_config", load_once)
+        yield
 
 
 @pytest.fixture(scope="session")
