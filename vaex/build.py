@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from vaex.config.create import asks_for, create, instance_of
-from vaex.config.schema import Config, Group, restored
+from vaex.config.schema import Config, Group, restore_config
 from vaex.data.dataset import Dataset
 from vaex.errors import UserError
+from vaex.evaluation.split import evaluating
 from vaex.experiment import Experiment
 from vaex.likelihoods.base import Likelihood
 from vaex.model import Autoencoder
@@ -27,7 +30,8 @@ def build(config: Config) -> Experiment:
     schedule = create("schedule", config.schedule, steps=steps)
 
     torch.manual_seed(config.seed)
-    objective = instance_of(Objective, "objective", create("objective", config.objective)).to(device)
+    objective = create("objective", config.objective)
+    objective = instance_of(Objective, "objective", objective, defines=("stochastic", "forward")).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic).to(device)
     _check_support(model.likelihood, dataset)
     if objective.weighs_samples and model.likelihood.depends_on_x:
@@ -72,7 +76,8 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
             "leave conditional out, or use another architecture"
         )
     condition_features = classes if config.conditional else 0
-    likelihood = instance_of(Likelihood, "likelihood", create("likelihood", config.likelihood, image_shape=image_shape))
+    likelihood = create("likelihood", config.likelihood, image_shape=image_shape)
+    likelihood = instance_of(Likelihood, "likelihood", likelihood, defines=("support", "kind", "forward"))
     encoder = create(
         "architecture.encoder",
         encoder_group,
@@ -87,7 +92,7 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
         image_shape=image_shape,
         out_channels=likelihood.out_channels(image_shape[0]),
     )
-    return Autoencoder(
+    model = Autoencoder(
         encoder=instance_of(torch.nn.Module, "architecture.encoder", encoder),
         decoder=instance_of(torch.nn.Module, "architecture.decoder", decoder),
         likelihood=likelihood,
@@ -96,6 +101,28 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
         stochastic=stochastic,
         bf16=config.precision == "bf16",
     )
+    _check_outputs(model, image_shape)
+    return model
+
+
+def _check_outputs(model: Autoencoder, image_shape: tuple[int, int, int]) -> None:
+    """Run the networks on one black image. Raises UserError if an output does not have the shape that vaex needs."""
+    codes, classes = (2 if model.stochastic else 1) * model.latent_dim, model.classes
+    condition = [F.one_hot(torch.zeros(1, dtype=torch.int64), classes).float()] if classes else []
+    channels = model.likelihood.out_channels(image_shape[0])
+    with evaluating(model):
+        for part, network, arguments, shape in (
+            ("encoder", model.encoder, (torch.zeros(1, *image_shape), *condition), (1, codes)),
+            ("decoder", model.decoder, (torch.zeros(1, model.latent_dim + classes),), (1, channels, *image_shape[1:])),
+        ):
+            name = f"architecture.{part}: {type(network).__name__}"
+            try:
+                output = network(*arguments)
+            except NotImplementedError as error:
+                raise UserError(f"{name} must define forward") from error
+            if not isinstance(output, Tensor) or output.shape != shape:
+                actual = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+                raise UserError(f"{name} returns {actual} for one image, but must return a tensor {list(shape)}")
 
 
 def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:
@@ -123,7 +150,7 @@ def load_config(run_folder: Path) -> tuple[Config, dict[str, Any]]:
     """The config of a run and what was recorded with it. Raises UserError if the folder has no run or a damaged one."""
     content, recorded = RunFolder.reopen(run_folder).read_config()
     try:
-        config = restored(content)
+        config = restore_config(content)
     except UserError as error:
         raise UserError(f"{run_folder / CONFIG}: {error}") from error
     match recorded:

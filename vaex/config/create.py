@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Any, TypeVar, Union
 
+import torch
+
 from vaex.config.schema import Group
 from vaex.config.targets import find
 from vaex.errors import UserError
@@ -36,10 +38,20 @@ def asks_for(key: str, group: Group, name: str) -> bool:
     return _asks_for(_target(key, group), name, at_top=True)
 
 
-def instance_of(kind: type[T], key: str, value: object) -> T:
-    """The value that was created for a key. Raises UserError if it is not of the kind that vaex needs there."""
+def instance_of(kind: type[T], key: str, value: object, defines: Sequence[str] = ()) -> T:
+    """The value that was created for a key.
+
+    Raises:
+        UserError: it is not of the kind that vaex needs there, or leaves a name undefined that `kind` leaves to it.
+    """
+    name = type(value).__name__
     if not isinstance(value, kind):
-        raise UserError(f"{key}._target_: creates a {type(value).__name__}, but must create a {kind.__name__}")
+        raise UserError(f"{key}._target_: creates a {name}, but must create a {kind.__name__}")
+    if isinstance(value, torch.nn.Module) and "_modules" not in vars(value):
+        raise UserError(f"{key}._target_: {name}.__init__ must call super().__init__() first")
+    for attribute in defines:
+        if getattr(value, attribute, None) is None or getattr(type(value), attribute, 0) is getattr(kind, attribute, 1):
+            raise UserError(f"{key}._target_: {name} must define {attribute}, as {kind.__name__} says")
     return value
 
 
@@ -52,16 +64,16 @@ def _create(key: str, group: Group, available: dict[str, Any], at_top: bool = Fa
             raise UserError(f"{key}.{argument}: vaex does not support it; give {name} its arguments by name")
         if argument != "_target_":
             arguments[argument] = _value(f"{key}.{argument}", value, available)
-    asked = {a: v for a, v in available.items() if a not in arguments and _asks_for(target, a, at_top)}
+    requested = {a: v for a, v in available.items() if a not in arguments and _asks_for(target, a, at_top)}
     try:
-        inspect.signature(target).bind(**arguments, **asked)
+        inspect.signature(target).bind(**arguments, **requested)
     except TypeError as error:
         raise UserError(f"{key}: {name} cannot be called with these arguments: {error}") from error
     except ValueError:  # some classes written in C have no signature
         pass
     _check_types(key, target, arguments)
     try:
-        return target(**arguments, **asked)
+        return target(**arguments, **requested)
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
         source = "" if name.startswith("vaex.") else f" ({name} raised it; VAEX_DEBUG=1 shows where)"

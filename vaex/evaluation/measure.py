@@ -91,6 +91,10 @@ class Measurement:
     why_not: Callable[[Evaluation], str | None] = lambda evaluation: None
     remedy: str = ""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.metrics, Metric):  # a tuple of one is easily written without its comma
+            object.__setattr__(self, "metrics", (self.metrics,))
+
 
 def measure(evaluation: Evaluation, measurements: Iterable[Measurement]) -> tuple[dict[str, Any], list[str]]:
     """Run the measurements that apply; return the results of all, and the reasons why some were left out.
@@ -108,6 +112,9 @@ def measure(evaluation: Evaluation, measurements: Iterable[Measurement]) -> tupl
             values = measurement.function(evaluation)
         except ValueError as error:
             raise UserError(f"{error}{measurement.remedy and '; ' + measurement.remedy}") from error
+        if not isinstance(values, dict):
+            name, kind = measurement.function.__name__, type(values).__name__
+            raise UserError(f"{name}: returns a {kind}; a measurement returns a dict of keys and values")
         for key, value in values.items():
             if key in evaluation.results:
                 raise UserError(f"{key}: two measurements return it; rename one")

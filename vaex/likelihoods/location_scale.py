@@ -208,6 +208,10 @@ class LocationScale(Likelihood):
     ) -> None:
         super().__init__(image_shape=image_shape)
         name = type(self.standard).__name__
+        if not self.standard.implements("log_kernel"):
+            raise ValueError(f"likelihood: {name} must define log_kernel, as Standard says")
+        if not hasattr(self.standard, "log_normalizer"):
+            raise ValueError(f"likelihood: {name} must define log_normalizer, as Standard says")
         if discretize and not self.standard.implements("log_interval"):
             raise ValueError(f"likelihood.discretize=true: {name} does not implement log_interval(); set it to false")
         if scale.depends_on_x and not self.standard.implements("optimal_log_scale"):
