@@ -91,6 +91,8 @@ def test_a_command_works(command: str, trained: Path, small: list[str], pictures
         if verb == "eval":
             mypackage.write_text(MEASUREMENT)
             arguments += ["--samples", "1", "--fid", "none"]
+        if verb == "draw" and "--count" not in arguments:
+            arguments += ["--count", "2"]
         cli.run(verb, arguments)
 
 
