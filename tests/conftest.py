@@ -101,13 +101,16 @@ def tiny(small: list[str]) -> list[str]:
     return [*small, "architecture.hidden=[16]", "architecture.activation=relu"]
 
 
-def small_network(path: Path) -> list[str]:
-    """Overrides that make an architecture small, from the line `# Small (for tests): KEY=VALUE …` of its YAML file."""
-    line = re.search(r"^# Small \(for tests\): (.*)$", path.read_text(), flags=re.MULTILINE)
-    return [f"architecture.{override}" for override in line[1].split()] if line else []
+def for_tests(group: str, option: str) -> list[str]:
+    """Overrides from the line `# Small (for tests): KEY=VALUE …` of an option's YAML file."""
+    text = (config_dir() / group / f"{option}.yaml").read_text()
+    line = re.search(r"^# Small \(for tests\): (.*)$", text, flags=re.MULTILINE)
+    return [f"{group}.{override}" for override in line[1].split()] if line else []
 
 
-SMALL_NETWORKS = {path.stem: small_network(path) for path in sorted((config_dir() / "architecture").glob("*.yaml"))}
+SMALL_NETWORKS = {
+    path.stem: for_tests("architecture", path.stem) for path in sorted((config_dir() / "architecture").glob("*.yaml"))
+}
 
 SPRITES = ["dataset.source.rotations=2", "dataset.source.positions=2", "dataset.source.test=20"]
 

@@ -142,15 +142,15 @@ def test_the_install_commands_are_the_ones_that_ci_runs() -> None:
     assert 'pytest -m "not slow"' in README and 'pytest -m "not slow"' in ci
 
 
-def test_the_tables_name_every_option() -> None:
+@pytest.mark.parametrize("path", sorted(config_dir().glob("*/**/*.yaml")), ids=lambda path: path.stem)
+def test_the_tables_name_the_option(path: Path) -> None:
     rows = {row.split("|")[1]: row for row in README.splitlines() if row.startswith("| `")}
     likelihoods = PAGES[ROOT / "docs" / "likelihoods.md"]
-    for path in sorted(config_dir().glob("*/**/*.yaml")):
-        group = str(path.parent.relative_to(config_dir()))
-        row = next(row for groups, row in rows.items() if f"`{group}`" in groups)
-        assert f"`{path.stem}`" in row, f"{group}={path.stem} is not in the README's table"
-        if group in ("likelihood", "likelihood/scale"):
-            assert f"`{path.stem}`" in likelihoods, f"{group}={path.stem} is not in docs/likelihoods.md"
+    group = str(path.parent.relative_to(config_dir()))
+    row = next(row for groups, row in rows.items() if f"`{group}`" in groups)
+    assert f"`{path.stem}`" in row, f"{group}={path.stem} is not in the README's table"
+    if group in ("likelihood", "likelihood/scale"):
+        assert f"`{path.stem}`" in likelihoods, f"{group}={path.stem} is not in docs/likelihoods.md"
 
 
 def test_links_resolve() -> None:

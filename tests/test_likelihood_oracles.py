@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -126,10 +127,15 @@ def fixed(value: float) -> Fixed:
     return Fixed(image_shape=SHAPE, value=value)
 
 
+def option(family: type) -> str:
+    """The name of the family's YAML file, so that `pytest -k NAME` finds its cases."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", family.__name__).lower()
+
+
 CASES: dict[str, Case] = {}
 for family, bounded, scale in itertools.product(DENSITIES, (True, False), SCALES):
     more = {"degrees_of_freedom": 5.0} if family is StudentT else {}
-    name = f"{family.__name__}-{'bounded' if bounded else 'linear'}-{scale:.3g}"
+    name = f"{option(family)}-{'bounded' if bounded else 'linear'}-{scale:.3g}"
 
     def make(family=family, bounded=bounded, scale=scale, more=more, **extra) -> Likelihood:
         return family(image_shape=SHAPE, scale=fixed(scale), bounded_mean=bounded, **more, **extra)
@@ -138,19 +144,19 @@ for family, bounded, scale in itertools.product(DENSITIES, (True, False), SCALES
     if family in CDFS:
         CASES[f"{name}-bins"] = Case(lambda make=make: make(discretize=True), mass(family, bounded, scale), PIXELS)
 for bound in (9.21, 100.0, 1000.0):
-    CASES[f"ContinuousBernoulli-{bound}"] = Case(
+    CASES[f"continuous_bernoulli-{bound}"] = Case(
         lambda bound=bound: ContinuousBernoulli(image_shape=SHAPE, bound=bound),
         continuous_bernoulli(bound),
         PIXELS + INSIDE,
     )
 for cap in (10.0, 1000.0):
-    CASES[f"Beta-{cap}"] = Case(lambda cap=cap: Beta(image_shape=SHAPE, cap=cap), beta(cap), INSIDE, outputs=2)
+    CASES[f"beta-{cap}"] = Case(lambda cap=cap: Beta(image_shape=SHAPE, cap=cap), beta(cap), INSIDE, outputs=2)
 for scale in SCALES:
-    CASES[f"TruncatedNormal-{scale:.3g}"] = Case(
+    CASES[f"truncated_normal-{scale:.3g}"] = Case(
         lambda scale=scale: TruncatedNormal(image_shape=SHAPE, scale=fixed(scale)), truncated(scale), PIXELS
     )
-CASES["Bernoulli"] = Case(lambda: Bernoulli(image_shape=SHAPE), lambda x, h: x * h - mp.log1p(mp.exp(h)), [0.0, 1.0])
-CASES["CrossEntropy"] = Case(lambda: CrossEntropy(image_shape=SHAPE), lambda x, h: x * h - mp.log1p(mp.exp(h)), PIXELS)
+CASES["bernoulli"] = Case(lambda: Bernoulli(image_shape=SHAPE), lambda x, h: x * h - mp.log1p(mp.exp(h)), [0.0, 1.0])
+CASES["cross_entropy"] = Case(lambda: CrossEntropy(image_shape=SHAPE), lambda x, h: x * h - mp.log1p(mp.exp(h)), PIXELS)
 
 
 def grid(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,14 +194,14 @@ def soft_floor(raw: mp.mpf, floor: float = 1 / 255, init: float = 0.3) -> mp.mpf
 
 
 PREDICTED = {
-    **{f"{family.__name__}": (family, {}) for family in DENSITIES},
-    **{f"{family.__name__}-bins": (family, {"discretize": True}) for family in CDFS},
-    "TruncatedNormal": (TruncatedNormal, {}),
+    **{option(family): (family, {}) for family in DENSITIES},
+    **{f"{option(family)}-bins": (family, {"discretize": True}) for family in CDFS},
+    "truncated_normal": (TruncatedNormal, {}),
 }
 
 
 # With one pixel the two rules are the same, so that one family is enough for the second.
-@pytest.mark.parametrize("name, rule", [*((name, PerPixel) for name in PREDICTED), ("Gaussian", PerImage)])
+@pytest.mark.parametrize("name, rule", [*((name, PerPixel) for name in PREDICTED), ("gaussian", PerImage)])
 def test_predicted_scales_on_the_whole_grid(name: str, rule: type) -> None:
     """Raw outputs up to 30 for the location and for the log scale: from one grey level to 3e12."""
     family, more = PREDICTED[name]
@@ -322,7 +328,7 @@ def test_categorical_is_a_softmax() -> None:
 MODERATE = [-4.0, -1.0, 0.0, 0.7, 3.0]
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.split("-")[0] not in ("Bernoulli", "CrossEntropy")])
+@pytest.mark.parametrize("name", [name for name in CASES if name.split("-")[0] not in ("bernoulli", "cross_entropy")])
 def test_probabilities_add_up_to_one(name: str) -> None:
     case = CASES[name]
     likelihood = case.make()

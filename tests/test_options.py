@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SMALL_NETWORKS, composed, results
+from conftest import SMALL_NETWORKS, composed, for_tests, results
 from hydra import compose, initialize_config_dir
 
 from vaex import cli
@@ -53,7 +53,8 @@ def images_for(likelihood: str) -> list[str]:
 @pytest.mark.parametrize("likelihood", options("likelihood"))
 def test_likelihood_trains(likelihood: str, small: list[str]) -> None:
     network = ["architecture.hidden=[64]", "optimizer.lr=0.005"]
-    assert_trains([*small, f"likelihood={likelihood}", *images_for(likelihood), *network], steps=8)
+    settings = [f"likelihood={likelihood}", *for_tests("likelihood", likelihood), *images_for(likelihood)]
+    assert_trains([*small, *settings, *network], steps=8)
 
 
 def pairs() -> list[dict[str, str]]:
@@ -73,9 +74,11 @@ def pairs() -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("choices", pairs(), ids=lambda choices: "-".join(choices.values()))
 def test_options_train_together(choices: dict[str, str], data: dict[str, list[str]]) -> None:
-    overrides = [f"{group}={option}" for group, option in choices.items() if group != "dataset"]
-    network = SMALL_NETWORKS[choices["architecture"]]
-    assert_trains([*data[choices["dataset"]], *overrides, *network, "conditional=true", "optimizer.lr=0.005"], steps=10)
+    overrides = [*data[choices["dataset"]], "conditional=true", "optimizer.lr=0.005"]
+    for group, option in choices.items():
+        if group != "dataset":
+            overrides += [f"{group}={option}", *for_tests(group, option)]
+    assert_trains(overrides, steps=10)
 
 
 def test_the_recipe_tune_trains(small: list[str]) -> None:
@@ -130,15 +133,20 @@ def test_every_recipe_names_its_source() -> None:
 def test_the_examples_for_users_run_as_printed(
     here: Callable[..., Path], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/adding.md: an architecture in a package of one's own, which then gets a metric."""
+    """docs/adding.md: an architecture, an objective and a metric in a package of one's own."""
     text = (Path(__file__).parent.parent / "docs" / "adding.md").read_text()
-    architecture, metric = re.findall(r"```python\n# mypackage.py\n(.*?)```", text, flags=re.DOTALL)
-    options = tmp_path / "myconf" / "architecture"
-    options.mkdir(parents=True)
-    (options / "linear.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[0])
-    (tmp_path / "mypackage.py").write_text(architecture + metric)
+    for path, content in re.findall(
+        r"```yaml\n# (myconf/(?:architecture|objective)/\S+)\n(.*?)```", text, flags=re.DOTALL
+    ):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(content)
+    modules = re.findall(r"```python\n# mypackage.py\n(.*?)```", text, flags=re.DOTALL)
+    assert len(modules) == 3
+    (tmp_path / "mypackage.py").write_text("".join(modules))
     monkeypatch.syspath_prepend(str(tmp_path))
     images = [override for override in tiny if not override.startswith("architecture")]
-    run = here("--config-dir", "myconf", "architecture=linear", "steps=2", "figures.kinds=[]", *images)
+    run = here(
+        "--config-dir", "myconf", "architecture=linear", "objective=capacity", "steps=2", "figures.kinds=[]", *images
+    )
     cli.run("eval", [str(run), "--metric", "mypackage.BRIGHTNESS", "--fid", "none", "--samples", "0"])
     assert 0 <= results(run)["test/brightness"] <= 1
