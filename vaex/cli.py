@@ -1,4 +1,4 @@
-"""The `vaex` command: finds the verb and turns errors into one line. Imports nothing heavy until a verb needs it."""
+"""The `vaex` command: runs the verb and prints each error as one line. Imports nothing heavy until a verb needs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ vaex trains autoencoders from composable configs: dataset × architecture × lik
   vaex draw RUN_FOLDER [KIND …]            interpolations, traversals, latents, curves and more
   vaex report FOLDER …                     one page about a sweep: its best runs, plots, images and every run
   vaex describe likelihood=laplace         the options, layers, FLOPs and memory of a run, without training it
-  vaex eval --help, vaex draw --help       their options
+  vaex eval --help                         the options of eval; likewise for draw, report and describe
 
   vaex --version"""
 

@@ -38,13 +38,13 @@ def main(arguments: list[str]) -> None:
     from vaex.evaluation.table import as_csv, as_json, text
     from vaex.runs.writing import replace_file
 
-    own = {name: _measurement(name) for name in options.metric}
+    measurements = {name: _measurement(name) for name in options.metric}
     datasets = LatestDataset()
     if options.disentanglement:
         _check_factors(runs, datasets)
     names = short_names(runs)
-    rows = [_evaluate(run, name, options, own, datasets) for run, name in zip(runs, names, strict=True)]
-    print(text(rows, [*METRICS, *(metric for measurement in own.values() for metric in measurement.metrics)]))
+    rows = [_evaluate(run, name, options, measurements, datasets) for run, name in zip(runs, names, strict=True)]
+    print(text(rows, [*METRICS, *(metric for measurement in measurements.values() for metric in measurement.metrics)]))
     if skipped:
         print(f"\nleft out, without weights: {', '.join(map(str, skipped))}")
     if options.csv:
@@ -62,7 +62,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, or of several runs: a sweep")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run or of a sweep")
     add(
         "--samples",
         type=int,
@@ -74,37 +74,39 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--batch-size",
         type=int,
         metavar="N",
-        help="images, or images times samples, in a batch; default 1000 of 28 × 28, fewer of larger ones",
+        help="images (or images times samples of z) evaluated at once; default 1000 for images of 28 × 28, fewer for "
+        "larger ones",
     )
     parser.add_device()
     add(
         "--fid",
         choices=("means", "noise", "none"),
-        help="Fréchet distances, precision and recall, density and coverage of generated images: of the likelihood's "
-        "means, or with its pixel noise; default means, or none for images without labels",
+        help="how to generate the images for the Fréchet distances, precision, recall, density and coverage: as means "
+        "of the likelihood, or with its pixel noise; none skips these metrics and is the default for images without "
+        "labels; otherwise the default is means",
     )
     add(
         "--latent",
         choices=("prior", "mixture"),
         default="prior",
-        help="distribution of z for generated images: the prior, or a mixture of Gaussians fitted to the training "
-        "codes, which an autoencoder always uses; default prior",
+        help="distribution of z for generated images: the prior, or a mixture of Gaussians fitted to the codes of the "
+        "training images; autoencoders always use the mixture; default prior",
     )
-    add("--inception", action="store_true", help="also the FID in Inception-v3's features, as papers report it")
+    add("--inception", action="store_true", help="also compute the FID in the features of Inception-v3, as papers do")
     add(
         "--disentanglement",
         action="store_true",
-        help="also MIG, DCI, SAP and the FactorVAE score, for images whose factors are known: sprites",
+        help="also compute MIG, DCI, SAP and the FactorVAE score; needs images with known factors, such as sprites",
     )
     add(
         "--metric",
         action="append",
         default=[],
         metavar="NAME",
-        help="also a Measurement of your own package, as package.module.NAME (see docs/adding.md); may be repeated",
+        help="also compute a Measurement of your own, named package.module.NAME (see docs/adding.md); may be repeated",
     )
-    add("--csv", type=Path, metavar="FILE", help="write the numbers, one line for each run")
-    add("--json", type=Path, metavar="FILE", help="write the numbers, one object for each run, lists included")
+    add("--csv", type=Path, metavar="FILE", help="also write the numbers as CSV, one line for each run")
+    add("--json", type=Path, metavar="FILE", help="also write the numbers and lists as JSON, one object for each run")
     options = parser.parse_args(arguments)
     if options.samples is not None and options.samples < 0:
         parser.error(f"--samples={options.samples}: must be >= 1 sample, or 0 for none")
@@ -141,7 +143,7 @@ def _check_factors(runs: list[Path], datasets: LatestDataset) -> None:
 
 
 def _evaluate(
-    run: Path, name: str, options: argparse.Namespace, own: dict[str, Measurement], datasets: LatestDataset
+    run: Path, name: str, options: argparse.Namespace, measurements: dict[str, Measurement], datasets: LatestDataset
 ) -> Row:
     """Evaluate one run and merge the numbers into its results.json."""
     from vaex.build import load_model
@@ -171,7 +173,7 @@ def _evaluate(
         title=name,
     )
     try:
-        results, notes = measure(evaluation, [*MEASUREMENTS, *own.values()])
+        results, notes = measure(evaluation, [*MEASUREMENTS, *measurements.values()])
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
     except ModuleNotFoundError as error:
@@ -181,8 +183,8 @@ def _evaluate(
         raise UserError(f"--{extra}: needs {error.name}; pip install 'vaex-autoencoders[{extra}]'") from error
     beta = config.beta if "beta" in config.objective else None
     results = described(results, model, dataset, choices=recorded["choices"], likelihood=config.likelihood, beta=beta)
-    if own:
-        metrics = [metric for measurement in own.values() for metric in measurement.metrics]
+    if measurements:
+        metrics = [metric for measurement in measurements.values() for metric in measurement.metrics]
         results[DECLARATIONS] = {**before.get(DECLARATIONS, {}), **declaration(metrics)}
     unchanged = {key: value for key, value in before.items() if key not in STDERR_KEYS}
     RunFolder(run).write_json(RESULTS, unchanged | finite(results))

@@ -8,10 +8,13 @@ from pathlib import Path
 from vaex.config.schema import config_dir
 
 USAGE = """\
-vaex train [GROUP=OPTION …] [KEY=VALUE …]     one run
-vaex train -m KEY=VALUE,VALUE …               a run for each combination
+vaex train [GROUP=OPTION …] [KEY=VALUE …]     train one model
+vaex train -m KEY=VALUE,VALUE …               a sweep: train one model for each combination of values
+vaex train resume=RUN_FOLDER                  resume a run
+vaex train -m sweep=FOLDER                    resume a sweep
 
-Groups and their options (GROUP=OPTION); GROUP.KEY=VALUE changes a value inside one:
+Groups and their options (GROUP=OPTION); GROUP.KEY=VALUE changes a value inside one.
+The three numbers of a dataset are its training, validation and test images.
 {groups}
 
 Values (KEY=VALUE), with their defaults:
