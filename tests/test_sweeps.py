@@ -27,9 +27,10 @@ from vaex.runs.folder import RunFolder
 from vaex.sweeps import resources
 from vaex.sweeps.folder import SweepFolder
 from vaex.sweeps.grid import each_value_once
+from vaex.sweeps.multirun import jobs_table
 from vaex.sweeps.plan import constant_values, job_name, plan, planned_name, swept_keys
 from vaex.sweeps.scheduler import Job, Scheduler
-from vaex.sweeps.table import text
+from vaex.sweeps.watch import Watch
 from vaex.sweeps.worker import Outcome
 from vaex.training.signals import StopFlag
 
@@ -477,4 +478,15 @@ def test_memory_of_a_process_is_its_own() -> None:
 
 
 def test_an_empty_sweep_has_a_table() -> None:
-    assert text([]) == "no jobs"
+    assert jobs_table([]) == "no jobs"
+
+
+def test_progress_counts_the_jobs_that_were_complete_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("beta=1", "beta=2"):
+        (tmp_path / name).mkdir()
+    RunFolder(tmp_path / "beta=1").set_status("completed")
+    RunFolder(tmp_path / "beta=2").set_status("running")
+    with Watch(SweepFolder(tmp_path)):
+        RunFolder(tmp_path / "beta=2").set_status("failed", error="no disk")
+    err = capsys.readouterr().err
+    assert "[2/2] beta=2  failed  no disk" in err and "beta=1" not in err

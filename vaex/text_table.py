@@ -2,8 +2,6 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-SHORTEST = 8  # characters that a shortened column has at least
-
 
 def text_table(
     header: Sequence[str],
@@ -23,8 +21,8 @@ def text_table(
         rows: one cell for each column. None, and a cell that equals `missing`, is shown as `missing`. A row without
             any cells is drawn as a horizontal rule.
         left: indices of the columns that are aligned to the left; numbers are aligned to the right.
-        width: characters that a line may take, with its indent.
-        shorten: index of the column whose cells lose their beginning (`…end`) where the table would be wider.
+        width: maximum number of characters in a line, including the indent.
+        shorten: index of the column whose cells lose their beginning (`…end`, at least 8 characters) in a wider table.
         gap: spaces between columns.
         drop_empty: leave out columns after the first in which every cell is missing.
     Returns:
@@ -36,15 +34,15 @@ def text_table(
     widths = {n: max(len(row[n]) for row in table if row) for n in columns}
     total = sum(widths.values()) + gap * (len(columns) - 1)
     if shorten in widths:
-        room = max(SHORTEST, widths[shorten] - (len(indent) + total - width))
+        room = max(8, widths[shorten] - (len(indent) + total - width))
         total -= max(0, widths[shorten] - room)
         widths[shorten] = min(widths[shorten], room)
 
-    def aligned(row: list[str], n: int) -> str:
+    def align(row: list[str], n: int) -> str:
         cell = end_of(row[n], widths[n])
         return cell.ljust(widths[n]) if n in left else cell.rjust(widths[n])
 
-    lines = [(" " * gap).join(aligned(row, n) for n in columns) if row else "─" * total for row in table]
+    lines = [(" " * gap).join(align(row, n) for n in columns) if row else "─" * total for row in table]
     return [(indent + line).rstrip() for line in lines]
 
 

@@ -39,7 +39,7 @@ def _run(flags: Namespace) -> None:
     from omegaconf import read_write
 
     from vaex.config.compose import compose, hydra_of, run_job, unquoted_path
-    from vaex.config.schema import check, continued
+    from vaex.config.schema import check, resume_config
     from vaex.runs.folder import CONFIG, RunFolder
     from vaex.sweeps.job import relative, train_in
 
@@ -56,7 +56,7 @@ def _run(flags: Namespace) -> None:
         with read_write(composed.hydra):  # nothing of Hydra's in the folder is replaced
             composed.resume, composed.hydra.run.dir, composed.hydra.output_subdir = str(path), str(path), None
         saved, recorded = RunFolder.reopen(relative(path)).read_config()
-        config, folder = continued(check(composed), saved, overrides), RunFolder(relative(path))
+        config, folder = resume_config(check(composed), saved, overrides), RunFolder(relative(path))
     else:
         config = check(composed)
         path = relative(Path(composed.hydra.run.dir).absolute())

@@ -168,7 +168,7 @@ def print_information(flags: Namespace) -> None:
 def one_line_errors(
     loader: ConfigLoader, overrides: Sequence[str], mode: RunMode = RunMode.RUN, config_name: str = CONFIG_NAME
 ) -> Iterator[None]:
-    """Turn an error of composing into a UserError that names the wrong override, or else has Hydra's first words."""
+    """Turn an error of composing into a UserError that names the wrong override, or else quotes Hydra's message."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -182,12 +182,6 @@ def _summary(error: BaseException) -> str:
             return explain(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines[:3]) or type(error).__name__
-
-
-def quoted(key: str, value: object) -> str:
-    """`key='value'`, which Hydra reads as text whatever the value contains."""
-    text = str(value).replace("'", "\\'")
-    return f"{key}='{text}'"
 
 
 def unquoted_path(override: str) -> Path:

@@ -116,7 +116,7 @@ def _removed(key: str) -> str:
     return f"{key}: was removed (~{key}) but is needed; leave that override out"
 
 
-def restored(saved: Group) -> Config:
+def restore_config(saved: Group) -> Config:
     """The config of an earlier run. Raises UserError for a key or a type that is not in the schema."""
     try:
         return _config(OmegaConf.merge(OmegaConf.structured(Config), saved))
@@ -134,7 +134,7 @@ def _config(merged: DictConfig | ListConfig) -> Config:
 CHANGEABLE = ("epochs", "steps", "device", "trainer", "figures")
 
 
-def continued(composed: Config, saved: Group, overrides: Sequence[str]) -> Config:
+def resume_config(composed: Config, saved: Group, overrides: Sequence[str]) -> Config:
     """The saved config of a run, with the changes that the command line asks for.
 
     Args:

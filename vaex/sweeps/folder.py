@@ -37,6 +37,11 @@ class JobState:
     seconds: float | None = None
     summary: Mapping[str, str] = field(default_factory=dict)
 
+    def numbers(self) -> dict[str, str]:
+        """Title -> text of the training time in seconds and of the headline metrics; empty until it is complete."""
+        seconds = {} if self.seconds is None else {"seconds": f"{self.seconds:.0f}"}
+        return {**seconds, **self.summary}
+
 
 class SweepFolder:
     """The folder of a sweep, which may not exist yet."""

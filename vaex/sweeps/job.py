@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vaex.config.identity import config_hash, difference
-from vaex.config.schema import Config, check, restored
+from vaex.config.schema import Config, check, restore_config
 from vaex.errors import Interrupted, UserError
 from vaex.runs.folder import CONFIG, LOG, RunFolder
 
@@ -26,7 +26,7 @@ def sweep_job(composed: DictConfig) -> float | None:
     A run that is complete is left as it is, an interrupted one is resumed, and a failed one is started again.
 
     Returns:
-        What `vaex.train.train` returns: the number that a search maximises.
+        What `vaex.train.train` returns: the number that a search maximizes.
 
     Raises:
         UserError: the job failed, as its status.json says; or its folder contains a run with different settings.
@@ -38,7 +38,7 @@ def sweep_job(composed: DictConfig) -> float | None:
         config_exists = (folder.path / CONFIG).exists()
         try:
             config = check(composed)
-            earlier = restored(folder.read_config()[0]) if config_exists else config
+            earlier = restore_config(folder.read_config()[0]) if config_exists else config
         except UserError as error:
             if not config_exists:
                 folder.set_status("failed", error=str(error))
@@ -46,7 +46,7 @@ def sweep_job(composed: DictConfig) -> float | None:
         if config_hash(earlier) != config_hash(config):
             raise UserError(
                 f"{folder.path}: already contains a run with different settings: {difference(earlier, config)}; use "
-                "those that it had, or another sweep=FOLDER"
+                "the same settings, or another sweep=FOLDER"
             )
         status: dict[str, Any] = {}
         with suppress(UserError):

@@ -1,7 +1,7 @@
 """The launcher of `hydra/launcher=local`: the jobs of a sweep side by side on this machine, each in its own process.
 
-A process is forked from one that has imported PyTorch and done nothing else, so it starts in a moment, and shares the
-memory of the libraries.
+A process is forked from one that has only imported PyTorch, so it starts quickly and shares the memory of the
+libraries.
 """
 
 import multiprocessing
@@ -48,7 +48,8 @@ class LocalLauncher(Launcher):
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        gpus = _gpu_count(context) if self._may_use_gpu() else 0
+        may_use_gpu = str(self.config.get("device", "auto")) != "cpu" and Path("/dev/nvidiactl").exists()
+        gpus = _gpu_count(context) if may_use_gpu else 0
         share = resources.share(self.workers, len(job_overrides), resources.cores(), gpus)
         if initial_job_idx == 0:
             threads = f"{share.threads} thread{'s' * (share.threads > 1)}"
@@ -62,9 +63,6 @@ class LocalLauncher(Launcher):
         with stop_on_signals() as stop:
             Scheduler(jobs, share.workers, gpus, stop).run()
         return [_job_return(job, overrides) for job, overrides in zip(jobs, job_overrides, strict=True)]
-
-    def _may_use_gpu(self) -> bool:
-        return str(self.config.get("device", "auto")) != "cpu" and Path("/dev/nvidiactl").exists()
 
 
 def _job_return(job: Job, overrides: Sequence[str]) -> JobReturn:

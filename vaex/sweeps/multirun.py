@@ -18,15 +18,15 @@ from hydra.core.utils import configure_log
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vaex.config.compose import compose, hydra_of, parse_arguments, quoted, unquoted_path
+from vaex.config.compose import compose, hydra_of, parse_arguments, unquoted_path
 from vaex.config.identity import is_incidental
 from vaex.config.overrides import parse_overrides
 from vaex.errors import Interrupted, UserError
-from vaex.sweeps.folder import SweepFolder, announce
+from vaex.sweeps.folder import JobState, SweepFolder, announce
 from vaex.sweeps.job import sweep_job
 from vaex.sweeps.plan import constant_values, planning_config, swept_keys
-from vaex.sweeps.table import text
 from vaex.sweeps.watch import Watch
+from vaex.text_table import text_table
 
 FOLDER_KEYS = ("sweep=", "hydra.sweep.dir=")
 
@@ -51,7 +51,8 @@ def sweep(arguments: Sequence[str]) -> None:
         _check_same(folder, earlier["constant"], constant)
 
     hydra = hydra_of(command.flags)
-    overrides = [*command.overrides, quoted("hydra.sweep.dir", folder.path)]
+    path = str(folder.path).replace("'", "\\'")  # in quotes, Hydra reads it as text
+    overrides = [*command.overrides, f"hydra.sweep.dir='{path}'"]
     config = compose(hydra, overrides, RunMode.MULTIRUN, command.flags.config_name)
     choices = config.hydra.runtime.choices
     _check_installed(config)
@@ -61,8 +62,8 @@ def sweep(arguments: Sequence[str]) -> None:
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
 
     with folder.lock():
-        folder.write(command.arguments, constant, earlier.get("jobs", []))
-        with _reported(folder), Watch(folder):
+        folder.write(command.arguments, constant, folder.read().get("jobs", []))  # another command may have added some
+        with _report(folder), Watch(folder):
             configure_log(config.hydra.hydra_logging, config.hydra.verbose)
             context.callbacks.on_multirun_start(config=config, config_name=command.flags.config_name)
             sweeper = Plugins.instance().instantiate_sweeper(
@@ -130,7 +131,7 @@ def _register_plugins() -> None:
 
 
 @contextmanager
-def _reported(folder: SweepFolder) -> Iterator[None]:
+def _report(folder: SweepFolder) -> Iterator[None]:
     """Print what became of the jobs, however the sweep ends; remove the folder of a sweep that has no job."""
     resume = f"vaex train -m sweep={shlex.quote(str(folder.path))}"
     try:
@@ -153,9 +154,20 @@ def _reported(folder: SweepFolder) -> Iterator[None]:
     _print_report(folder)
 
 
+def jobs_table(jobs: Sequence[JobState]) -> str:
+    """A table with a line for each job, and below it the errors."""
+    if not jobs:
+        return "no jobs"
+    titles = list(dict.fromkeys(title for job in jobs for title in job.numbers()))
+    rows = [[job.name, job.status, *(job.numbers().get(title) for title in titles)] for job in jobs]
+    lines = text_table(["job", "status", *titles], rows, left={0, 1}, indent="", gap=2, missing="")
+    errors = [(job.name, job.error.splitlines()[0]) for job in jobs if job.error and job.status != "completed"]
+    return "\n".join([*lines, *(f"! {name}: {error}" for name, error in errors)])
+
+
 def _print_report(folder: SweepFolder) -> None:
     path = shlex.quote(str(folder.path))
-    print(f"\n{text(folder.jobs())}\n")
+    print(f"\n{jobs_table(folder.jobs())}\n")
     search = folder.path / "optimization_results.yaml"  # written by Optuna
     if search.is_file() and "best_params" in (result := OmegaConf.load(search)):
         values = " ".join(f"{key}={value}" for key, value in result.best_params.items())

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ LONGEST = 100  # characters of a job's name; a file system takes 255
 SUBDIR = "hydra.sweep.subdir="  # the job's folder inside the folder of the sweep
 
 
-def plan(job_overrides: Iterable[Sequence[str]], constant: Iterable[str]) -> dict[str, list[str]]:
+def plan(job_overrides: Iterable[Sequence[str]], constant: Collection[str]) -> dict[str, list[str]]:
     """Name the jobs of a sweep.
 
     Args:
@@ -39,21 +39,20 @@ def planned_name(overrides: Iterable[str]) -> str:
     return next(override for override in overrides if override.startswith(SUBDIR)).removeprefix(SUBDIR).strip("'")
 
 
-def job_name(overrides: Iterable[str], constant: Iterable[str] = ()) -> str:
+def job_name(overrides: Iterable[str], constant: Collection[str] = ()) -> str:
     """The values of one job, such as `beta=0.5,scale=fixed`.
 
     Keys are cut to their last part, and keys in `constant` are left out. Characters that do not belong in the name of a
     folder are replaced; a digest of the overrides then keeps the names of different jobs apart.
     """
-    left_out = set(constant)
-    own = sorted(override.lstrip("+") for override in overrides if key_of(override) not in left_out)
-    if not own:
+    values = sorted(override.lstrip("+") for override in overrides if key_of(override) not in constant)
+    if not values:
         return "run"
-    short = ",".join(re.sub(r"^[^=]*[/.](?=[^=/.]+=)", "", override) for override in own)
+    short = ",".join(re.sub(r"^[^=]*[/.](?=[^=/.]+=)", "", override) for override in values)
     plain = re.sub(r"[^\w.,=+~-]+", "-", short)
     if plain == short and len(plain) <= LONGEST:
         return plain
-    return f"{plain[:LONGEST]}~{hashlib.sha256(','.join(own).encode()).hexdigest()[:8]}"
+    return f"{plain[:LONGEST]}~{hashlib.sha256(','.join(values).encode()).hexdigest()[:8]}"
 
 
 def key_of(override: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 2**30
-RESERVE = GIB  # bytes of memory that are left to other programs
-FIRST_ESTIMATE = 3 * GIB // 4  # bytes that a run needs, until a run has reached more
+RESERVE = GIB  # bytes of memory reserved for other programs
+FIRST_ESTIMATE = 3 * GIB // 4  # bytes that a run is assumed to need, until one has used more
 
 
 def cores() -> int:
@@ -30,16 +30,12 @@ def available_memory() -> int:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit != "max":
             used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            available = min(available, int(limit) - used + _reclaimable())
+            statistics = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+            cache = int(statistics.get("inactive_file", 0))  # the system frees it when a process needs memory
+            available = min(available, int(limit) - used + cache)
     except (OSError, ValueError):
         pass
     return available
-
-
-def _reclaimable() -> int:
-    """Bytes that the container uses only as a cache of files."""
-    lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def private_memory(process: int) -> int:
@@ -53,7 +49,7 @@ def private_memory(process: int) -> int:
 
 @dataclass(frozen=True)
 class Share:
-    """How many runs are trained at once, with how many threads each; `reason` in words."""
+    """How many runs are trained at once, the threads of each, and the reason in words."""
 
     workers: int
     threads: int
@@ -80,7 +76,7 @@ def share(setting: str, jobs: int, cores: int, gpus: int) -> Share:
 
 
 class MemoryWatch:
-    """Tells from the memory of the runs whether another may start, and whether one has to make room."""
+    """Decides from the memory of the runs whether another may start, and whether one has to pause."""
 
     def __init__(self) -> None:
         self.peak = 0  # bytes, the most that any run has used

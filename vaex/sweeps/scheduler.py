@@ -16,7 +16,7 @@ from vaex.training.signals import StopFlag
 
 log = logging.getLogger("vaex")
 
-INTERVAL = 0.25  # seconds between two looks at signals and memory
+INTERVAL = 0.25  # seconds between two checks of signals and memory
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Job:
     """A job and what became of it."""
 
     folder: Path
-    start: Callable[[int | None], Worker]  # on a GPU, or where None is passed, on the default device
+    start: Callable[[int | None], Worker]  # its argument is the GPU; None: the default device
     outcome: Outcome = Outcome(error="not run")
     paused: bool = False  # asked to stop, because memory is short; it is resumed later
 

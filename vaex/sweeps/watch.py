@@ -12,18 +12,17 @@ from tqdm import tqdm
 
 from vaex.runs.folder import STATUS
 from vaex.sweeps.folder import JobState, SweepFolder
-from vaex.sweeps.table import numbers
 
-INTERVAL = 0.5  # seconds between two looks at the folders
+INTERVAL = 0.5  # seconds between two reads of the folders
 
 
 class Watch:
-    """Shows progress from a thread of its own while its context lasts, except of jobs that had ended before."""
+    """Shows progress from another thread while its context lasts. Jobs that ended before are counted, but not shown."""
 
     def __init__(self, folder: SweepFolder) -> None:
         self.folder = folder
-        self.shown = {name: self._changed(name) for name in folder.names()}  # when a status that was shown was written
-        self.ended: set[str] = set()
+        self.reported = {name: self._changed(name) for name in folder.names()}  # status files that need no line
+        self.finished_jobs = {job.name for job in folder.jobs() if job.status == "completed"}
         self.bars: dict[str, tqdm[Any]] = {}
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -47,13 +46,13 @@ class Watch:
         names = self.folder.names()
         for name in names:
             changed = self._changed(name)
-            if changed in (0, self.shown.get(name)):
+            if changed in (0, self.reported.get(name)):
                 continue
             job = self.folder.job(name)
             if job.status == "running":
                 self._show_running(job)
             elif job.status != "not run":
-                self.shown[name] = changed
+                self.reported[name] = changed
                 self._show_ended(job, len(names))
 
     def _changed(self, name: str) -> int:
@@ -73,11 +72,11 @@ class Watch:
         bar.update(job.step - bar.n)
 
     def _show_ended(self, job: JobState, count: int) -> None:
-        self.ended.add(job.name)
+        self.finished_jobs.add(job.name)
         if job.name in self.bars:
             self.bars.pop(job.name).close()
-        cells = [f"{text} s" if title == "seconds" else f"{title} {text}" for title, text in numbers(job).items()]
+        cells = [f"{text} s" if title == "seconds" else f"{title} {text}" for title, text in job.numbers().items()]
         if job.error:
             cells.append(shorten(job.error, 100, placeholder=" …"))
-        counter = f"[{len(self.ended):>{len(str(count))}}/{count}]"
+        counter = f"[{len(self.finished_jobs):>{len(str(count))}}/{count}]"
         tqdm.write("  ".join([f"{counter} {job.name}", job.status, *cells]), file=sys.stderr)
