@@ -42,7 +42,13 @@ def quick_classifier(*arguments: Any, epochs: int, **options: Any) -> Classifier
     return train_classifier(*arguments, epochs=1, **options)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "tune"])
+# Of the recipes that are a sweep, one is enough for the fast tests.
+SLOW = ("beckham_ae", "beckham_vae", "bounded_likelihoods")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RECIPES if name != "tune"]
+)
 def test_a_recipe_is_run_and_compared(
     name: str, reproduce: ModuleType, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_the_table_of_likelihoods_is_written(run_script: Run, tiny: list[str], m
     assert f"| gaussian-shared | {bits:.3f} |" in text
 
 
+@pytest.mark.slow
 def test_the_study_of_likelihoods_runs_and_shows_intervals(
     run_script: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
