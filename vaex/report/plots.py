@@ -133,10 +133,10 @@ def training_curves(panels: Iterable[Panel]) -> list[Plot]:
         with panel(each.title or "Training", "step", f"{each.curves[0].key.replace('/', ' ')}, nats") as (figure, axes):
             for curve in each.curves:
                 label = "" if each.axis is None or curve.x is None else f"{each.axis.key}={curve.x:g}"
-                shown = None if not label or label in labels else label
+                legend_entry = None if not label or label in labels else label
                 labels |= {label: None} if label else {}
                 colour = _ramp_colour(each.axis, curve.x)
-                axes.plot(curve.steps, curve.values, color=colour, linewidth=1.3, alpha=0.85, label=shown)
+                axes.plot(curve.steps, curve.values, color=colour, linewidth=1.3, alpha=0.85, label=legend_entry)
             last = max(curve.steps[-1] for curve in each.curves)
             points = [point for curve in each.curves for point in zip(curve.steps, curve.values, strict=True)]
             values = [value for step, value in points if step > START * last]
