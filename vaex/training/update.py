@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Gradients = Sequence[Tensor | None]  # of each parameter; None where the loss does not depend on it
+Kernel = Callable[[list[Tensor], Tensor], None]
 
 
 class Update:
@@ -24,48 +24,73 @@ class Update:
         self.optimizer = optimizer
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self.fused = all(group.get("fused") for group in optimizer.param_groups)
-        self._kernels: list[Callable[[Gradients, Tensor], None]] = []
+        self._kernels: list[Kernel] = []
 
-    @torch.no_grad()
-    def __call__(self, gradients: Gradients, skip: Tensor) -> None:
+    def __call__(self, gradients: Sequence[Tensor | None], skip: Tensor) -> None:
         """Update the parameters, unless `skip` [] is 1. A parameter without a gradient stays as it is."""
         if not self.fused and skip.item():
             return
-        for kernel in self._kernels:
-            kernel(gradients, skip)
         if self._kernels:
+            present = [gradient for gradient in gradients if gradient is not None]
+            with torch.no_grad():
+                for kernel in self._kernels:
+                    kernel(present, skip)
             return
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.fused:
             self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.optimizer.zero_grad()  # frees memory that the next gradient reuses while it is in the cache
-        groups = self.optimizer.param_groups
-        unusual = any(group.get(name) for group in groups for name in ("amsgrad", "maximize", "differentiable"))
-        if self.fused and not unusual and type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):
-            first = 0
-            for group in groups:
-                places = range(first, first + len(group["params"]))
-                first = places.stop
-                if trained := [place for place in places if gradients[place] is not None]:
-                    self._kernels.append(self._kernel(group, trained))
+        self.optimizer.zero_grad(
+            set_to_none=True
+        )  # frees memory that the next gradient reuses while it is in the cache
+        if type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+            self._kernels = self._fused_adam([gradient is not None for gradient in gradients])
 
-    def _kernel(self, group: dict[str, Any], places: list[int]) -> Callable[[Sequence[Any], Tensor], None]:
-        """The fused kernel for the parameters of a group at these places, as torch.optim.adam calls it."""
-        parameters = [self.parameters[place] for place in places]
-        states = [self.optimizer.state[p] for p in parameters]
-        means, squares, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-        decoupled = isinstance(self.optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
-        fused = torch._fused_adamw_ if decoupled else torch._fused_adam_
-        beta1, beta2 = group["betas"]
-        fixed = {"beta1": beta1, "beta2": beta2, "weight_decay": group["weight_decay"], "eps": group["eps"]}
-        fixed |= {"amsgrad": False, "maximize": False, "grad_scale": None}
+    def _fused_adam(self, has_gradient: list[bool]) -> list[Kernel]:
+        """One kernel for each group; no kernels if the settings need more than the arithmetic of plain Adam."""
+        kernels = []
+        first = 0
+        position = iter(range(len(has_gradient)))
+        for group in self.optimizer.param_groups:
+            if not group["fused"] or group["amsgrad"] or group["maximize"] or group["differentiable"]:
+                return []
+            parameters = [p for p in group["params"] if has_gradient[next(position)]]
+            if parameters:
+                kernels.append(_kernel(self.optimizer, group, parameters, slice(first, first + len(parameters))))
+            first += len(parameters)
+        return kernels
 
-        def update(gradients: Sequence[Any], skip: Tensor) -> None:
-            trained = [gradients[place] for place in places]
-            torch._foreach_add_(steps, 1)
-            fused(parameters, trained, means, squares, [], steps, lr=group["lr"], found_inf=skip, **fixed)
-            torch._foreach_sub_(steps, [skip] * len(steps))
 
-        return update
+def _kernel(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameters: list[Tensor], part: slice) -> Kernel:
+    states = [optimizer.state[p] for p in parameters]
+    means = [state["exp_avg"] for state in states]
+    squares = [state["exp_avg_sq"] for state in states]
+    steps = [state["step"] for state in states]
+    decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+    fused = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    beta1, beta2 = group["betas"]
+    weight_decay, eps = group["weight_decay"], group["eps"]
+
+    def update(gradients: list[Tensor], skip: Tensor) -> None:
+        torch._foreach_add_(steps, 1)
+        fused(
+            parameters,
+            gradients[part],
+            means,
+            squares,
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=weight_decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None,
+            found_inf=skip,
+        )
+        torch._foreach_sub_(steps, [skip] * len(steps))
+
+    return update
