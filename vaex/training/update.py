@@ -41,9 +41,8 @@ class Update:
         if self.fused:
             self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.optimizer.zero_grad(
-            set_to_none=True
-        )  # frees memory that the next gradient reuses while it is in the cache
+        # This frees memory that the next gradient reuses while it is in the cache.
+        self.optimizer.zero_grad(set_to_none=True)
         if type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):
             self._kernels = self._fused_adam([gradient is not None for gradient in gradients])
 
