@@ -209,9 +209,9 @@ def test_a_logarithmic_axis_is_for_values_that_are_geometric(values: tuple[float
 
 
 def test_the_spread_is_the_samples() -> None:
-    found = summarize([1.0, 2.0, 4.0])
-    assert found is not None and (found.n, found.mean) == (3, pytest.approx(7 / 3))
-    assert found.std == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2))
+    summary = summarize([1.0, 2.0, 4.0])
+    assert summary is not None and (summary.n, summary.mean) == (3, pytest.approx(7 / 3))
+    assert summary.std == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2))
     one = summarize([5.0])
     assert one is not None and one.std is None and summarize([]) is None
 
@@ -283,9 +283,9 @@ def test_elbos_of_undequantised_densities_are_compared_within_one_likelihood_onl
             write(tmp_path / f"{likelihood}{beta}", likelihood, beta=beta, elbo=elbo - beta)
     floor = {"likelihood.scale.floor": 1e-6}
     write(tmp_path / "lower floor", "laplace", elbo=5000.0, config=floor)
-    made = [made for made in rankings(read(tmp_path)) if made.metric.name != "mse"]
-    assert [names(ranking) for ranking in made] == [["gaussian1.0", "gaussian4.0"], ["laplace1.0", "laplace4.0"]]
-    assert not any(ranking.group.across_likelihoods for ranking in made)
+    columns = [ranking for ranking in rankings(read(tmp_path)) if ranking.metric.name != "mse"]
+    assert [names(ranking) for ranking in columns] == [["gaussian1.0", "gaussian4.0"], ["laplace1.0", "laplace4.0"]]
+    assert not any(ranking.group.across_likelihoods for ranking in columns)
     _, text = report(tmp_path)
     assert f"vaex eval {tmp_path}" in text and "bound nothing" in text and "bits/dim, lowest" not in text
 
@@ -294,9 +294,9 @@ def test_bits_per_dim_from_the_elbo_and_importance_weighted_ones_share_no_rankin
     for beta in (1.0, 2.0):
         write(tmp_path / f"elbo{beta}", beta=beta, bits_per_dim=3 + beta, **BITS | {"bits_per_dim_from": "elbo"})
         write(tmp_path / f"importance{beta}", beta=beta, bits_per_dim=2 + beta, seed=2, **BITS)
-    made = [made for made in rankings(read(tmp_path)) if made.metric.name == "bits_per_dim"]
-    assert {tuple(names(ranking)[:1]) for ranking in made} == {("elbo1.0",), ("importance1.0",)} or len(made) == 2
-    assert ["from the ELBO" in ranking.group.title for ranking in made].count(True) == 1
+    columns = [ranking for ranking in rankings(read(tmp_path)) if ranking.metric.name == "bits_per_dim"]
+    assert {tuple(names(ranking)[:1]) for ranking in columns} == {("elbo1.0",), ("importance1.0",)} or len(columns) == 2
+    assert ["from the ELBO" in ranking.group.title for ranking in columns].count(True) == 1
 
 
 def test_a_metric_from_outside_has_a_column_a_card_and_a_plot(tmp_path: Path) -> None:
@@ -397,12 +397,12 @@ def test_a_report_inside_the_sweep_is_no_run_of_it(tmp_path: Path, no_plots: Non
 
 def test_the_same_images_and_the_same_z_run_down_the_columns(trained: Path) -> None:
     rows = sheet_rows(read(trained))
-    drawn = sheets.draw(rows, LOADERS)
-    assert not drawn.remarks and {title for title, _ in rows} == {"gaussian", "cross_entropy"}
+    pages = sheets.draw(rows, LOADERS)
+    assert not pages.remarks and {title for title, _ in rows} == {"gaussian", "cross_entropy"}
     x = load_dataset(load_config(trained / "gaussian-4-1")[0].dataset).test.pixels[: sheets.COLUMNS] / 255
     z = sheets.prior_samples(20)
     assert torch.equal(z, sheets.prior_samples(20)) and len(z.unique()) == z.numel()
-    for (title, _), reconstructions, samples in zip(rows, drawn.reconstructions, drawn.samples, strict=True):
+    for (title, _), reconstructions, samples in zip(rows, pages.reconstructions, pages.samples, strict=True):
         assert reconstructions.title == samples.title == title
         labels = ("beta=0.5", "beta=4") if title == "gaussian" else ("beta=4",)
         assert samples.labels == labels and reconstructions.labels == ("test images", *labels)
@@ -468,9 +468,9 @@ def test_a_model_that_can_not_be_loaded_costs_its_row_and_no_more(trained: Path,
     shutil.copytree(trained, tmp_path / "sweep")
     (tmp_path / "sweep" / "gaussian-0.5-2" / "model.safetensors").write_bytes(b"damaged")
     (tmp_path / "sweep" / "cross_entropy-4-1" / "model.safetensors").unlink()
-    drawn = sheets.draw(sheet_rows(read(tmp_path / "sweep")), LOADERS)
-    assert [len(sheet.images) for sheet in drawn.reconstructions] == [2]
-    remarks = " ".join(drawn.remarks)
+    pages = sheets.draw(sheet_rows(read(tmp_path / "sweep")), LOADERS)
+    assert [len(sheet.images) for sheet in pages.reconstructions] == [2]
+    remarks = " ".join(pages.remarks)
     assert "gaussian, beta=0.5: left out; " in remarks and "cross_entropy, beta=4: left out; " in remarks
 
 
