@@ -22,6 +22,7 @@ from vaex import cli
 from vaex.build import build
 from vaex.errors import UserError
 from vaex.evaluation.bound import Numbers, evaluate
+from vaex.evaluation.measure import Evaluation
 from vaex.evaluation.split import Share, Totals
 from vaex.experiment import Experiment
 from vaex.objectives import Batch
@@ -387,8 +388,8 @@ def test_the_mean_over_the_parts_is_the_whole(kind: list[str], tiny: list[str]) 
 
 def test_an_evaluation_that_is_shared_gives_the_same_numbers(tiny: list[str]) -> None:
     """Each image is taken once, and every process looks for a signal as often."""
-    experiment = build(composed(*tiny, "corruption=salt_and_pepper", "dataset.binarize=dynamic"))
-    images = experiment.dataset.train[:170]
+    e = build(composed(*tiny, "corruption=salt_and_pepper", "dataset.binarize=dynamic"))
+    images = e.dataset.train[:170]
     polls = 0
 
     def poll() -> None:
@@ -396,16 +397,8 @@ def test_an_evaluation_that_is_shared_gives_the_same_numbers(tiny: list[str]) ->
         polls += 1
 
     def numbers(rank: int, size: int, add_up: Callable[[Totals], Totals]) -> Numbers:
-        return evaluate(
-            experiment.model,
-            experiment.objective,
-            images,
-            experiment.dataset.to_float,
-            corruption=experiment.corruption,
-            batch_size=20,  # nine batches
-            poll=poll,
-            share=Share(rank, size, add_up),
-        )
+        evaluation = Evaluation(e.model, e.objective, e.dataset, e.corruption, images_per_batch=20, poll=poll)
+        return evaluate(evaluation, images, share=Share(rank, size, add_up))  # nine batches
 
     whole: list[Totals] = []
     expected = numbers(0, 1, lambda own: whole.append(own) or own)

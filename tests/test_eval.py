@@ -19,8 +19,8 @@ from vaex import cli
 from vaex.build import load_config, load_dataset, load_model
 from vaex.config.create import create
 from vaex.errors import UserError
+from vaex.evaluation.bound import freeze_scales
 from vaex.evaluation.comparison import Description, collapsed, comparison_group, ranking_group
-from vaex.evaluation.frozen_scale import freeze_scales
 from vaex.evaluation.measure import Evaluation, Measurement, measure
 from vaex.evaluation.metric import DECLARATIONS, Metric, declaration, declared
 from vaex.evaluation.metrics import MEASUREMENTS, METRICS

@@ -1,18 +1,22 @@
 """The importance-weighted NLL against probabilistic PCA (Tipping & Bishop 1999), whose log p(x) is known exactly."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor, nn
 
-from vaex.data.dataset import Images
+from vaex.data.dataset import Dataset, Images, Source
 from vaex.evaluation import importance
 from vaex.evaluation.importance import importance_nll
+from vaex.evaluation.measure import Evaluation
+from vaex.evaluation.split import ToFloat
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.scale import Fixed
 from vaex.model import Autoencoder
+from vaex.objectives import VAE
 
 SHAPE, LATENTS, SIGMA, COUNT = (1, 4, 4), 3, 0.2, 50
 NORMS = (0.5, 0.3, 0.2)  # of W's columns, which are orthogonal: the exact posterior is diagonal
@@ -60,8 +64,19 @@ def images() -> Images:
     return Images(pixels, torch.zeros(COUNT, dtype=torch.int64))
 
 
-def to_float(pixels: Tensor) -> Tensor:
-    return pixels.float() / 255
+def estimate(
+    model: Autoencoder,
+    images: Images,
+    samples: int,
+    batch_size: int = 1000,
+    to_float: ToFloat = lambda pixels: pixels.float() / 255,
+    poll: Callable[[], None] = lambda: None,
+) -> tuple[float, float]:
+    """The NLL and its standard error."""
+    dataset = Dataset(source=Source(images, images, 0), validation=0, binarize="none", dequantize="none")
+    objective = VAE(beta=1.0, samples=1, warmup=0, free_bits=0.0)
+    evaluation = Evaluation(model, objective, dataset, images_per_batch=batch_size, poll=poll)
+    return importance_nll(evaluation, to_float, samples)
 
 
 @pytest.fixture(scope="module")
@@ -80,29 +95,22 @@ GAP = 0.5 * LATENTS * (WIDEN - 1 - math.log(WIDEN) + SHIFT**2)  # KL(q(z|x) || p
 
 @pytest.mark.parametrize("samples", [1, 7])
 def test_with_the_exact_posterior_every_weight_is_p_of_x(images: Images, exact: Tensor, samples: int) -> None:
-    nll, stderr = importance_nll(ppca(), images, to_float, samples=samples)
+    nll, stderr = estimate(ppca(), images, samples)
     assert nll == pytest.approx(exact.mean().item(), abs=1e-4)
     assert stderr == pytest.approx(exact.std().item() / COUNT**0.5, rel=1e-4)
 
 
 def test_with_a_wrong_posterior_one_sample_misses_the_kl_and_many_correct_it(images: Images, exact: Tensor) -> None:
     repeated = Images(images.pixels.repeat_interleave(400, 0), images.labels.repeat_interleave(400, 0))
-    elbo, _ = importance_nll(ppca(SHIFT, WIDEN), repeated, to_float, samples=1, batch_size=50_000)
+    elbo, _ = estimate(ppca(SHIFT, WIDEN), repeated, 1, 50_000)
     assert elbo == pytest.approx(exact.mean().item() + GAP, abs=0.03)  # 1.1 / sqrt(20,000), four times
-    nll, _ = importance_nll(ppca(SHIFT, WIDEN), images, to_float, samples=5000, batch_size=50_000)
+    nll, _ = estimate(ppca(SHIFT, WIDEN), images, 5000, 50_000)
     assert nll == pytest.approx(exact.mean().item(), abs=0.01)
 
 
 def test_the_bound_tightens_with_samples_from_above(images: Images, exact: Tensor) -> None:
-    nll = [
-        importance_nll(
-            ppca(SHIFT, WIDEN),
-            Images(*(t.repeat_interleave(20, 0) for t in (images.pixels, images.labels))),
-            to_float,
-            samples=k,
-        )[0]
-        for k in (1, 4, 256)
-    ]
+    repeated = Images(*(t.repeat_interleave(20, 0) for t in (images.pixels, images.labels)))
+    nll = [estimate(ppca(SHIFT, WIDEN), repeated, k)[0] for k in (1, 4, 256)]
     error = 0.04  # of K = 1: a log weight's standard deviation is about 1.1, over 1,000 images
     assert all(later < earlier + error for earlier, later in zip(nll, nll[1:], strict=False)), nll
     assert nll[0] == pytest.approx(exact.mean().item() + GAP, abs=4 * error)
@@ -120,7 +128,7 @@ def test_chunks_make_no_difference(images: Images, monkeypatch: pytest.MonkeyPat
         return chunks[-1]
 
     monkeypatch.setattr(importance, "_log_weights", recorded)
-    nll, _ = importance_nll(ppca(SHIFT, WIDEN), images, to_float, samples=130, batch_size=batch_size)
+    nll, _ = estimate(ppca(SHIFT, WIDEN), images, 130, batch_size)
     assert max(chunk.numel() for chunk in chunks) <= max(batch_size, 1)
     by_image = [torch.cat([c for c in chunks[n:m]]) for n, m in _runs(chunks)]
     per_image = torch.cat([math.log(130) - weights.double().logsumexp(0) for weights in by_image])
@@ -141,7 +149,7 @@ def _runs(chunks: list[Tensor]) -> list[tuple[int, int]]:
 
 
 def _reference(images: Images) -> float:
-    return importance_nll(ppca(SHIFT, WIDEN), images, to_float, samples=5000, batch_size=50_000)[0]
+    return estimate(ppca(SHIFT, WIDEN), images, 5000, 50_000)[0]
 
 
 def test_noise_is_fixed_and_x_does_not_depend_on_the_number_of_samples(images: Images) -> None:
@@ -152,7 +160,7 @@ def test_noise_is_fixed_and_x_does_not_depend_on_the_number_of_samples(images: I
         return seen[-1]
 
     state = torch.get_rng_state()
-    first, again, _ = (importance_nll(ppca(), images, dynamic, samples=k, batch_size=25) for k in (3, 3, 80))
+    first, again, _ = (estimate(ppca(), images, k, 25, dynamic) for k in (3, 3, 80))
     assert first == again
     assert torch.equal(torch.cat(seen[:2]), torch.cat(seen[4:]))
     assert not torch.equal(seen[0], seen[1])
@@ -172,15 +180,13 @@ def test_a_conditional_model_is_scored_with_its_labels() -> None:
     likelihood = Gaussian(image_shape=shape, scale=Fixed(image_shape=shape, value=1.0), bounded_mean=False)
     model = Autoencoder(encoder=Prior(), decoder=Shifted(), likelihood=likelihood, latent_dim=1, classes=3)
     images = Images(torch.zeros(3, *shape, dtype=torch.uint8), torch.arange(3))
-    nll, _ = importance_nll(model, images, to_float, samples=5)
+    nll, _ = estimate(model, images, 5)
     assert nll == pytest.approx(0.5 * math.log(2 * math.pi) + (0 + 1 + 4) / 6, rel=1e-6)
 
 
-def test_the_caller_can_stop_it_and_zero_samples_are_refused(images: Images) -> None:
+def test_the_caller_can_stop_it(images: Images) -> None:
     def stop() -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        importance_nll(ppca(), images, to_float, samples=2, poll=stop)
-    with pytest.raises(ValueError, match="samples=0"):
-        importance_nll(ppca(), images, to_float, samples=0)
+        estimate(ppca(), images, 2, poll=stop)

@@ -1,6 +1,7 @@
 """What beta, warm-up, free bits and several samples mean."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from conftest import composed
 from torch.nn import functional as F
 
 from vaex.build import build_model
-from vaex.data.dataset import Images
-from vaex.evaluation.bound import evaluate
-from vaex.objectives import AE, IWAE, VAE, Batch
+from vaex.data.dataset import Dataset, Images, Source
+from vaex.evaluation.bound import Numbers, evaluate
+from vaex.evaluation.measure import Evaluation
+from vaex.model import Autoencoder
+from vaex.objectives import AE, IWAE, VAE, Batch, Objective
 
 SHAPE = (1, 8, 8)
 START = torch.zeros(())
@@ -27,6 +30,13 @@ def model_and_batch(*overrides: str, stochastic: bool = True):
     return model, Batch(x, x, torch.zeros(6, dtype=torch.int64))
 
 
+def evaluated(model: Autoencoder, objective: Objective, batch: Batch, **options: Any) -> Numbers:
+    """The metrics of the batch, rounded to 256 levels."""
+    images = Images((batch.x * 255).to(torch.uint8), batch.labels)
+    dataset = Dataset(source=Source(images, images, 0), validation=0, binarize="none", dequantize="none")
+    return evaluate(Evaluation(model, objective, dataset, **options))
+
+
 def gradient(model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
     parts = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
     return torch.cat([part.flatten() for part in parts if part is not None])
@@ -39,8 +49,7 @@ def test_effective_beta_is_the_kld_weight_of_mean_squared_error_code(beta: float
     torch.manual_seed(1)
     ours = vae(beta)(model, batch, START)
 
-    numbers = evaluate(model, vae(beta), Images((batch.x * 255).to(torch.uint8), batch.labels), lambda k: k / 255)
-    kld_weight = numbers["effective_mse"]
+    kld_weight = evaluated(model, vae(beta), batch)["effective_mse"]
     assert kld_weight == pytest.approx(beta * 2 * sigma**2 / 64)
 
     torch.manual_seed(
@@ -91,8 +100,7 @@ def test_an_autoencoder_has_a_distortion_and_no_rate() -> None:
     terms = AE()(model, batch, START)
     assert terms.rate is None
     torch.testing.assert_close(terms.loss, -model.decode(model.encode(batch.x).mean).log_prob(batch.x).mean())
-    numbers = evaluate(model, AE(), Images((batch.x * 255).to(torch.uint8), batch.labels), lambda k: k / 255)
-    assert not {"elbo", "rate", "active_units"} & set(numbers)
+    assert not {"elbo", "rate", "active_units"} & set(evaluated(model, AE(), batch))
 
 
 @pytest.mark.parametrize("samples", [0, -1])
@@ -172,8 +180,7 @@ def test_both_gradients_of_the_importance_weighted_bound_have_one_mean() -> None
 
 def test_an_importance_weighted_model_reports_its_elbo_and_its_bound() -> None:
     model, batch = model_and_batch()
-    images = Images((batch.x * 255).to(torch.uint8), batch.labels)
-    one, many = (evaluate(model, iwae(k), images, lambda k: k / 255) for k in (1, 64))
+    one, many = (evaluated(model, iwae(k), batch) for k in (1, 64))
     assert many["elbo"] == pytest.approx(-many["distortion"] - many["rate"], abs=1e-3)
     assert many["rate"] == pytest.approx(one["rate"])
     assert -many["loss"] > one["elbo"]
@@ -181,11 +188,10 @@ def test_an_importance_weighted_model_reports_its_elbo_and_its_bound() -> None:
 
 def test_a_corrupted_input_is_scored_against_the_clean_image() -> None:
     model, batch = model_and_batch()
-    images = Images((batch.x * 255).to(torch.uint8), batch.labels)
-    clean = evaluate(model, vae(), images, lambda k: k / 255)
-    numbers = evaluate(model, vae(), images, lambda k: k / 255, corruption=torch.zeros_like)
+    clean = evaluated(model, vae(), batch)
+    numbers = evaluated(model, vae(), batch, corruption=torch.zeros_like)
     assert {name: numbers[name] for name in ("elbo", "mse", "rate")} == {n: clean[n] for n in ("elbo", "mse", "rate")}
-    x = images.pixels / 255
+    x = (batch.x * 255).to(torch.uint8) / 255
     restored = model.decode(model.encode(torch.zeros_like(x)).mean).mean
     assert numbers["mse_restored"] == pytest.approx((restored - x).square().mean().item())
     assert numbers["mse_corrupted"] == pytest.approx(x.square().mean().item())

@@ -17,10 +17,8 @@ import torch
 
 from vaex.build import build
 from vaex.config.schema import Config
-from vaex.data.feed import images_on_device
 from vaex.errors import Interrupted, UserError
-from vaex.evaluation.bound import as_results
-from vaex.evaluation.frozen_scale import freeze_scales
+from vaex.evaluation.bound import as_results, freeze_scales
 from vaex.evaluation.metrics import described
 from vaex.experiment import Experiment
 from vaex.runs.folder import RunFolder
@@ -155,10 +153,8 @@ def _train(
 
 def _test(session: Session) -> dict[str, Any]:
     """The metrics of the test split, under their keys in results.json."""
-    dataset = session.experiment.dataset
-    images = images_on_device(dataset.test, session.experiment.device, dataset.resident)
     try:
-        return as_results(evaluate_split(session, images))
+        return as_results(evaluate_split(session))
     except Interrupted as interrupted:  # the checkpoint of the last step has been saved
         message = f"stopped while testing; to continue: vaex train resume={session.writer.path}"
         raise Interrupted(interrupted.signal_number, message) from None

@@ -7,14 +7,13 @@ densities are scored on (k+u)/256 even if the run was trained on k/255, where a 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from vaex.data.dataset import Dataset, dequantize
-from vaex.evaluation.bound import evaluate_pixels
+from vaex.evaluation.bound import evaluate
 from vaex.evaluation.importance import importance_nll
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
@@ -25,45 +24,24 @@ from vaex.likelihoods.base import Likelihood
 SAMPLES_BINARY, SAMPLES = 5000, 100
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """The pixels on which log p(x) says how probable an image is.
+def scored_pixels(likelihood: Likelihood, dataset: Dataset) -> str | None:
+    """The pixels x for which log p(x) says how probable an image is: `(k+u)/256`, `k/255` or `binary`.
 
-    Attributes:
-        pixels: (k+u)/256, k/255 or binary.
-        to_float: uint8 batch -> these pixels.
-        offset: bits/dim that the change of units from x to levels adds.
+    None where there is no probability of an image: pseudo-likelihoods, and densities of binary images.
     """
-
-    pixels: str
-    to_float: ToFloat
-    offset: float
-
-    def bits_per_dim(self, nll: float, dimensions: int) -> float:
-        """Bits/dim of `nll` nats for one image of `dimensions` channels times pixels."""
-        return nll / (dimensions * math.log(2)) + self.offset
-
-
-def scoring(likelihood: Likelihood, dataset: Dataset) -> Scoring | None:
-    """None where there is no probability of an image: pseudo-likelihoods, and densities of binary images."""
+    if likelihood.kind == "density":
+        return None if dataset.binary else "(k+u)/256"
     if likelihood.kind == "pseudo":
         return None
-    if likelihood.kind == "density":
-        return None if dataset.binary else Scoring("(k+u)/256", dequantize, offset=8.0)
     if dataset.binary:
-        return Scoring("binary", dataset.to_float, offset=0.0)
-    return Scoring("k/255", levels, offset=0.0) if likelihood.support == "uint8" else None
-
-
-def levels(pixels: Tensor) -> Tensor:
-    """uint8 k -> k/255, float32."""
-    return pixels.to(torch.float32) / 255
+        return "binary"
+    return "k/255" if likelihood.support == "uint8" else None
 
 
 def scored_to_float(evaluation: Evaluation) -> ToFloat:
     """The conversion to the pixels that are scored; the run's own where no probability of an image exists."""
-    score = scoring(evaluation.model.likelihood, evaluation.dataset)
-    return score.to_float if score else evaluation.dataset.to_float
+    pixels = scored_pixels(evaluation.model.likelihood, evaluation.dataset)
+    return dequantize if pixels == "(k+u)/256" else evaluation.dataset.to_float
 
 
 def image_scores(results: Mapping[str, Any], likelihood: Likelihood, dataset: Dataset) -> dict[str, Any]:
@@ -80,31 +58,30 @@ def image_scores(results: Mapping[str, Any], likelihood: Likelihood, dataset: Da
     if "test/elbo" not in results:
         return {}
     elbo, rate, distortion = (results[f"test/{name}"] for name in ("elbo", "rate", "distortion"))
-    score = scoring(likelihood, dataset)
-    nll, log_levels = -elbo, 0.0
-    dimensions = math.prod(dataset.image_shape)
-    if score and likelihood.kind == "density":
-        if "test/elbo_dequantized" in results:
-            nll, rate = -results["test/elbo_dequantized"], results["test/rate_dequantized"]
-        elif dataset.dequantize != "uniform":
-            score = None  # the ELBO of k/255
-    if score and likelihood.kind == "density":
-        log_levels = dimensions * math.log(256)
-        elbo = -nll - log_levels
+    pixels, density = scored_pixels(likelihood, dataset), likelihood.kind == "density"
+    nll, dimensions = -elbo, math.prod(dataset.image_shape)
+    level_nats = level_bits = 0.0  # that the change of units from x to levels adds
+    if pixels and "test/elbo_dequantized" in results:
+        nll, rate = -results["test/elbo_dequantized"], results["test/rate_dequantized"]
+    elif density and dataset.dequantize != "uniform":
+        pixels = None  # the ELBO is that of k/255
+    if pixels and density:
+        level_nats, level_bits = dimensions * math.log(256), 8.0
+        elbo = -nll - level_nats
         distortion = -elbo - rate
     image = {"test/image_elbo": elbo, "test/image_rate": rate, "test/image_distortion": distortion}
-    if score is None:
+    if pixels is None:
         return image
-    stderr = results.get("test/nll_stderr")
     errors = {}
-    if stderr is not None:
-        nll = results["test/nll"]
+    importance = "test/nll_stderr" in results
+    if importance:
+        nll, stderr = results["test/nll"], results["test/nll_stderr"]
         errors = {"test/bits_per_dim_stderr": stderr / (dimensions * math.log(2)), "test/nll_bound_stderr": stderr}
     return {
-        "test/scored_pixels": score.pixels,
-        "test/bits_per_dim": score.bits_per_dim(nll, dimensions),
-        "test/bits_per_dim_from": "elbo" if stderr is None else "importance",
-        "test/nll_bound": nll + log_levels,
+        "test/scored_pixels": pixels,
+        "test/bits_per_dim": nll / (dimensions * math.log(2)) + level_bits,
+        "test/bits_per_dim_from": "importance" if importance else "elbo",
+        "test/nll_bound": nll + level_nats,
         **errors,
         **image,
     }
@@ -115,8 +92,8 @@ STDERR_KEYS = ("test/bits_per_dim_stderr", "test/nll_bound_stderr")
 
 
 def _why_not(evaluation: Evaluation) -> str | None:
-    scored = evaluation.model.stochastic and scoring(evaluation.model.likelihood, evaluation.dataset)
-    return None if scored else ""
+    model = evaluation.model
+    return None if model.stochastic and scored_pixels(model.likelihood, evaluation.dataset) else ""
 
 
 def _probability(evaluation: Evaluation) -> dict[str, Any]:
@@ -124,21 +101,14 @@ def _probability(evaluation: Evaluation) -> dict[str, Any]:
     to_float = scored_to_float(evaluation)
     results: dict[str, Any] = {}
     if evaluation.model.likelihood.kind == "density":
-        scored = evaluate_pixels(evaluation, to_float)
-        results |= {f"test/{name}_dequantized": scored[name] for name in ("elbo", "rate")}
+        clean = replace(evaluation, corruption=nn.Identity())
+        numbers = evaluate(clean, evaluation.images, to_float)
+        results |= {f"test/{name}_dequantized": numbers[name] for name in ("elbo", "rate")}
     samples = evaluation.samples
     if samples is None:
         samples = SAMPLES_BINARY if evaluation.dataset.binary else SAMPLES
     if samples:
-        nll, stderr = importance_nll(
-            evaluation.model,
-            evaluation.images,
-            to_float,
-            samples=samples,
-            batch_size=evaluation.batch_size,
-            title=evaluation.title,
-            poll=evaluation.poll,
-        )
+        nll, stderr = importance_nll(evaluation, to_float, samples)
         results |= {"test/nll": nll, "test/nll_stderr": stderr, "test/nll_samples": samples}
     return results
 

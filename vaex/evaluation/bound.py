@@ -1,6 +1,5 @@
 """The evidence lower bound and its parts over a whole split. Nats per image, means over the split."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,34 +9,26 @@ from vaex.data.dataset import Images
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
 from vaex.evaluation.reconstruction import MSE, image_mse
-from vaex.evaluation.split import ALL, Share, ToFloat, Totals, batches, images_at_once
+from vaex.evaluation.split import ALL, Share, ToFloat, Totals, batches, evenly_spaced, images_at_once
 from vaex.model import Autoencoder
-from vaex.objectives import Batch, Objective
+from vaex.objectives import Batch
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
+SCALE_IMAGES = 10_000  # the relative error of a frozen scale is then below 1e-3, and the images' errors fit in memory
 
 Numbers = dict[str, float | list[float]]
 
 
 def evaluate(
-    model: Autoencoder,
-    objective: Objective,
-    images: Images,
-    to_float: ToFloat,
-    *,
-    corruption: Callable[[Tensor], Tensor] = lambda x: x,
-    poll: Callable[[], None] = lambda: None,
-    batch_size: int | None = None,
-    share: Share = ALL,
+    evaluation: Evaluation, images: Images | None = None, to_float: ToFloat | None = None, share: Share = ALL
 ) -> Numbers:
-    """Means over all images, with the objective's number of samples of z and the same noise in every call.
+    """Means over all images of a split, with the objective's number of samples of z and the same noise in every call.
 
     Args:
-        corruption: the run's corruption. Its numbers are returned beside those of clean images.
-        poll: called before each batch, equally often in all processes of `share`; may raise to stop.
-        batch_size: images times samples of z in a batch; None for `images_at_once`. The noise of a batch does not
-            depend on the process that evaluates it.
-        share: the batches of this process; the result covers all batches.
+        images: the split; None for the test split.
+        to_float: converts uint8 images to x; None for the run's own conversion.
+        share: the batches of this process; the result covers all batches. `poll` is called equally often in all
+            processes, and the noise of a batch does not depend on the process that evaluates it.
 
     Returns:
         distortion, rate, elbo (beta = 1) and mse (of the decoder's mean at the posterior's mean) of clean images; loss
@@ -47,13 +38,17 @@ def evaluate(
         split); rate_per_latent; and effective_<error>, the weight of the rate if the distortion were written as that
         mean error (see Likelihood.mean_error_weight). Values that do not exist for the model are left out.
     """
-    batch_size = max(1, (batch_size or images_at_once(images)) // objective.samples)
+    model, objective = evaluation.model, evaluation.objective
+    images = evaluation.images if images is None else images
+    # The noise depends on the batch size. `vaex eval` takes none above that of `vaex train`, to repeat its numbers.
+    batch_size = max(1, min(evaluation.batch_size, images_at_once(images.pixels.shape[1:])) // objective.samples)
     totals: Totals = {}
 
     def add(name: str, value: Tensor) -> None:
         totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value.double()
 
     # Each batch is seeded by its number: its noise must not depend on the process that has it.
+    to_float, poll = to_float or evaluation.dataset.to_float, evaluation.poll
     split = batches(model, images, to_float, batch_size=batch_size, seed_stride=1, poll=poll, share=share)
     for batch in split:
         x, labels = batch.x, batch.labels
@@ -62,7 +57,7 @@ def evaluate(
         at_mean = model.decode(posterior.mean, labels, x) if model.stochastic else distribution
         add("distortion", terms.distortion.sum())
         add("mse", image_mse(at_mean.mean - x).sum())
-        corrupted = corruption(x)
+        corrupted = evaluation.corruption(x)
         if corrupted is not x:
             terms = objective(model, Batch(x, corrupted, labels), None)
             restored = model.decode(terms.posterior.mean, labels, x).mean
@@ -74,8 +69,9 @@ def evaluate(
         if model.stochastic:
             add("rate_per_latent", posterior.rate().double().sum(0))
             add("posterior_std", posterior.std.mean(1).sum())
-        if distribution.scale is not None:
-            add("likelihood_scale", distribution.scale.mean() * len(x))
+        scale = distribution.scale
+        if scale is not None:
+            add("likelihood_scale", scale.mean() * len(x))
         weight = model.likelihood.mean_error_weight(distribution)
         if weight is not None:
             add("weight", weight * len(x))
@@ -103,21 +99,23 @@ def as_results(numbers: Numbers) -> dict[str, Any]:
     return {("beta/" if name.startswith("effective_") else "test/") + name: value for name, value in numbers.items()}
 
 
-def evaluate_pixels(evaluation: Evaluation, to_float: ToFloat, **options: Any) -> Numbers:
-    """`evaluate` on the test split, with x from `to_float`."""
-    # The noise depends on the batch size. No larger batch than in `vaex train`, so that its numbers come out again.
-    batch_size = min(evaluation.batch_size, images_at_once(evaluation.images))
-    model, objective, images = evaluation.model, evaluation.objective, evaluation.images
-    return evaluate(model, objective, images, to_float, batch_size=batch_size, poll=evaluation.poll, **options)
+def freeze_scales(model: Autoencoder, train: Images, to_float: ToFloat) -> None:
+    """Set a scale that depends on x to its evaluation value, from training images with one sample of z each.
 
-
-def _bound(evaluation: Evaluation) -> dict[str, Any]:
-    return as_results(evaluate_pixels(evaluation, evaluation.dataset.to_float, corruption=evaluation.corruption))
+    A scale that depended on the test image would give no bound. Other scales stay as they are.
+    """
+    if not model.likelihood.depends_on_x:
+        return
+    errors = []
+    for batch in batches(model, train, to_float, subset=evenly_spaced(train, SCALE_IMAGES)):
+        z = model.encode(batch.x, batch.labels).rsample(1)[0]
+        errors.append(batch.x - model.decode(z, batch.labels).parameter)  # the location, also of discretized pixels
+    model.likelihood.freeze(torch.cat(errors))
 
 
 # ELBO, rate and distortion of x as the run is trained on it. Tables compare those of the image (see bits.py).
 BOUND = Measurement(
-    _bound,
+    lambda evaluation: as_results(evaluate(evaluation)),
     (
         Metric("test/elbo", "elbo", "nats", 2, "higher", None, column=""),
         Metric("test/rate", "rate", "nats", 2, None, None, column=""),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vaex.evaluation.bits import scored_to_float
-from vaex.evaluation.measure import Evaluation, Measurement, needs_posterior
+from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
 from vaex.likelihoods.base import PixelDistribution
 
@@ -42,4 +42,8 @@ def probability_integral(distribution: PixelDistribution, x: Tensor) -> Tensor:
     return below + torch.rand_like(v) * (v - below)
 
 
-CALIBRATION = Measurement(calibration, (Metric("test/coverage_90", "90 % coverage", column="cov90"),), needs_posterior)
+CALIBRATION = Measurement(
+    calibration,
+    (Metric("test/coverage_90", "90 % coverage", column="cov90"),),
+    lambda evaluation: None if evaluation.model.stochastic else "",
+)

@@ -5,46 +5,29 @@ expectation grows with K towards log p(x) and never exceeds it: with finitely ma
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vaex.data.dataset import Images
+from vaex.evaluation.measure import Evaluation
 from vaex.evaluation.split import ToFloat, batches
 from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 
 
-def importance_nll(
-    model: Autoencoder,
-    images: Images,
-    to_float: ToFloat,
-    *,
-    samples: int,
-    batch_size: int = 1000,
-    title: str | None = None,
-    poll: Callable[[], None] = lambda: None,
-) -> tuple[float, float]:
-    """The mean over images of -log p̂(x), with noise that is the same in every call, and its standard error.
+def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int) -> tuple[float, float]:
+    """The mean over test images of -log p̂(x), with noise that is the same in every call, and its standard error.
 
     The standard error is that over images; it does not cover the bias of a finite K, and is nan for one image. The
-    noise of `to_float` depends on the image and on `batch_size`, not on `samples`: every K scores the same x.
+    noise of `to_float` depends on the image and on the batch size, not on `samples`: every K scores the same x.
 
     Args:
-        samples: K; it may be larger or smaller than `batch_size`.
-        batch_size: images times samples decoded at once.
-        title: text on the progress bar.
-        poll: called before each decoding; may raise to stop.
-
-    Raises:
-        ValueError: if samples < 1.
+        samples: K >= 1. `evaluation.batch_size` is the number of images times samples that are decoded at once, and
+            `evaluation.poll` is called before each decoding.
     """
-    if samples < 1:
-        raise ValueError(f"samples={samples}: must be >= 1 sample of z for each image")
-    nll = []
-    bar = tqdm(total=len(images) * samples, desc=title, unit=" samples", unit_scale=True, disable=None, leave=False)
-    with bar:
+    model, images, batch_size = evaluation.model, evaluation.images, evaluation.batch_size
+    total, title, nll = len(images) * samples, evaluation.title, []
+    with tqdm(total=total, desc=title, unit=" samples", unit_scale=True, disable=None, leave=False) as bar:
         # Each batch is seeded by its first image: the number of samples of other images doesn't change its noise.
         for batch in batches(model, images, to_float, batch_size=batch_size, seed_stride=batch_size):
             x, labels = batch.x, batch.labels
@@ -53,7 +36,7 @@ def importance_nll(
             log_sum = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
             remaining = samples
             while remaining:
-                poll()
+                evaluation.poll()
                 chunk = min(remaining, max(1, batch_size // len(x)))
                 log_weights = _log_weights(model, posterior, x, labels, chunk).double()
                 log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))

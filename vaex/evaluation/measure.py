@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def batch_size(self) -> int:
-        return self.images_per_batch or images_at_once(self.images)
+        return self.images_per_batch or images_at_once(self.dataset.image_shape)
 
     def batches(self, to_float: ToFloat | None = None) -> Iterator[SplitBatch]:
         """The test split in batches, in evaluation mode and with the same noise in every call.
@@ -122,8 +122,3 @@ def measure(evaluation: Evaluation, measurements: Iterable[Measurement]) -> tupl
                 raise UserError(f"{key}: is a {type(value).__name__}; a measurement returns numbers, texts and lists")
         evaluation.results.update(values)
     return evaluation.results, reasons
-
-
-def needs_posterior(evaluation: Evaluation) -> str | None:
-    """Leaves out autoencoders, without a note: they have no probability and no distribution of codes."""
-    return None if evaluation.model.stochastic else ""

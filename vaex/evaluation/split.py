@@ -1,5 +1,6 @@
 """One pass over a split, in batches on the model's device: what every measurement and `vaex train` iterate over."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,9 +84,9 @@ def batches(
             yield SplitBatch(rows, to_float(batch.pixels), batch.labels)
 
 
-def images_at_once(images: Images) -> int:
+def images_at_once(image_shape: tuple[int, ...]) -> int:
     """Images in a batch of an evaluation: 1,000 small images, or fewer large ones, whose activations need memory."""
-    return max(16, min(1000, 2**20 // images.pixels[0].numel()))
+    return max(16, min(1000, 2**20 // math.prod(image_shape)))
 
 
 def evenly_spaced(images: Images, most: int) -> Tensor:

@@ -12,6 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from vaex.data.dataset import Images
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import Numbers, evaluate
+from vaex.evaluation.measure import Evaluation
 from vaex.figures.figure import Files, Subject
 from vaex.figures.kinds import FIGURES
 from vaex.runs.folder import METRICS
@@ -115,18 +116,15 @@ def validate(session: Session) -> None:
         progress.monitored = -distortion - rate
 
 
-def evaluate_split(session: Session, images: Images) -> Numbers:
-    """The metrics of a split, with the batches divided among the run's processes. Raises Interrupted on a signal."""
-    experiment = session.experiment
-    return evaluate(
-        experiment.model,
-        experiment.objective,
-        images,
-        experiment.dataset.to_float,
-        corruption=experiment.corruption,
-        poll=session.poll,
-        share=session.processes.share,
-    )
+def evaluate_split(session: Session, images: Images | None = None) -> Numbers:
+    """The metrics of these images (of the test split if None), with the batches divided among the run's processes.
+
+    Raises:
+        Interrupted: on a signal.
+    """
+    e = session.experiment
+    evaluation = Evaluation(e.model, e.objective, e.dataset, e.corruption, poll=session.poll)
+    return evaluate(evaluation, images, share=session.processes.share)
 
 
 def draw(session: Session) -> None:
