@@ -11,18 +11,18 @@ from vaex.evaluation import fid
 from vaex.evaluation.fid import (
     FeatureStatistics,
     frechet_distance,
-    neighbourhoods,
+    neighborhoods,
     real_against_real_floor,
 )
 
 
 def precision_recall(real: torch.Tensor, fake: torch.Tensor, k: int = 3) -> tuple[float, float]:
-    values = neighbourhoods(real, fake, k=k, k_density=1)
+    values = neighborhoods(real, fake, k=k, k_density=1)
     return values["precision"], values["recall"]
 
 
 def density_coverage(real: torch.Tensor, fake: torch.Tensor, k: int = 5) -> tuple[float, float]:
-    values = neighbourhoods(real, fake, k=1, k_density=k)
+    values = neighborhoods(real, fake, k=1, k_density=k)
     return values["density"], values["coverage"]
 
 
@@ -113,10 +113,6 @@ def test_too_few_images_are_refused() -> None:
             frechet_distance(*pair)
         assert "\n" not in str(caught.value)
     frechet_distance(many, many)
-    with pytest.raises(ValueError, match="got 1"):
-        FeatureStatistics.of(random(0, 1, 12))
-    with pytest.raises(ValueError, match="from one classifier"):
-        frechet_distance(many, FeatureStatistics.of(random(0, 30, 11)))
 
 
 def line(*positions: float) -> torch.Tensor:
@@ -177,10 +173,3 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = precision_recall(real, fake), density_coverage(real, fake)
     monkeypatch.setattr(fid, "DISTANCES_AT_ONCE", 1000)
     assert (precision_recall(real, fake), density_coverage(real, fake)) == whole
-
-
-@pytest.mark.parametrize("measure", [precision_recall, density_coverage])
-def test_too_few_neighbours_are_refused(measure) -> None:
-    for k in (0, 6):
-        with pytest.raises(ValueError, match=f"k={k} neighbours: must be from 1 to 5"):
-            measure(REAL, torch.cat([FAKE, FAKE]), k=k)

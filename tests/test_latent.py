@@ -11,7 +11,7 @@ import torch
 from vaex.evaluation.latent import (
     COVARIANCE_FLOOR,
     GaussianMixture,
-    expectation_maximisation,
+    expectation_maximization,
     fit_mixture,
 )
 
@@ -73,7 +73,7 @@ def test_samples_are_a_function_of_the_generator() -> None:
 
 def test_one_component_is_the_codes_own_gaussian() -> None:
     codes = random(0, 500, 3) @ random(1, 3, 3) + 5
-    fitted = expectation_maximisation(codes, 1)
+    fitted = expectation_maximization(codes, 1)
     covariance = codes.T.cov(correction=0)
     floor = COVARIANCE_FLOOR * covariance.diagonal().mean() * torch.eye(3)
     torch.testing.assert_close(fitted.means[0], codes.mean(0))
@@ -83,11 +83,11 @@ def test_one_component_is_the_codes_own_gaussian() -> None:
 
 def test_five_clusters_are_found() -> None:
     train, heldout = clusters(3000), clusters(1000, seed=1)
-    fitted, scores = fit_mixture(train, heldout, components=(1, 2, 5, 10))
+    fitted = fit_mixture(train, heldout, components=(1, 2, 5, 10))
     assert len(fitted) == 5
-    assert list(scores) == [1, 2, 5, 10]
-    assert scores[5] == max(scores.values()) == pytest.approx(fitted.log_prob(heldout).mean().item())
-    assert scores[5] - scores[1] > 1
+    others = {count: expectation_maximization(train, count).log_prob(heldout).mean() for count in (1, 2, 10)}
+    score = fitted.log_prob(heldout).mean()
+    assert score > max(others.values()) and score - others[1] > 1
     # Codes and the mixture's draws have each cluster in the same place and number.
     order = fitted.means[:, 0].argsort()
     expected = 12 * torch.eye(5, 3).double() + torch.tensor([[0.0], [0], [0], [-8], [9]])
@@ -100,7 +100,7 @@ def test_known_mixture_is_recovered_by_its_density() -> None:
     """Held out, the fit is as probable as the truth, within what its parameters cost: about half a nat each over N."""
     truth = mixture()
     train, heldout = truth.sample(20_000, generator(0)), truth.sample(20_000, generator(1))
-    fitted = expectation_maximisation(train.double(), 3)
+    fitted = expectation_maximization(train.double(), 3)
     parameters = 2 + 3 * 4 + 3 * 10
     gap = truth.log_prob(heldout).mean() - fitted.log_prob(heldout).mean()
     assert -0.002 < gap < 3 * parameters / (2 * 20_000)
@@ -108,7 +108,7 @@ def test_known_mixture_is_recovered_by_its_density() -> None:
 
 def test_every_step_makes_the_codes_more_probable() -> None:
     codes = clusters(600)
-    scores = [expectation_maximisation(codes, 4, iterations=n).log_prob(codes).mean().item() for n in range(8)]
+    scores = [expectation_maximization(codes, 4, iterations=n).log_prob(codes).mean().item() for n in range(8)]
     assert scores == sorted(scores)
     assert scores[-1] > scores[0]
 
@@ -116,7 +116,7 @@ def test_every_step_makes_the_codes_more_probable() -> None:
 def test_repeated_codes_and_a_dead_latent_still_fit() -> None:
     codes = torch.cat([random(0, 200, 2), torch.zeros(200, 1)], dim=1)
     codes[:50] = codes[0]
-    fitted, _ = fit_mixture(codes, codes[150:], components=(1, 8))
+    fitted = fit_mixture(codes, codes[150:], components=(1, 8))
     z = fitted.sample(100, generator())
     assert z.isfinite().all()
     assert z[:, 2].abs().max() < 0.01
@@ -124,11 +124,8 @@ def test_repeated_codes_and_a_dead_latent_still_fit() -> None:
 
 def test_what_can_not_be_fitted_is_refused() -> None:
     codes = random(0, 20, 3)
-    for components in ((), (0, 2), (21,)):
-        with pytest.raises(ValueError, match="with 20 codes to fit and 5 held out: needs 1 component or more"):
-            fit_mixture(codes, codes[:5], components=components)
-    with pytest.raises(ValueError, match="0 held out"):
-        fit_mixture(codes, codes[:0])
+    with pytest.raises(ValueError, match="up to 50 Gaussians needs as many training images, got 20"):
+        fit_mixture(codes, codes[:5])
     for broken in (torch.ones(20, 3), torch.full((20, 3), math.nan)):
         with pytest.raises(ValueError, match="the codes' variance is"):
             fit_mixture(broken, codes, components=(1, 2))

@@ -19,7 +19,7 @@ from vaex.build import build
 from vaex.config.schema import Config
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import as_results, freeze_scales
-from vaex.evaluation.metrics import described
+from vaex.evaluation.metrics import describe
 from vaex.experiment import Experiment
 from vaex.runs.folder import RunFolder
 from vaex.runs.provenance import provenance, versions
@@ -141,8 +141,7 @@ def _train(
         numbers = {name: value for name, value in results.items() if name.startswith("test/")}
         writer.numbers(progress.step, session.epoch, numbers)
         writer.finish()
-    beta = config.beta if "beta" in config.objective else None
-    results = described(results, model, dataset, choices=choices, likelihood=config.likelihood, beta=beta)
+    results = describe(results, model, dataset, config, choices)
     writer.write_results(results, model.state_dict())
     outcome = {"steps": progress.step, "best_step": progress.best_step, "monitored": progress.monitored}
     writer.set_status("completed", **outcome, summary=summary(results))

@@ -152,7 +152,7 @@ def _evaluate(
     from vaex.evaluation.comparison import collapsed
     from vaex.evaluation.measure import Evaluation, measure
     from vaex.evaluation.metric import DECLARATIONS, declaration
-    from vaex.evaluation.metrics import MEASUREMENTS, described
+    from vaex.evaluation.metrics import MEASUREMENTS, describe
     from vaex.evaluation.table import Row, finite
     from vaex.runs.folder import RESULTS, RunFolder
 
@@ -181,8 +181,7 @@ def _evaluate(
             raise
         extra = EXTRAS[error.name]
         raise UserError(f"--{extra}: needs {error.name}; pip install 'vaex-autoencoders[{extra}]'") from error
-    beta = config.beta if "beta" in config.objective else None
-    results = described(results, model, dataset, choices=recorded["choices"], likelihood=config.likelihood, beta=beta)
+    results = describe(results, model, dataset, config, recorded["choices"])
     if measurements:
         metrics = [metric for measurement in measurements.values() for metric in measurement.metrics]
         results[DECLARATIONS] = {**before.get(DECLARATIONS, {}), **declaration(metrics)}

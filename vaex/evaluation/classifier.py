@@ -29,6 +29,7 @@ log = logging.getLogger("vaex")
 VERSION = 1
 MOST_IMAGES = 60_000  # for training
 BATCH_SIZE, LEARNING_RATE = 128, 2e-3  # at most; the learning rate rises and falls over the training
+CPU = torch.device("cpu")
 MAX_SHIFT = 2  # pixels by which training images are shifted at most, each way
 MNIST_WEIGHTS = Path(__file__).parent / "weights" / "mnist_classifier.safetensors"
 MNIST_WEIGHTS_SHA256 = "c6fe3b181f13de117fc0163647e4b4068ce12794cdea9c6382bee16b01ff333b"
@@ -38,7 +39,7 @@ MNIST_DATA_SHA256 = "71d3be42f93ad20da73bb4a9744d0bebdaa6832be56dc010e21940e72c4
 class Classifier(nn.Module):
     """3 × 3 convolutions that halve the image until it is at most 4 × 4, a layer of features, and a layer of logits.
 
-    There is no normalisation layer: faint images must not get the features of crisp ones.
+    There is no normalization layer: faint images must not get the features of crisp ones.
 
     Args:
         image_shape: channels, height, width.
@@ -87,9 +88,9 @@ def features_of(classifier: Classifier, pixels: Tensor, batch_size: int = 1000) 
 
 
 @torch.no_grad()
-def accuracy(classifier: Classifier, images: Images, batch_size: int = 1000) -> float:
+def accuracy(classifier: Classifier, images: Images) -> float:
     """Fraction of images that are assigned to their own class."""
-    parts = zip(torch.split(images.pixels, batch_size), torch.split(images.labels, batch_size), strict=True)
+    parts = zip(torch.split(images.pixels, 1000), torch.split(images.labels, 1000), strict=True)
     correct = [(classifier(pixels.float() / 255).argmax(1) == labels).sum() for pixels, labels in parts]
     return int(torch.stack(correct).sum()) / len(images)
 
@@ -125,7 +126,7 @@ def train_classifier(images: Images, classes: int, *, seed: int, epochs: int) ->
 
 
 def classifier_for(
-    source: Source, cache_folder: Path, *, device: torch.device | None = None, seed: int = 0, epochs: int = 16
+    source: Source, cache_folder: Path, *, device: torch.device = CPU, epochs: int = 16
 ) -> tuple[Classifier, str]:
     """The classifier of a source's training images, and the SHA-256 of its file of weights.
 
@@ -135,7 +136,6 @@ def classifier_for(
     Raises:
         ValueError: if a file of weights is damaged, or the data have no labels.
     """
-    device = device or torch.device("cpu")
     train = source.train
     if len(train) > MOST_IMAGES:
         train = train[torch.arange(MOST_IMAGES) * len(train) // MOST_IMAGES]
@@ -145,10 +145,10 @@ def classifier_for(
         path = MNIST_WEIGHTS
     elif not path.is_file():
         log.info("training a classifier for the FID of these images, once; it is cached in %s", path)
-        classifier = train_classifier(train.to(device), source.classes, seed=seed, epochs=epochs)
+        classifier = train_classifier(train.to(device), source.classes, seed=0, epochs=epochs)
         score = accuracy(classifier, source.test.to(device))
         log.info("test accuracy of the classifier: %.2f %%", 100 * score)
-        save_classifier(path, classifier, test_accuracy=score, seed=seed, epochs=epochs)
+        save_classifier(path, classifier, test_accuracy=score, seed=0, epochs=epochs)
     content = path.read_bytes()
     weights_hash = hashlib.sha256(content).hexdigest()
     if path == MNIST_WEIGHTS and weights_hash != MNIST_WEIGHTS_SHA256:

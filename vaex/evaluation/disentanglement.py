@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from vaex.data.dataset import Factor
-from vaex.evaluation.codes import codes
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
 
@@ -26,24 +25,22 @@ COLLAPSED = 0.05  # standard deviation below which a latent has collapsed to the
 # Forests of Eastwood & Williams 2018: ten trees, with the depth that is best for each factor on validation images.
 TREES = 10
 DEPTHS = (2, 4, 8, 16)
+SEED = 0  # of the split and the forests
 
 
-def disentanglement(
-    codes: Tensor, factors: Tensor | None, described: Sequence[Factor], *, seed: int = 0
-) -> dict[str, float]:
+def disentanglement(codes: Tensor, factors: Tensor | None, declarations: Sequence[Factor]) -> dict[str, float]:
     """Every score, as the mean over factors. A factor with a single value in these images is left out.
 
     Args:
         codes: posterior means, [N, latent_dim].
         factors: the index of each factor's value, int64 [N, F]; None if they are unknown.
-        described: the F factors.
-        seed: of DCI's split and forests, and of the images in FactorVAE's votes.
+        declarations: what the F columns of `factors` are.
 
     Raises:
         ValueError: if there are no factors, or the codes are not finite.
         ModuleNotFoundError: if scikit-learn is not installed.
     """
-    if factors is None or not described:
+    if factors is None or not declarations:
         raise ValueError("this dataset has no known factors to compare the latents with; only dataset=sprites has some")
     codes, factors = codes.detach().double().cpu(), factors.cpu()
     if not codes.isfinite().all():
@@ -52,12 +49,12 @@ def disentanglement(
     if not varying.any():
         raise ValueError(f"all {len(codes)} images have the same factors; disentanglement needs some that differ")
     factors = factors[:, varying]
-    ordered = [factor.ordered for factor, varies in zip(described, varying.tolist(), strict=True) if varies]
-    importances, informativeness = forest_importances(codes, factors, ordered, seed=seed)
+    ordered = [factor.ordered for factor, varies in zip(declarations, varying.tolist(), strict=True) if varies]
+    importances, informativeness = forest_importances(codes, factors, ordered)
     return {
         "mig": mutual_information_gap(codes, factors),
         "sap": separated_attribute_predictability(codes, factors, ordered),
-        "factor_vae": factor_vae_score(codes, factors, seed=seed),
+        "factor_vae": factor_vae_score(codes, factors),
         "dci_disentanglement": dci_disentanglement(importances),
         "dci_completeness": dci_completeness(importances),
         "dci_informativeness": float(informativeness.mean()),
@@ -89,7 +86,7 @@ def separated_attribute_predictability(codes: Tensor, factors: Tensor, ordered: 
     """SAP, Kumar et al. 2018, section 3: the gap of the two latents that predict a factor best, mean over factors.
 
     A prediction is scored on the images it is fitted to: by the R² of a line for an ordered factor, by the balanced
-    accuracy of the best thresholds for an unordered one, and as 0 for a constant latent. The paper does not normalise
+    accuracy of the best thresholds for an unordered one, and as 0 for a constant latent. The paper does not normalize
     the accuracy, which is 1 / C for a latent that is independent of C classes, so that the largest gap is 1 - 1 / C.
     """
     scores = torch.zeros(codes.shape[1], factors.shape[1], dtype=torch.float64)
@@ -125,7 +122,7 @@ def threshold_accuracy(code: Tensor, factor: Tensor) -> float:
     return float(best[-1].max())
 
 
-def factor_vae_score(codes: Tensor, factors: Tensor, *, seed: int) -> float:
+def factor_vae_score(codes: Tensor, factors: Tensor, *, seed: int = 0) -> float:
     """Kim & Mnih 2018, section 4: how often the latent that varies least tells which factor was held fixed.
 
     For each vote, a factor is chosen, one of its values by its frequency, and SHARED images with that value. The vote
@@ -163,7 +160,7 @@ def factor_vae_score(codes: Tensor, factors: Tensor, *, seed: int) -> float:
     return float((predicted == fixed[TRAIN_VOTES:]).double().mean())
 
 
-def forest_importances(codes: Tensor, factors: Tensor, ordered: Sequence[bool], *, seed: int) -> tuple[Tensor, Tensor]:
+def forest_importances(codes: Tensor, factors: Tensor, ordered: Sequence[bool]) -> tuple[Tensor, Tensor]:
     """R [latent_dim, F] and informativeness [F] of Eastwood & Williams 2018, section 2, by random forests.
 
     R_jk is how much latent j lowers the impurity of the forest that predicts factor k. Columns sum to 1, or are 0 if
@@ -175,17 +172,17 @@ def forest_importances(codes: Tensor, factors: Tensor, ordered: Sequence[bool], 
     the misclassified fraction over that of always guessing the most frequent class. So 0 is a guess without the codes
     (a forest can be a little worse) and 1 is perfect.
     """
-    shuffled = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))
+    shuffled = torch.randperm(len(codes), generator=torch.Generator().manual_seed(SEED))
     tenth = len(codes) // 10
     parts = torch.split(shuffled, [len(codes) - 2 * tenth, tenth, tenth])
     codes = _to_unit_range(codes)  # scikit-learn's trees treat values within 1e-7 as equal
     columns, scores = zip(
-        *(_forest(codes, factors[:, k], ordered[k], parts, seed) for k in range(factors.shape[1])), strict=True
+        *(_forest(codes, factors[:, k], ordered[k], parts) for k in range(factors.shape[1])), strict=True
     )
     return torch.stack(columns, dim=1), torch.tensor(scores)
 
 
-def _forest(codes: Tensor, factor: Tensor, ordered: bool, parts: Sequence[Tensor], seed: int) -> tuple[Tensor, float]:
+def _forest(codes: Tensor, factor: Tensor, ordered: bool, parts: Sequence[Tensor]) -> tuple[Tensor, float]:
     """Importances [latent_dim] and informativeness of one factor."""
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
@@ -193,7 +190,7 @@ def _forest(codes: Tensor, factor: Tensor, ordered: bool, parts: Sequence[Tensor
     forests = [
         # Every split sees every latent, for a classifier too.
         (RandomForestRegressor if ordered else RandomForestClassifier)(
-            n_estimators=TREES, max_depth=depth, max_features=1.0, n_jobs=1, random_state=seed
+            n_estimators=TREES, max_depth=depth, max_features=1.0, n_jobs=1, random_state=SEED
         ).fit(codes[train].numpy(), factor[train].numpy())
         for depth in DEPTHS
     ]
@@ -253,9 +250,8 @@ def _entropy(values: Tensor) -> Tensor:
 
 
 def _disentanglement(evaluation: Evaluation) -> dict[str, Any]:
-    images, to_float = evaluation.images, evaluation.dataset.to_float
-    posterior = codes(evaluation.model, images, to_float, batch_size=evaluation.batch_size, poll=evaluation.poll)
-    scores = disentanglement(posterior.mean, images.factors, evaluation.dataset.source.factors)
+    codes = torch.cat([evaluation.model.encode(batch.x, batch.labels).mean for batch in evaluation.batches()])
+    scores = disentanglement(codes, evaluation.images.factors, evaluation.dataset.source.factors)
     return {f"test/{name}": value for name, value in scores.items()}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vaex.data.cache import cache_folder
 from vaex.data.dataset import Images
 from vaex.evaluation.classifier import accuracy, classifier_for, features_of, to_pixels
-from vaex.evaluation.fid import FeatureStatistics, frechet_distance, neighbourhoods, real_against_real_floor
+from vaex.evaluation.fid import FeatureStatistics, frechet_distance, neighborhoods, real_against_real_floor
 from vaex.evaluation.latent import fit_mixture
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
@@ -44,7 +44,7 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     z, latent = _sample_latents(evaluation, len(test))
     noisy = evaluation.fid == "noise"
     generated: tuple[list[Tensor], list[Tensor]] = ([], [])  # uint8 samples and reconstructions
-    for batch in batches(model, test, dataset.to_float, batch_size=evaluation.batch_size, poll=evaluation.poll):
+    for batch in evaluation.batches():
         for code, pixels in zip((z[batch.rows], model.encode(batch.x, batch.labels).mean), generated, strict=True):
             distribution = model.decode(code, batch.labels)
             if noisy and not distribution.has_sample:
@@ -61,7 +61,7 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
         "fid_draws": "noise" if noisy else "means",
         "fid_latent": latent,
         "fid_classifier": weights_hash,
-        **neighbourhoods(real, fake),
+        **neighborhoods(real, fake),
     }
     if model.classes:
         results["class_agreement"] = accuracy(classifier, Images(samples, test.labels.to(device)))
@@ -84,7 +84,7 @@ def _sample_latents(evaluation: Evaluation, count: int) -> tuple[Tensor, str]:
         return torch.cat([model.encode(batch.x, batch.labels).rsample(1)[0] for batch in split])
 
     heldout = dataset.validation if len(dataset.validation) else dataset.test
-    mixture, _ = fit_mixture(codes(dataset.train), codes(heldout))
+    mixture = fit_mixture(codes(dataset.train), codes(heldout))
     return mixture.sample(count, generator).to(model.device), f"mixture of {len(mixture)}"
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 LOG_TWO_PI = math.log(2 * math.pi)
+TOLERANCE = 1e-4  # nats per code
 COVARIANCE_FLOOR = 1e-6  # of the codes' mean variance: without it a component could shrink onto a single code
 
 
@@ -58,24 +59,20 @@ def fit_mixture(
     codes_train: Tensor,
     codes_heldout: Tensor,
     components: Sequence[int] = (1, 2, 5, 10, 20, 50),
-    *,
-    seed: int = 0,
-) -> tuple[GaussianMixture, dict[int, float]]:
-    """The mixture under which held-out codes are most probable, and each candidate's mean log density of them.
+) -> GaussianMixture:
+    """The mixture under which held-out codes are most probable.
 
     Args:
         codes_train: [N, latent_dim]; for a stochastic encoder samples of q(z|x), since its means lack their spread.
         codes_heldout: [M, latent_dim], of other images.
         components: numbers of components to try.
-        seed: of the starting points.
 
     Raises:
-        ValueError: if there is nothing to try, or if the codes are too few, all equal or not finite.
+        ValueError: if the codes are too few, all equal or not finite.
     """
-    if not components or not 1 <= min(components) <= max(components) <= len(codes_train) or not len(codes_heldout):
+    if len(codes_train) < max(components):
         raise ValueError(
-            f"components={list(components)} with {len(codes_train)} codes to fit and {len(codes_heldout)} held out: "
-            "needs 1 component or more, at least as many codes to fit and 1 held out"
+            f"a mixture of up to {max(components)} Gaussians needs as many training images, got {len(codes_train)}"
         )
     codes_train, codes_heldout = codes_train.double().cpu(), codes_heldout.double().cpu()
     variance = codes_train.var(0, correction=0).mean().item()
@@ -83,55 +80,52 @@ def fit_mixture(
         raise ValueError(
             f"the codes' variance is {variance}: no mixture fits; train the model longer or at a lower beta"
         )
-    mixtures = {count: expectation_maximisation(codes_train, count, seed=seed) for count in components}
-    heldout = {count: mixture.log_prob(codes_heldout).mean().item() for count, mixture in mixtures.items()}
-    return mixtures[max(heldout, key=heldout.__getitem__)], heldout
+    mixtures = [expectation_maximization(codes_train, count) for count in components]
+    return max(mixtures, key=lambda mixture: mixture.log_prob(codes_heldout).mean().item())
 
 
-def expectation_maximisation(
-    codes: Tensor, components: int, *, seed: int = 0, iterations: int = 200, tolerance: float = 1e-4
-) -> GaussianMixture:
-    """Maximum-likelihood mixture of codes float64 [N, latent_dim], from a k-means++ start given by the seed.
+def expectation_maximization(codes: Tensor, components: int, *, iterations: int = 200) -> GaussianMixture:
+    """Maximum-likelihood mixture of codes float64 [N, latent_dim], from a k-means++ start.
 
-    Ends after `iterations`, or when the mean log density grows by less than `tolerance`, in nats per code.
+    Ends after `iterations`, or when the mean log density grows by less than TOLERANCE.
     """
-    nearest = torch.cdist(codes, _spread_centres(codes, components, seed)).argmin(1)
+    nearest = torch.cdist(codes, _spread_centers(codes, components)).argmin(1)
     responsibilities = torch.nn.functional.one_hot(nearest, components).double()  # [N, K]
     previous = -math.inf
-    mixture = _maximise(codes, responsibilities)
+    mixture = _maximize(codes, responsibilities)
     for _ in range(iterations):
         log_joint = mixture.log_joint(codes)
         log_density = torch.logsumexp(log_joint, dim=1, keepdim=True)
         mean = log_density.mean().item()
-        if mean - previous < tolerance:
+        if mean - previous < TOLERANCE:
             break
         previous = mean
-        mixture = _maximise(codes, torch.exp(log_joint - log_density))
+        mixture = _maximize(codes, torch.exp(log_joint - log_density))
     return mixture
 
 
-def _maximise(codes: Tensor, responsibilities: Tensor) -> GaussianMixture:
+def _maximize(codes: Tensor, responsibilities: Tensor) -> GaussianMixture:
     """The mixture with the highest expected log joint density, for responsibilities [N, K] of components for codes."""
     counts = responsibilities.sum(0).clamp(min=1e-10)  # a component may have lost all its codes
     means = responsibilities.T @ codes / counts[:, None]
     floor = COVARIANCE_FLOOR * codes.var(0, correction=0).mean() * torch.eye(codes.shape[1], dtype=codes.dtype)
     covariances = []
     for k in range(len(counts)):
-        centred = codes - means[k]
-        covariances.append((responsibilities[:, k, None] * centred).T @ centred / counts[k] + floor)
+        centered = codes - means[k]
+        covariances.append((responsibilities[:, k, None] * centered).T @ centered / counts[k] + floor)
     return GaussianMixture(weights=counts / counts.sum(), means=means, covariances=torch.stack(covariances))
 
 
-def _spread_centres(codes: Tensor, count: int, seed: int) -> Tensor:
+def _spread_centers(codes: Tensor, count: int) -> Tensor:
     """Greedy k-means++ (Arthur & Vassilvitskii 2007): codes far from each other, [count, latent_dim]."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = codes[torch.randint(len(codes), (1,), generator=generator)]
-    distance = (codes - centres).square().sum(1)  # to the nearest centre
+    generator = torch.Generator().manual_seed(0)
+    centers = codes[torch.randint(len(codes), (1,), generator=generator)]
+    distance = (codes - centers).square().sum(1)  # to the nearest centre
     candidates = 2 + int(math.log(count))
-    while len(centres) < count:
-        # The tiny addend keeps the probabilities valid when every code is a centre.
+    while len(centers) < count:
+        # The tiny addend keeps the probabilities valid when every code is a center.
         index = torch.multinomial(distance + torch.finfo(distance.dtype).tiny, candidates, True, generator=generator)
         after = torch.minimum(torch.cdist(codes, codes[index]).square(), distance[:, None])
         best = after.sum(0).argmin()
-        centres, distance = torch.cat([centres, codes[index[best]][None]]), after[:, best]
-    return centres
+        centers, distance = torch.cat([centers, codes[index[best]][None]]), after[:, best]
+    return centers

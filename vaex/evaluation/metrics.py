@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from vaex.config.schema import Config
 from vaex.data.dataset import Dataset
 from vaex.evaluation.bits import PROBABILITY, image_scores
 from vaex.evaluation.bound import BOUND
@@ -35,24 +36,17 @@ METRICS: tuple[Metric, ...] = tuple(
 )
 
 
-def described(
-    results: Mapping[str, Any],
-    model: Autoencoder,
-    dataset: Dataset,
-    *,
-    choices: Mapping[str, str],
-    likelihood: Mapping[str, Any],
-    beta: float | None,
+def describe(
+    results: Mapping[str, Any], model: Autoencoder, dataset: Dataset, config: Config, choices: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The results, with the scores of the image that follow from them and a description of what they describe.
+    """Add the scores of the image that follow from the results, and the `Description` of what they describe.
 
     Args:
         results: what `vaex train` or `vaex eval` has measured.
+        config: the run's config.
         choices: the option chosen in each config group.
-        likelihood: the config group of the likelihood.
-        beta: the config's value; None if the objective has none.
     """
-    settings = dict(likelihood)
+    settings = dict(config.likelihood)
     if isinstance(scale := settings.get("scale"), Mapping):
         # Where a learned scale starts changes no probability.
         settings["scale"] = {name: value for name, value in scale.items() if name != "init"}
@@ -71,6 +65,6 @@ def described(
         likelihood_settings=json.dumps(settings, sort_keys=True),
         kind=model.likelihood.kind,
         support=model.likelihood.support,
-        beta=beta,
+        beta=config.beta if "beta" in config.objective else None,
     )
     return {**results, **image_scores(results, model.likelihood, dataset), **description.to_results()}

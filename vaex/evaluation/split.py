@@ -51,7 +51,6 @@ def batches(
     *,
     batch_size: int = 1000,
     subset: Tensor | None = None,
-    seed: int = NOISE_SEED,
     seed_stride: int = 0,
     poll: Callable[[], None] = lambda: None,
     share: Share = ALL,
@@ -64,21 +63,20 @@ def batches(
     Args:
         batch_size: images in a batch; the last batch may be smaller.
         subset: indices of the images to use, in this order; None for all. A batch's `rows` are then rows of `subset`.
-        seed: seed of the noise.
         seed_stride: 0 to seed the noise once, before the first batch. Otherwise batch number n is seeded with
-            seed + n · seed_stride, so that its noise does not depend on other batches.
+            NOISE_SEED + n · seed_stride, so that its noise does not depend on other batches.
         poll: called before each batch, equally often in all processes of `share`. It may raise to stop.
         share: the batches of this process.
     """
     device = model.device
     starts = range(0, len(images) if subset is None else len(subset), batch_size)
-    with evaluating(model), fixed_noise(device, seed):
+    with evaluating(model), fixed_noise(device):
         for number in range(share.rank, len(starts) + share.rank, share.size):
             poll()
             if number >= len(starts):
                 continue  # in the last round only some processes have a batch
             if seed_stride:
-                torch.manual_seed(seed + number * seed_stride)
+                torch.manual_seed(NOISE_SEED + number * seed_stride)
             rows = slice(starts[number], starts[number] + batch_size)
             batch = images[rows if subset is None else subset[rows]].to(device)
             yield SplitBatch(rows, to_float(batch.pixels), batch.labels)

@@ -40,17 +40,15 @@ class Row:
 
 def ranked(rows: Iterable[Row]) -> list[tuple[ComparisonGroup, list[Row]]]:
     """Rows by group, each with the best run first; in the given order where runs are not ranked."""
-    groups: dict[ComparisonGroup, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(ranking_group(row.results), []).append(row)
 
-    def score(row: Row, key: str) -> float:
-        value = row.results[key]
+    def score(row: Row) -> float:
+        key = ranking_group(row.results).ranked_by
+        value = row.results[key] if key else 0.0
         return math.inf if value is None or math.isnan(value) else value
 
-    for group, members in groups.items():
-        if key := group.ranked_by:
-            members.sort(key=lambda row, key=key: score(row, key))  # type: ignore[misc]
+    groups: dict[ComparisonGroup, list[Row]] = {}
+    for row in sorted(rows, key=score):
+        groups.setdefault(ranking_group(row.results), []).append(row)
     return sorted(groups.items(), key=lambda item: (item[0].order, item[0].title))
 
 

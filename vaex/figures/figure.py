@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from vaex.data.dataset import Dataset
-from vaex.evaluation.codes import codes
-from vaex.evaluation.split import evaluating, fixed_noise
+from vaex.evaluation.split import batches, evaluating, fixed_noise
 from vaex.figures.sheet import writable
 from vaex.model import Autoencoder, Posterior
 
@@ -66,7 +65,9 @@ class Subject:
 
     def posterior(self, count: int) -> Posterior:
         """q(z|x) of the first `count` test images, on the CPU."""
-        return codes(self.model, self.dataset.test[:count], self.dataset.to_float)
+        split = batches(self.model, self.dataset.test[:count], self.dataset.to_float, batch_size=500)
+        parts = [self.model.encode(batch.x, batch.labels) for batch in split]
+        return Posterior(torch.cat([p.mean for p in parts]).cpu(), torch.cat([p.log_var for p in parts]).cpu())
 
     def decode(self, z: Tensor, labels: Tensor) -> Tensor:
         """Means of p(x|z) for codes [N, latent_dim] with labels [N]: [N, C, H, W] on the CPU, decoded in batches."""

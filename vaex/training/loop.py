@@ -122,8 +122,10 @@ def evaluate_split(session: Session, images: Images | None = None) -> Numbers:
     Raises:
         Interrupted: on a signal.
     """
-    e = session.experiment
-    evaluation = Evaluation(e.model, e.objective, e.dataset, e.corruption, poll=session.poll)
+    experiment = session.experiment
+    evaluation = Evaluation(
+        experiment.model, experiment.objective, experiment.dataset, experiment.corruption, poll=session.poll
+    )
     return evaluate(evaluation, images, share=session.processes.share)
 
 
