@@ -6,8 +6,12 @@ import pytest
 import scipy.optimize
 import torch
 from conftest import composed
+from torch import nn
 
 from vaex.build import build_model
+from vaex.data.dataset import Images
+from vaex.evaluation.bound import freeze_scales
+from vaex.likelihoods.base import Likelihood, PixelDistribution
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.laplace import Laplace
 from vaex.likelihoods.location_scale import LocationScale, LocationScaleDistribution
@@ -21,6 +25,7 @@ from vaex.likelihoods.scale import (
     PerImage,
 )
 from vaex.likelihoods.student_t import StudentT
+from vaex.model import Autoencoder
 
 SHAPE = (2, 5, 6)
 
@@ -108,6 +113,39 @@ def test_freezing_takes_the_training_images(rule: type) -> None:
     over = (0,) if rule is OptimalPerPixel else (0, 1, 2, 3)
     expected = error.square().mean(over).sqrt().expand(SHAPE)
     torch.testing.assert_close(likelihood(torch.zeros(1, *SHAPE)).scale.expand(1, *SHAPE)[0], expected)
+
+
+def test_the_scale_of_a_likelihood_with_its_own_distribution_is_frozen() -> None:
+    class Constant(PixelDistribution):
+        """A distribution that is not a LocationScaleDistribution."""
+
+        def __init__(self, mean: torch.Tensor) -> None:
+            super().__init__(mean.shape)
+            self._mean = mean
+
+        @property
+        def mean(self) -> torch.Tensor:
+            return self._mean
+
+    class Outside(Likelihood):
+        def __init__(self) -> None:
+            super().__init__(image_shape=SHAPE)
+            self.scale = Optimal(image_shape=SHAPE, floor=1e-3)
+
+        def forward(self, h: torch.Tensor, x: torch.Tensor | None = None) -> PixelDistribution:
+            return Constant(torch.full_like(h, 0.5))
+
+        def freeze(self, error: torch.Tensor) -> None:
+            assert self.scale is not None
+            self.scale.freeze(error, lambda error, over: error.square().mean(over, keepdim=True).log() / 2)
+
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 4))
+    decoder = nn.Sequential(nn.Linear(2, math.prod(SHAPE)), nn.Unflatten(1, SHAPE))
+    model = Autoencoder(encoder=encoder, decoder=decoder, likelihood=Outside(), latent_dim=2)
+    images = Images(torch.full((4, *SHAPE), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    freeze_scales(model, images, lambda pixels: pixels / 255)
+    assert model.likelihood.scale is not None
+    torch.testing.assert_close(model.likelihood.scale.frozen.exp(), torch.full((1, 1, 1), 0.5))
 
 
 @pytest.mark.parametrize("rule", [Optimal, OptimalPerImage, OptimalPerPixel])
