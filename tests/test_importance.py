@@ -1,7 +1,11 @@
-"""The importance-weighted NLL against probabilistic PCA (Tipping & Bishop 1999), whose log p(x) is known exactly."""
+"""The importance-weighted NLL, and the error of the ELBO, against probabilistic PCA (Tipping & Bishop 1999).
+
+Its log p(x) is known exactly.
+"""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 
 from vaex.data.dataset import Dataset, Images, Source
 from vaex.evaluation import importance
+from vaex.evaluation.bound import evaluate
 from vaex.evaluation.importance import importance_nll
 from vaex.evaluation.measure import Evaluation
 from vaex.evaluation.split import ToFloat
@@ -73,10 +78,15 @@ def estimate(
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
     """The NLL and its standard error."""
+    return importance_nll(evaluation_of(model, images, batch_size, poll=poll), to_float, samples)
+
+
+def evaluation_of(
+    model: Autoencoder, images: Images, batch_size: int = 1000, objective_samples: int = 1, **options: Any
+) -> Evaluation:
     dataset = Dataset(source=Source(images, images, 0), validation=0, binarize="none", dequantize="none")
-    objective = VAE(beta=1.0, samples=1, warmup=0, free_bits=0.0)
-    evaluation = Evaluation(model, objective, dataset, images_per_batch=batch_size, poll=poll)
-    return importance_nll(evaluation, to_float, samples)
+    objective = VAE(beta=1.0, samples=objective_samples, warmup=0, free_bits=0.0)
+    return Evaluation(model, objective, dataset, images_per_batch=batch_size, **options)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +127,40 @@ def test_the_bound_tightens_with_samples_from_above(images: Images, exact: Tenso
     assert nll[-1] == pytest.approx(exact.mean().item(), abs=0.02)
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+def test_the_standard_errors_of_the_elbo_are_those_in_closed_form(images: Images, samples: int) -> None:
+    """With r = x - E[x|z] at the posterior's mean, orthogonal columns w and posterior std s, one sample of z has
+
+    log p(x|z) = const. - |r - Σ_j w_j s_j e_j|² / (2 sigma²),
+    variance Σ_j [4 (r·w_j)² s_j² + 2 |w_j|⁴ s_j⁴] / (2 sigma²)².
+    """
+    repeats = 200
+    repeated = Images(images.pixels.repeat_interleave(repeats, 0), images.labels.repeat_interleave(repeats, 0))
+    model = ppca(SHIFT, WIDEN)
+    numbers = evaluate(evaluation_of(model, repeated, objective_samples=samples))
+    x = images.pixels.flatten(1).double() / 255
+    with torch.no_grad():
+        posterior, weight = model.encode(images.pixels / 255), model.decoder.weight.double()
+    mean, variance = posterior.mean.double(), posterior.log_var.double().exp()
+    r = x - 0.3 - mean @ weight.T
+    explained = weight.square().sum(0) * variance  # [B, latent_dim]
+    of_z = (4 * (r @ weight).square() * variance + 2 * explained.square()).sum(1) / (2 * SIGMA**2) ** 2 / samples
+    distortion = (r.square().sum(1) + explained.sum(1)) / (2 * SIGMA**2)
+    elbo = -distortion - 0.5 * (mean.square() + variance - 1 - variance.log()).sum(1)
+    count = COUNT * repeats
+    assert numbers["elbo_draw_stderr"] == pytest.approx((of_z.mean().item() / count) ** 0.5, rel=0.04)
+    total = elbo.var(correction=0).item() + of_z.mean().item()
+    assert numbers["elbo_stderr"] == pytest.approx((total / count) ** 0.5, rel=0.01)
+    constant = -0.5 * math.prod(SHAPE) * math.log(2 * math.pi * SIGMA**2)
+    assert numbers["elbo"] == pytest.approx(elbo.mean().item() + constant, abs=4 * (of_z.mean().item() / count) ** 0.5)
+
+
+def test_one_image_has_no_standard_error_over_images() -> None:
+    one = Images(torch.zeros(1, *SHAPE, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    numbers = evaluate(evaluation_of(ppca(), one))
+    assert "elbo_stderr" not in numbers and "elbo" in numbers
+
+
 @pytest.mark.parametrize("batch_size", [50, 64, 10_000])
 def test_chunks_make_no_difference(images: Images, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
     """The result is the logsumexp over all K weights, K = 130 being above and below the batch size."""
@@ -133,6 +177,7 @@ def test_chunks_make_no_difference(images: Images, monkeypatch: pytest.MonkeyPat
     by_image = [torch.cat([c for c in chunks[n:m]]) for n, m in _runs(chunks)]
     per_image = torch.cat([math.log(130) - weights.double().logsumexp(0) for weights in by_image])
     assert all(len(weights) == 130 for weights in by_image) and len(per_image) == COUNT
+    assert nll == pytest.approx(estimate(ppca(SHIFT, WIDEN), images, 130, 777)[0], rel=1e-6)
     assert nll == pytest.approx(per_image.mean().item(), rel=1e-12)
     assert nll == pytest.approx(_reference(images), abs=0.1)
 

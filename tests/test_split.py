@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from vaex.data.dataset import Images
+from vaex.data.noise import uniform_like
 from vaex.evaluation.split import Share, SplitBatch, batches, evenly_spaced
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.scale import Fixed
@@ -20,7 +21,7 @@ def model() -> Autoencoder:
 
 
 def noisy(pixels: Tensor) -> Tensor:
-    return pixels / 255 + torch.rand(pixels.shape)
+    return pixels / 255 + uniform_like(pixels / 255)
 
 
 def noise(batch: SplitBatch) -> Tensor:
@@ -70,7 +71,7 @@ def test_the_mode_and_the_random_state_are_restored_however_the_loop_ends(how: s
 
 
 def test_shares_cover_all_batches_with_the_noise_of_a_single_process_and_equally_many_polls() -> None:
-    whole = {batch.rows.start: batch.x for batch in batches(model(), IMAGES, noisy, batch_size=5, seed_stride=1)}
+    whole = {batch.rows.start: batch.x for batch in batches(model(), IMAGES, noisy, batch_size=5)}
     shared: dict[int, Tensor] = {}
     for rank in range(3):
         polls: list[int] = []
@@ -79,7 +80,6 @@ def test_shares_cover_all_batches_with_the_noise_of_a_single_process_and_equally
             IMAGES,
             noisy,
             batch_size=5,
-            seed_stride=1,
             poll=lambda polls=polls: polls.append(1),
             share=Share(rank, 3),
         )
@@ -87,6 +87,27 @@ def test_shares_cover_all_batches_with_the_noise_of_a_single_process_and_equally
         assert len(polls) == 2  # five batches for three processes
     assert shared.keys() == whole.keys()
     assert all(torch.equal(shared[start], whole[start]) for start in whole)
+
+
+def test_the_noise_of_an_image_depends_on_its_row_alone() -> None:
+    (whole,) = batches(model(), IMAGES, noisy, batch_size=100)
+    for batch_size in (1, 4, 22):
+        parts = list(batches(model(), IMAGES, noisy, batch_size=batch_size))
+        assert torch.equal(torch.cat([batch.x for batch in parts]), whole.x)
+    subset = torch.tensor([22, 3, 7])
+    for batch_size in (1, 2, 3):
+        parts = list(batches(model(), IMAGES, noisy, batch_size=batch_size, subset=subset))
+        assert torch.equal(torch.cat([batch.x for batch in parts]), whole.x[subset])
+
+
+def test_noise_from_torch_is_seeded_for_each_batch_by_its_first_row() -> None:
+    def torchs(pixels: Tensor) -> Tensor:
+        return torch.rand(pixels.shape)
+
+    by_row = {batch.rows.start: batch.x for batch in batches(model(), IMAGES, torchs, batch_size=6)}
+    (first, second) = batches(model(), IMAGES, torchs, batch_size=12)
+    assert torch.equal(by_row[0], first.x[:6]) and torch.equal(by_row[12], second.x[:6])
+    assert not torch.equal(by_row[0], by_row[6])
 
 
 def test_a_subset_is_used_in_its_order() -> None:

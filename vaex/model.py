@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaex.data.noise import normal
 from vaex.likelihoods.base import Likelihood, PixelDistribution
 
 
@@ -31,7 +32,7 @@ class Posterior:
 
     def rsample(self, samples: int) -> Tensor:
         """Reparametrized samples, [samples, B, latent_dim]."""
-        return self.at(torch.randn(samples, *self.mean.shape, device=self.mean.device))
+        return self.at(normal(samples, *self.mean.shape, device=self.mean.device))
 
     def rate(self) -> Tensor:
         """KL(q(z|x) || N(0, I)) of each latent, [B, latent_dim] nats. Kingma & Welling 2014, appendix B."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vaex.data.noise import normal
 from vaex.likelihoods.base import PixelDistribution
 from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 
@@ -40,7 +41,7 @@ class Batch:
         A part draws noise for the whole batch and keeps its own rows, so that the noise of an image does not depend on
         the number of parts.
         """
-        noise = torch.randn(samples, self.whole_size or len(self.x), latent_dim, device=self.x.device)
+        noise = normal(samples, self.whole_size or len(self.x), latent_dim, device=self.x.device)
         return noise[:, self.start : self.start + len(self.x)]
 
 

@@ -148,7 +148,6 @@ def _evaluate(
     """Evaluate one run and merge the numbers into its results.json."""
     from vaex.build import load_model
     from vaex.config.create import create
-    from vaex.evaluation.bits import STDERR_KEYS
     from vaex.evaluation.comparison import collapsed
     from vaex.evaluation.measure import Evaluation, measure
     from vaex.evaluation.metric import DECLARATIONS, declaration
@@ -185,6 +184,5 @@ def _evaluate(
     if measurements:
         metrics = [metric for measurement in measurements.values() for metric in measurement.metrics]
         results[DECLARATIONS] = {**before.get(DECLARATIONS, {}), **declaration(metrics)}
-    unchanged = {key: value for key, value in before.items() if key not in STDERR_KEYS}
-    RunFolder(run).write_json(RESULTS, unchanged | finite(results))
+    RunFolder(run).write_json(RESULTS, before | finite(results))
     return Row(name, results, [*filter(None, [collapsed(results)]), *notes])

@@ -1,14 +1,17 @@
 """Corruption of the encoder's input in a denoising autoencoder, Vincent et al. 2010, section 3.3.
 
 A corruption is a callable: float32 images [B, C, H, W] in [0, 1] -> images of the same shape on the same device. It
-draws new noise at each call. The loss compares the decoder's output with the clean image. Masking and salt-and-pepper
-noise act on all channels of a pixel together.
+draws new noise at each call: from vaex.data.noise, so that an evaluation gives each image noise of its own. The loss
+compares the decoder's output with the clean image. Masking and salt-and-pepper noise act on all channels of a pixel
+together.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+from vaex.data.noise import normal_like, uniform_like
 
 
 class Masking:
@@ -22,7 +25,7 @@ class Masking:
         self.fraction = _probability(fraction)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x * (torch.rand_like(x[:, :1]) >= self.fraction)
+        return x * (uniform_like(x[:, :1]) >= self.fraction)
 
 
 class GaussianNoise:
@@ -38,7 +41,7 @@ class GaussianNoise:
         self.std = std
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x + self.std * torch.randn_like(x)
+        return x + self.std * normal_like(x)
 
 
 class SaltAndPepper:
@@ -52,7 +55,7 @@ class SaltAndPepper:
         self.fraction = _probability(fraction)
 
     def __call__(self, x: Tensor) -> Tensor:
-        u = torch.rand_like(x[:, :1])
+        u = uniform_like(x[:, :1])
         return torch.where(u < self.fraction, (u < self.fraction / 2).to(x.dtype), x)
 
 

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaex.data.noise import uniform_like
+
 Binarize = Literal["none", "threshold", "static", "dynamic"]
 Dequantize = Literal["none", "uniform"]
 Resident = bool | Literal["auto"]
@@ -173,7 +175,7 @@ class Dataset:
             return dequantize(pixels)
         x = pixels.to(torch.float32) / 255
         if self.binarize == "dynamic":
-            return (torch.rand_like(x) < x).to(torch.float32)
+            return (uniform_like(x) < x).to(torch.float32)
         return x
 
 
@@ -181,7 +183,7 @@ def dequantize(pixels: Tensor) -> Tensor:
     """Uniform dequantization: uint8 k -> (k+u)/256 in (0, 1), float32, u ~ U[0, 1), on the same device."""
     x = pixels.to(torch.float32)
     # Rounding gives an exact 0 or 1 about once in a test split, and a density may be infinite there.
-    return ((x + torch.rand_like(x)) / 256).clamp(2**-33, 1 - 2**-24)
+    return ((x + uniform_like(x)) / 256).clamp(2**-33, 1 - 2**-24)
 
 
 def sample_binary(pixels: Tensor, seed: int, chunk: int = 4096) -> Tensor:

@@ -52,17 +52,19 @@ def image_scores(results: Mapping[str, Any], likelihood: Likelihood, dataset: Da
 
     Returns:
         image_elbo, image_rate and image_distortion; where they bound the probability of an image also scored_pixels,
-        bits_per_dim, bits_per_dim_from (elbo or importance), nll_bound, and the standard errors of an
-        importance-weighted estimate. Nothing for an autoencoder.
+        bits_per_dim, bits_per_dim_from (elbo or importance) and nll_bound; and the standard errors over images of these
+        and of image_elbo, unless there is only one image. Nothing for an autoencoder.
     """
     if "test/elbo" not in results:
         return {}
     elbo, rate, distortion = (results[f"test/{name}"] for name in ("elbo", "rate", "distortion"))
+    stderr = results.get("test/elbo_stderr")
     pixels, density = scored_pixels(likelihood, dataset), likelihood.kind == "density"
     nll, dimensions = -elbo, math.prod(dataset.image_shape)
     level_nats = level_bits = 0.0  # that the change of units from x to levels adds
     if pixels and "test/elbo_dequantized" in results:
         nll, rate = -results["test/elbo_dequantized"], results["test/rate_dequantized"]
+        stderr = results.get("test/elbo_dequantized_stderr")
     elif density and dataset.dequantize != "uniform":
         pixels = None  # the ELBO is that of k/255
     if pixels and density:
@@ -70,25 +72,23 @@ def image_scores(results: Mapping[str, Any], likelihood: Likelihood, dataset: Da
         elbo = -nll - level_nats
         distortion = -elbo - rate
     image = {"test/image_elbo": elbo, "test/image_rate": rate, "test/image_distortion": distortion}
+    if stderr is not None:
+        image["test/image_elbo_stderr"] = stderr
     if pixels is None:
         return image
-    errors = {}
     importance = "test/nll_stderr" in results
     if importance:
         nll, stderr = results["test/nll"], results["test/nll_stderr"]
-        errors = {"test/bits_per_dim_stderr": stderr / (dimensions * math.log(2)), "test/nll_bound_stderr": stderr}
+    if stderr is not None:
+        image["test/bits_per_dim_stderr"] = stderr / (dimensions * math.log(2))
+        image["test/nll_bound_stderr"] = stderr
     return {
         "test/scored_pixels": pixels,
         "test/bits_per_dim": nll / (dimensions * math.log(2)) + level_bits,
         "test/bits_per_dim_from": "importance" if importance else "elbo",
         "test/nll_bound": nll + level_nats,
-        **errors,
         **image,
     }
-
-
-# An evaluation without importance weighting writes none of these, and must not keep those of an earlier evaluation.
-STDERR_KEYS = ("test/bits_per_dim_stderr", "test/nll_bound_stderr")
 
 
 def _why_not(evaluation: Evaluation) -> str | None:
@@ -104,6 +104,8 @@ def _probability(evaluation: Evaluation) -> dict[str, Any]:
         clean = replace(evaluation, corruption=nn.Identity())
         numbers = evaluate(clean, evaluation.images, to_float)
         results |= {f"test/{name}_dequantized": numbers[name] for name in ("elbo", "rate")}
+        if "elbo_stderr" in numbers:
+            results["test/elbo_dequantized_stderr"] = numbers["elbo_stderr"]
     samples = evaluation.samples
     if samples is None:
         samples = SAMPLES_BINARY if evaluation.dataset.binary else SAMPLES
@@ -119,7 +121,9 @@ PROBABILITY = Measurement(
     (
         Metric("test/bits_per_dim", "bits/dim", "bits", 4, "lower", "bits", stderr_key="test/bits_per_dim_stderr"),
         Metric("test/nll_bound", "NLL", "nats", 2, "lower", "nll", stderr_key="test/nll_bound_stderr"),
-        Metric("test/image_elbo", "ELBO", "nats", 1, "higher", "elbo", column="elbo"),
+        Metric(
+            "test/image_elbo", "ELBO", "nats", 1, "higher", "elbo", stderr_key="test/image_elbo_stderr", column="elbo"
+        ),
         Metric("test/image_rate", "rate", "nats", 1, None, "elbo"),
         Metric("test/image_distortion", "distortion", "nats", 1, None, "elbo", column=""),
     ),

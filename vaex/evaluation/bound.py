@@ -28,10 +28,12 @@ def evaluate(
         images: the split; None for the test split.
         to_float: converts uint8 images to x; None for the run's own conversion.
         share: the batches of this process; the result covers all batches. `poll` is called equally often in all
-            processes, and the noise of a batch does not depend on the process that evaluates it.
+            processes.
 
     Returns:
-        distortion, rate, elbo (beta = 1) and mse (of the decoder's mean at the posterior's mean) of clean images; loss
+        distortion, rate, elbo (beta = 1) and mse (of the decoder's mean at the posterior's mean) of clean images;
+        elbo_stderr, the standard error of the mean ELBO, over images and their noise; of the test split also
+        elbo_draw_stderr, the part of it that comes from the samples of z, estimated from a second draw of them; loss
         (the objective's, with its warm-up completed; of corrupted images if there is a corruption); with a corruption
         also mse_corrupted (of the corrupted image) and mse_restored (of its reconstruction), both against the clean x;
         posterior_std; likelihood_scale; active_units (latents whose posterior mean has a variance above 0.01 over the
@@ -39,35 +41,41 @@ def evaluate(
         mean error (see Likelihood.mean_error_weight). Values that do not exist for the model are left out.
     """
     model, objective = evaluation.model, evaluation.objective
-    images = evaluation.images if images is None else images
-    # The noise depends on the batch size. `vaex eval` takes none above that of `vaex train`, to repeat its numbers.
-    batch_size = max(1, min(evaluation.batch_size, images_at_once(images.pixels.shape[1:])) // objective.samples)
+    is_test, images = images is None, evaluation.images if images is None else images
+    # The loss of a batch may be no mean over its images. Then --batch-size must not change it.
+    at_once = evaluation.batch_size if objective.linear_in_batch else images_at_once(images.pixels.shape[1:])
+    batch_size = max(1, at_once // objective.samples)
     totals: Totals = {}
 
     def add(name: str, value: Tensor) -> None:
         totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value.double()
 
-    # Each batch is seeded by its number: its noise must not depend on the process that has it.
     to_float, poll = to_float or evaluation.dataset.to_float, evaluation.poll
-    split = batches(model, images, to_float, batch_size=batch_size, seed_stride=1, poll=poll, share=share)
+    split = batches(model, images, to_float, batch_size=batch_size, poll=poll, share=share)
     for batch in split:
         x, labels = batch.x, batch.labels
         terms = objective(model, Batch(x, x, labels), None)
         posterior, distribution = terms.posterior, terms.distribution
         at_mean = model.decode(posterior.mean, labels, x) if model.stochastic else distribution
-        add("distortion", terms.distortion.sum())
-        add("mse", image_mse(at_mean.mean - x).sum())
+        add("distortion", terms.distortion.double().sum())
+        add("mse", image_mse(at_mean.mean - x).double().sum())
+        if model.stochastic:
+            rate = posterior.rate().double()
+            add("rate_per_latent", rate.sum(0))
+            add("elbo_squared", (terms.distortion + rate.sum(1)).square().sum())
+        if model.stochastic and is_test:
+            again = objective(model, Batch(x, x, labels), None)  # with other samples of z
+            add("draw_variance", (terms.distortion - again.distortion).double().square().sum() / 2)
         corrupted = evaluation.corruption(x)
         if corrupted is not x:
             terms = objective(model, Batch(x, corrupted, labels), None)
             restored = model.decode(terms.posterior.mean, labels, x).mean
-            add("mse_corrupted", image_mse(corrupted - x).sum())
-            add("mse_restored", image_mse(restored - x).sum())
+            add("mse_corrupted", image_mse(corrupted - x).double().sum())
+            add("mse_restored", image_mse(restored - x).double().sum())
         add("loss", terms.loss * len(x))
         add("code", posterior.mean.double().sum(0))
         add("code_squared", posterior.mean.double().square().sum(0))
         if model.stochastic:
-            add("rate_per_latent", posterior.rate().double().sum(0))
             add("posterior_std", posterior.std.mean(1).sum())
         scale = distribution.scale
         if scale is not None:
@@ -79,16 +87,23 @@ def evaluate(
     means = {name: total / len(images) for name, total in share.add_up(totals).items()}
     rate_per_latent = means.pop("rate_per_latent", None)
     variance = means.pop("code_squared") - means.pop("code").square()
-    weight = means.pop("weight", None)
+    weight, elbo_squared, draw_variance = (
+        means.pop(name, None) for name in ("weight", "elbo_squared", "draw_variance")
+    )
     numbers: Numbers = {name: value.item() for name, value in means.items()}
     if rate_per_latent is not None:
         rate = rate_per_latent.sum()
+        elbo = -(means["distortion"] + rate)
         numbers |= {
             "rate": rate.item(),
-            "elbo": -(means["distortion"] + rate).item(),
+            "elbo": elbo.item(),
             "active_units": int((variance > ACTIVE_UNIT_VARIANCE).sum().item()),
             "rate_per_latent": rate_per_latent.tolist(),
         }
+        if elbo_squared is not None and len(images) > 1:
+            numbers["elbo_stderr"] = ((elbo_squared - elbo.square()).clamp(min=0) / (len(images) - 1)).sqrt().item()
+    if draw_variance is not None:
+        numbers["elbo_draw_stderr"] = (draw_variance / len(images)).sqrt().item()
     if objective.beta is not None and weight is not None:
         numbers[f"effective_{model.likelihood.mean_error}"] = (objective.beta / weight).item()
     return numbers
@@ -117,7 +132,7 @@ def freeze_scales(model: Autoencoder, train: Images, to_float: ToFloat) -> None:
 BOUND = Measurement(
     lambda evaluation: as_results(evaluate(evaluation)),
     (
-        Metric("test/elbo", "elbo", "nats", 2, "higher", None, column=""),
+        Metric("test/elbo", "elbo", "nats", 2, "higher", None, stderr_key="test/elbo_stderr", column=""),
         Metric("test/rate", "rate", "nats", 2, None, None, column=""),
         Metric("test/distortion", "distortion", "nats", 2, None, None, column=""),
         Metric("test/loss", "loss", "nats", 2, None, None, column=""),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaex.data.noise import uniform_like
 from vaex.evaluation.bits import scored_to_float
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
@@ -39,7 +40,7 @@ def calibration(evaluation: Evaluation) -> dict[str, Any]:
 def probability_integral(distribution: PixelDistribution, x: Tensor) -> Tensor:
     """v [B, C, H, W] of x; uniform on [0, 1] over the pixels of a calibrated model."""
     v, below = distribution.cdf(x), distribution.cdf_below(x)
-    return below + torch.rand_like(v) * (v - below)
+    return below + uniform_like(v) * (v - below)
 
 
 CALIBRATION = Measurement(

@@ -20,6 +20,7 @@ from vaex.evaluation.metric import Metric
 from vaex.evaluation.split import batches, evenly_spaced, fixed_noise
 
 CODES = 15_000  # training images whose codes a mixture is fitted to
+NOISY_IMAGES = 16  # decoded at once, whatever the batch size: their pixel noise is drawn for all of them together
 
 
 def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     z, latent = _sample_latents(evaluation, len(test))
     noisy = evaluation.fid == "noise"
     generated: tuple[list[Tensor], list[Tensor]] = ([], [])  # uint8 samples and reconstructions
-    for batch in evaluation.batches():
+    batch_size = NOISY_IMAGES if noisy else evaluation.batch_size
+    for batch in batches(model, evaluation.images, dataset.to_float, batch_size=batch_size, poll=evaluation.poll):
         for code, pixels in zip((z[batch.rows], model.encode(batch.x, batch.labels).mean), generated, strict=True):
             distribution = model.decode(code, batch.labels)
             if noisy and not distribution.has_sample:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vaex.data.noise import normal
 from vaex.evaluation.measure import Evaluation
 from vaex.evaluation.split import ToFloat, batches
 from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
@@ -18,8 +19,8 @@ from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int) -> tuple[float, float]:
     """The mean over test images of -log p̂(x), with noise that is the same in every call, and its standard error.
 
-    The standard error is that over images; it does not cover the bias of a finite K, and is nan for one image. The
-    noise of `to_float` depends on the image and on the batch size, not on `samples`: every K scores the same x.
+    The standard error is that over images; it does not cover the bias of a finite K, and is nan for one image. Every K
+    scores the same x, and the samples of a smaller K are the first of a larger one.
 
     Args:
         samples: K >= 1. `evaluation.batch_size` is the number of images times samples that are decoded at once, and
@@ -28,8 +29,7 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int) -> t
     model, images, batch_size = evaluation.model, evaluation.images, evaluation.batch_size
     total, title, nll = len(images) * samples, evaluation.title, []
     with tqdm(total=total, desc=title, unit=" samples", unit_scale=True, disable=None, leave=False) as bar:
-        # Each batch is seeded by its first image: the number of samples of other images doesn't change its noise.
-        for batch in batches(model, images, to_float, batch_size=batch_size, seed_stride=batch_size):
+        for batch in batches(model, images, to_float, batch_size=batch_size):
             x, labels = batch.x, batch.labels
             posterior = model.encode(x, labels)
             # Log-weights are float32, as the likelihood is, but the sum over thousands of them is float64.
@@ -50,6 +50,6 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int) -> t
 
 def _log_weights(model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, samples: int) -> Tensor:
     """log p(x|z) + log p(z) - log q(z|x) at new samples of z, [samples, B]."""
-    noise = torch.randn(samples, *posterior.mean.shape, device=x.device)
+    noise = normal(samples, *posterior.mean.shape, device=x.device)
     z = posterior.at(noise)
     return model.decode(z, labels, x).log_prob(x) + log_prior_over_posterior(z, posterior.log_var, noise)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from vaex.data.dataset import Images
+from vaex.data.noise import NOISE_SEED, noise_of
 from vaex.model import Autoencoder
 
 ToFloat = Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float32 [B, C, H, W]
 Totals = dict[str, Tensor]  # float64, sums over images
-
-NOISE_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -51,35 +50,34 @@ def batches(
     *,
     batch_size: int = 1000,
     subset: Tensor | None = None,
-    seed_stride: int = 0,
     poll: Callable[[], None] = lambda: None,
     share: Share = ALL,
 ) -> Iterator[SplitBatch]:
     """Every image once, in batches on the model's device.
 
-    The body of the loop runs in evaluation mode, without gradients and with noise that is the same in every call. The
-    model's mode and the random state are restored when the loop ends, also by `break` or by an exception.
+    The body of the loop runs in evaluation mode, without gradients and with noise that is the same in every call. Noise
+    from vaex.data.noise, such as that of x and z, belongs to the image: no batch size or share changes it. Torch's own
+    generator is seeded for each batch by its first row. The model's mode and the random state are restored when the
+    loop ends, also by `break` or by an exception.
 
     Args:
         batch_size: images in a batch; the last batch may be smaller.
         subset: indices of the images to use, in this order; None for all. A batch's `rows` are then rows of `subset`.
-        seed_stride: 0 to seed the noise once, before the first batch. Otherwise batch number n is seeded with
-            NOISE_SEED + n · seed_stride, so that its noise does not depend on other batches.
         poll: called before each batch, equally often in all processes of `share`. It may raise to stop.
         share: the batches of this process.
     """
     device = model.device
     starts = range(0, len(images) if subset is None else len(subset), batch_size)
-    with evaluating(model), fixed_noise(device):
+    indices = torch.arange(len(images), device=images.pixels.device) if subset is None else subset
+    with evaluating(model):
         for number in range(share.rank, len(starts) + share.rank, share.size):
             poll()
             if number >= len(starts):
                 continue  # in the last round only some processes have a batch
-            if seed_stride:
-                torch.manual_seed(NOISE_SEED + number * seed_stride)
             rows = slice(starts[number], starts[number] + batch_size)
             batch = images[rows if subset is None else subset[rows]].to(device)
-            yield SplitBatch(rows, to_float(batch.pixels), batch.labels)
+            with fixed_noise(device, NOISE_SEED + rows.start), noise_of(indices[rows].to(device)):
+                yield SplitBatch(rows, to_float(batch.pixels), batch.labels)
 
 
 def images_at_once(image_shape: tuple[int, ...]) -> int:

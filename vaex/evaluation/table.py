@@ -98,9 +98,10 @@ def _about_the_scores(group: ComparisonGroup, members: list[Row]) -> list[str]:
     sentence = "The score is computed from the ELBO, a looser bound than --samples would give."
     if results["test/bits_per_dim_from"] == "importance":
         sentence = (
-            f"The score is importance-weighted with {results['test/nll_samples']:,} samples of z for each image; ± is "
-            "the standard error over images. With finitely many samples it is biased upwards."
+            f"The score is importance-weighted with {results['test/nll_samples']:,} samples of z for each image, and "
+            "with finitely many samples it is biased upwards."
         )
+    sentence += " ± is the standard error over images."
     if group.ranked_by == "test/bits_per_dim":
         sentence += " The ELBO, in nats, is that of the 8-bit image: D · log 256 is subtracted from a density's."
     return [sentence]

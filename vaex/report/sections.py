@@ -271,13 +271,15 @@ def runs_section(study: Study) -> Section:
     rows = []
     for run in study.runs:
         row = [run.name, *map(value_text, design.values(run)), value_text(run.seed), run.status]
-        row += [metric.text(_shown_value(run, metric)) for metric in metrics]
+        row += [_shown_text(run, metric) for metric in metrics]
         row += [_elbo_of(run)] * (elbo in metrics)
         seconds = run.results.get("train/seconds")
         rows.append((*row, f"{seconds:,.0f}" if isinstance(seconds, int | float) else "–"))
     texts = {"run", "status", "ELBO of"} | {axis.key for axis in design.axes if not axis.numeric}
     numbers = frozenset(n for n, name in enumerate(header) if name not in texts)
     blocks: list[Block] = [Table(tuple(header), tuple(rows), numbers, frozenset({0}), sortable=len(rows) > 2)]
+    if any(metric.stderr(run.results) is not None for metric in metrics for run in study.runs):
+        blocks.append(Text("Here ± is the standard error over test images.", "small"))
     reasons = [(_description(run, study), run.reason) for run in study.runs if run.reason]
     if reasons:
         more = f" ({len(reasons) - MOST_REASONS} more in runs.csv)" if len(reasons) > MOST_REASONS else ""
@@ -290,6 +292,12 @@ def _shown_value(run: Run, metric: Metric) -> float | None:
     """The number, unless the run's description says that it does not apply to the run."""
     hidden = not run.completed or (run.about and metric.comparable and run.group(metric) is None)
     return None if hidden else metric.value(run.results)
+
+
+def _shown_text(run: Run, metric: Metric) -> str:
+    """The number and, where it is known, its standard error over images."""
+    value, stderr = _shown_value(run, metric), metric.stderr(run.results)
+    return metric.text(value) if value is None or stderr is None else f"{metric.text(value)} ± {metric.text(stderr)}"
 
 
 def _description(run: Run, study: Study) -> str:

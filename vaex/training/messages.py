@@ -88,11 +88,13 @@ def end_message(experiment: Experiment, results: Mapping[str, Any], path: Path, 
         path: the run folder.
         longer: the override that makes the run twice as long.
     """
-    lines = [("test", "(whole split, per image)")]
+    lines = [("test", "(whole split, per image; ± is the standard error over images)")]
     for metric in HEADLINES:
         if (value := metric.value(results)) is not None:
             total = f"of {experiment.model.latent_dim}" if metric.key == "test/active_units" else ""
-            lines.append((metric.title, " ".join(filter(None, (metric.text(value), metric.unit, total)))))
+            stderr = metric.stderr(results)
+            error = "" if stderr is None else f"± {metric.text(stderr)}"
+            lines.append((metric.title, " ".join(filter(None, (metric.text(value), error, metric.unit, total)))))
     prefix, beta = "beta/effective_", experiment.objective.beta
     for key, value in results.items():
         if beta is not None and key.startswith(prefix):
