@@ -12,9 +12,11 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from scipy.stats import t as student_t
 
 from vaex import cli
 from vaex.build import load_config, load_dataset, load_model
@@ -28,7 +30,7 @@ from vaex.report.axes import Axis, find_axes
 from vaex.report.collect import collect
 from vaex.report.layout import sheet_rows, views
 from vaex.report.sections import build_document, report_metrics
-from vaex.report.statistics import Ranking, Study, gap_text, rankings, study, summarize
+from vaex.report.statistics import Ranking, Study, Summary, gap_text, rankings, student_t_quantile, study, summarize
 
 Captured = pytest.CaptureFixture[str]
 
@@ -216,6 +218,23 @@ def test_the_spread_is_the_samples() -> None:
     assert one is not None and one.std is None and summarize([]) is None
 
 
+def test_quantiles_of_student_t_are_those_of_scipy() -> None:
+    for freedom in (1, 2, 3, 4, 5, 8, 17, 100):
+        for probability in (0.5, 0.95, 0.999):
+            expected = student_t.ppf(0.5 + probability / 2, freedom)
+            assert student_t_quantile(freedom, probability) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("seeds", "others"), [(2, 2), (3, 3), (5, 5), (2, 5)])
+def test_two_equal_configurations_are_told_apart_in_five_percent_of_cases(seeds: int, others: int) -> None:
+    generator, cases = np.random.default_rng(0), 6000
+    numbers = generator.normal(100, 3, (cases, seeds + others)).tolist()
+    metric = Metric("test/elbo", "ELBO")
+    verdicts = [gap_text(metric, *map(summarize, (row[:seeds], row[seeds:]))) for row in numbers]
+    alarms = sum(not verdict.startswith("not distinguishable") for verdict in verdicts) / cases
+    assert alarms == pytest.approx(0.05, abs=0.01)  # 3.5 standard errors
+
+
 def test_means_over_seeds_and_the_best_are_those_worked_out_by_hand(tmp_path: Path, no_plots: None) -> None:
     """Gaussian: 3.0 and 3.2, mean 3.1, std 0.1414; Laplace has the best single run, 2.9, and the worse mean, 3.15."""
     for likelihood, seed, bits in (
@@ -230,7 +249,15 @@ def test_means_over_seeds_and_the_best_are_those_worked_out_by_hand(tmp_path: Pa
     (_, first), (_, second) = best.entries
     assert first.mean == pytest.approx(3.1) and first.std == pytest.approx(0.2 / math.sqrt(2))
     assert second.mean == pytest.approx(3.15) and second.std == pytest.approx(0.5 / math.sqrt(2))
-    assert gap_text(best.metric, first, second).startswith("not distinguishable: ahead by 0.0500")
+    # The pooled variance is (0.02 + 0.125) / 2, and the difference of two means of two has this variance.
+    half_width = 4.302653 * math.sqrt(0.0725)
+    assert gap_text(best.metric, first, second) == (
+        f"not distinguishable: ahead by 0.0500 ± {half_width:.4f} (95 % interval over seeds)"
+    )
+    ahead = Summary(3.15 - 1.01 * half_width, first.std, 2)
+    assert gap_text(best.metric, ahead, second).startswith("ahead by 1.1701 ± 1.1585")
+    for one in (Summary(3.1, None, 1), second):
+        assert "the spread is unknown with one seed" in gap_text(best.metric, Summary(2.0, None, 1), one)
     _, text = report(tmp_path)
     assert "3.1000 ± 0.1414 gaussian 2 seeds; best run gaussian1 , 3.0000" in text
     assert "3.1500 ± 0.3536" in text
