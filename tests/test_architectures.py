@@ -3,6 +3,7 @@
 Every architecture in conf/architecture is tested, at the small sizes that its YAML file gives.
 """
 
+import copy
 import math
 import re
 from functools import cache
@@ -14,6 +15,7 @@ from conftest import SMALL_NETWORKS, composed
 from torch import nn
 
 from vaex.architectures import resnet, vit
+from vaex.architectures.base import output_layer
 from vaex.build import build_model
 from vaex.config.create import create
 from vaex.errors import UserError
@@ -138,12 +140,36 @@ def test_the_same_in_training_and_evaluation(name: str) -> None:
 def test_the_last_layer_is_linear(name: str) -> None:
     """The output is proportional to the weights of the last layer, however large they are."""
     for module, batch in zip(pair(name, (28, 28)), inputs((28, 28))[::2], strict=True):
-        *_, last = (part for part in module.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd))
+        last = output_layer(module)
+        assert last is not None
         with torch.no_grad():
             before = module(batch)
             for parameter in last.parameters():
                 parameter *= -1024  # exact
             assert torch.equal(module(batch), -1024 * before)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_with_bf16_only_the_last_layer_is_float32(name: str) -> None:
+    """It adds no rounding to what the layers before it return, and its output is on no grid of bfloat16."""
+    config = composed("precision=bf16", f"architecture={name}", *SMALL_NETWORKS[name], "latent_dim=5")
+    model = build_model(config, (1, 28, 28), classes=0, stochastic=True)
+    calls: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            layer.register_forward_hook(lambda layer, given, output: calls.update({layer: (given[0], output)}))
+    x, _, z = inputs((28, 28))
+    model.encode(x)
+    model.decode(z)
+    for part in (model.encoder, model.decoder):
+        last = output_layer(part)
+        assert last is not None
+        features, output = calls.pop(last)
+        exact = type(last).forward(copy.deepcopy(last).double(), features.double()).float()
+        assert output.dtype == torch.float32
+        torch.testing.assert_close(output, exact, rtol=1e-5, atol=1e-5)
+        assert (output != output.bfloat16()).float().mean() > 0.9
+    assert {output.dtype for _, output in calls.values()} == {torch.bfloat16}
 
 
 def test_a_residual_block_without_its_last_convolution_is_the_identity() -> None:

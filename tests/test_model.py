@@ -86,14 +86,15 @@ def test_positions_of_a_transformer_tell_patches_apart() -> None:
     assert torch.cdist(table, table).fill_diagonal_(1).min() > 0.01
 
 
-def test_networks_may_be_bfloat16_but_nothing_after_them() -> None:
+def test_hidden_layers_may_be_bfloat16_but_nothing_after_them() -> None:
     config = composed("precision=bf16", "architecture.hidden=[16]")
     model = build_model(config, (1, 8, 8), classes=0, stochastic=True)
     x = torch.rand(4, 1, 8, 8)
     seen = []
-    model.encoder.output.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for layer in (model.encoder.layers[0], model.encoder.output):
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     assert model.encode(x).mean.dtype == torch.float32
     assert model.decode(torch.randn(4, 20)).log_prob(x).dtype == torch.float32
     model.eval()
     model.encode(x)
-    assert seen == [torch.bfloat16, torch.float32]
+    assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]

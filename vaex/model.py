@@ -1,16 +1,20 @@
 """The autoencoder: encoder, posterior q(z|x), prior N(0, I), decoder, likelihood p(x|z) and an optional condition.
 
-The encoder and the decoder may run in bfloat16 during training. Everything after them runs in float32, as does all of
-evaluation.
+The encoder and the decoder may run in bfloat16 during training, except for their last layers. Everything else runs in
+float32, as does all of evaluation.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaex.architectures.base import output_layer
 from vaex.data.noise import normal
 from vaex.likelihoods.base import Likelihood, PixelDistribution
 
@@ -47,6 +51,11 @@ def log_prior_over_posterior(z: Tensor, log_var: Tensor, standardized: Tensor) -
     return 0.5 * (standardized.square() + log_var - z.square()).sum(-1)
 
 
+def _in_float32(forward: Callable[..., Tensor], features: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    with torch.autocast(features.device.type, enabled=False):
+        return forward(features.float(), *arguments, **options)
+
+
 class Autoencoder(nn.Module):
     """An encoder and a decoder around a latent vector z.
 
@@ -59,7 +68,7 @@ class Autoencoder(nn.Module):
         classes: number of classes whose one-hot labels are concatenated to the encoder's input and to z; 0 for an
             unconditional model.
         stochastic: whether the encoder returns a distribution.
-        bf16: whether the encoder and the decoder run in bfloat16 in training mode.
+        bf16: whether the encoder and the decoder run in bfloat16 in training mode, except for their `output_layer`.
     """
 
     def __init__(
@@ -77,6 +86,9 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.classes = latent_dim, classes
         self.stochastic, self.bf16 = stochastic, bf16
+        for layer in filter(None, map(output_layer, (encoder, decoder) if bf16 else ())):
+            # bfloat16 has a step of one grey level at a location of 1/2, and would round mean and log_var as coarsely.
+            layer.forward = partial(_in_float32, layer.forward)
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,13 @@ a parameter for. The last layer of both networks is linear: the posterior and th
 """
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def output_layer(network: nn.Module) -> nn.Module | None:
+    """The layer whose output is the network's: the last linear or convolutional one that it registers, if any."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | _ConvNd)]
+    return layers[-1] if layers else None
 
 
 class Encoder(nn.Module):
