@@ -5,12 +5,14 @@ Checkpoints are in test_checkpoint.py, CIFAR-10's pickles in test_torchvision_so
 
 import ast
 import io
+import json
 import os
 import pickle
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +308,99 @@ def test_arguments_give_hydra_no_code_to_run() -> None:
             parse_arguments(["beta=4", argument])
     good = ["-m", "beta=4", "hydra.job_logging.root.level=DEBUG", "hydra/launcher=basic", "hydra.run.dir=x"]
     parse_arguments(good)
+
+
+def foreign_sweep(*arguments: str) -> None:
+    """A folder `foreign` in the working directory with a sweep.json that stores this command."""
+    constant = {key.lstrip("+~"): value for key, _, value in (text.partition("=") for text in arguments) if value}
+    Path("foreign").mkdir(exist_ok=True)
+    content = {"arguments": arguments, "constant": constant, "jobs": []}
+    Path("foreign/sweep.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def hostile_configs(tmp_path: Path, monkeypatch: Patch) -> Path:
+    """A --config-dir whose `corruption=bad` and `hydra/callbacks=bad` each create a folder `made-…`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hubconf.py").write_text(f"import os\nos.mkdir('{tmp_path}/made-by-hub')\ndef bad(): pass\n")
+    hub = f"_target_: torch.hub.load\nrepo_or_dir: {tmp_path}\nmodel: bad\nsource: local\n"
+    callback = f"# @package hydra.callbacks\nbad:\n  _target_: os.mkdir\n  _args_: ['{tmp_path}/made-by-callback']\n"
+    for path, content in (("corruption/bad", hub), ("hydra/callbacks/bad", callback)):
+        file = tmp_path / "configs" / f"{path}.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(content)
+    return tmp_path / "configs"
+
+
+@pytest.mark.filterwarnings("ignore:Callback NoneType")  # os.mkdir returns None
+def test_a_foreign_sweep_brings_no_flag_launcher_or_other_value_of_hydra(
+    here: Here, said: Callable[..., str], hostile_configs: Path, tiny: list[str]
+) -> None:
+    quick = ["hydra/launcher=basic", "steps=1", "figures.kinds=[]", *tiny]
+    for option, folder in (("corruption=bad", "made-by-hub"), ("hydra/callbacks=bad", "made-by-callback")):
+        with suppress(SystemExit):
+            here("--config-dir", str(hostile_configs), "-m", option, *quick, folder=None)
+        Path(folder).rmdir()  # what each folder of configs does if the user names it
+    for arguments in (
+        ["--config-dir", str(hostile_configs), "corruption=bad"],
+        [f"--config-path={hostile_configs}", "corruption=bad"],
+        [f"hydra.searchpath=[file://{hostile_configs}]", "corruption=bad"],
+        [f"--config-dir={hostile_configs}", "hydra/callbacks=bad"],
+        ["hydra/launcher=slurm", "hydra.launcher.setup=['mkdir made-by-slurm']"],
+        ["hydra/launcher=slurm_local", "hydra.launcher.submitit_folder=made-by-submitit"],
+        ["hydra/sweeper=search", "hydra.sweeper.storage='sqlite:///made-by-optuna'", "hydra.sweeper.n_trials=1"],
+        ["+hydra.job.env_set.PATH=made", "hydra.job.chdir=true"],
+        ["hydra.output_subdir=made-by-hydra"],
+    ):
+        foreign_sweep(*arguments, "steps=1", "beta=1,2")
+        error = said(here, "-m", "sweep=foreign", folder=None)
+        assert error.startswith("sweep=foreign: began with ") and "is not taken from sweep.json" in error
+    assert not list(Path.cwd().glob("made-*")) and [path.name for path in Path("foreign").iterdir()] == ["sweep.json"]
+    foreign_sweep("hydra/launcher=slurm", "hydra.launcher.setup=['mkdir made-by-slurm']", *quick[1:])
+    here("-m", "hydra/launcher=basic", "sweep=foreign", folder=None)  # the user's launcher, and only that
+    stored = json.loads(Path("foreign/sweep.json").read_text())
+    assert stored["arguments"] == quick and stored["jobs"] == ["run"] and not list(Path.cwd().glob("made-*"))
+
+
+def test_a_foreign_sweep_has_only_options_of_vaex_and_plain_values(
+    here: Here, said: Callable[..., str], hostile_configs: Path
+) -> None:
+    callback = str(hostile_configs / "hydra" / "callbacks" / "bad")
+    outside = f"{'../' * 20}{callback.lstrip('/')}"
+    for value in (
+        f"experiment={outside}",  # Hydra reads options outside the config folder
+        f"+experiment={callback}",
+        f"experiment=[{outside}]",
+        f"likelihood/scale={outside}",
+        f"+experiment@hydra.callbacks={outside}",
+        "+dataset@hydra.callbacks.x=mnist",
+        "dataset.source.root=${oc.env:HOME}",
+        "latent_dim=${oc.decode:'2'}",
+    ):
+        foreign_sweep(value, "steps=1", "beta=1,2")
+        assert said(here, "-m", "sweep=foreign", folder=None).startswith(f"sweep=foreign: {value} is not taken from ")
+    foreign_sweep("resume=elsewhere", "beta=1,2")
+    assert "resume=elsewhere: resumes one run" in said(here, "-m", "sweep=foreign", folder=None)
+    assert not list(Path.cwd().glob("made-*")) and [path.name for path in Path("foreign").iterdir()] == ["sweep.json"]
+
+
+def test_a_target_in_a_foreign_sweep_is_refused(here: Here, hostile_configs: Path, tiny: list[str]) -> None:
+    hub = f"repo_or_dir:{hostile_configs.parent},model:bad,source:local"
+    for value in ("corruption._target_=torch.hub.load", f"+optimizer.x={{_target_:torch.hub.load,{hub}}}"):
+        foreign_sweep(value, "steps=1", "figures.kinds=[]", *tiny)
+        with pytest.raises(SystemExit):
+            here("-m", "hydra/launcher=basic", "sweep=foreign", folder=None)
+        assert "=torch.hub.load: not run" in json.loads(Path("foreign/run/status.json").read_text())["error"]
+        shutil.rmtree("foreign")
+    assert not list(Path.cwd().glob("made-*"))
+
+
+def test_a_foreign_sweep_names_only_jobs_in_its_folder(here: Here, said: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    for jobs in (["../elsewhere"], ["/etc"], [".."], [3], "abc"):
+        content = {"arguments": ["beta=1"], "constant": {}, "jobs": jobs}
+        (tmp_path / "foreign" / "sweep.json").write_text(json.dumps(content))
+        assert "sweep.json: damaged" in said(here, "-m", "sweep=foreign", folder=None)
 
 
 @pytest.fixture

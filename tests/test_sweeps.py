@@ -172,6 +172,20 @@ def test_a_wrong_value_is_an_error_before_any_job_starts(here: Here, said: Said)
     assert not list(Path.cwd().glob("outputs/sweeps/*"))
 
 
+def test_no_argument_leads_a_sweep_out_of_its_folder(here: Here, said: Said, tmp_path: Path) -> None:
+    for argument, part in (
+        ("hydra.sweep.subdir=../../x", "vaex names the folder of each run"),
+        ("+hydra.sweep.subdir=x", "vaex names the folder of each run"),
+        ("++hydra.sweep.dir=x", "vaex names the folder of each run"),
+        ("hydra.output_subdir=../../x", "leads out of the folder of the run"),
+        (f"hydra.output_subdir={tmp_path}/x", "leads out of the folder of the run"),
+        ("hydra.job.name=../../x", "leads out of the folder of the run"),
+    ):
+        error = said(here, "-m", "beta=1,2", argument, "hydra.sweep.dir=sweep", folder=None)
+        assert error.startswith(argument) and part in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_users_own_options_are_swept(here: Here, tiny: list[str], tmp_path: Path, monkeypatch: Patch) -> None:
     (tmp_path / "mypackage.py").write_text(
         "from vaex.likelihoods.gaussian import Gaussian\n\n\nclass Mine(Gaussian):\n    pass\n"
@@ -304,7 +318,7 @@ def test_a_launcher_of_another_package_starts_no_other_run_when_asked_to_stop(ti
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and statuses(tmp_path / "sweep") == {"beta=1": "interrupted"}
-    assert error.strip().splitlines()[-1].endswith("resume it with vaex train -m sweep=sweep")
+    assert error.strip().splitlines()[-1].endswith("resume it with vaex train -m hydra/launcher=basic sweep=sweep")
 
 
 # Names.

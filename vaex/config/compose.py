@@ -110,6 +110,9 @@ def compose(
         composed = hydra.compose_config(config_name, list(overrides), mode)
     if mode == RunMode.RUN and composed.hydra.mode == RunMode.MULTIRUN:
         raise UserError("hydra.mode=MULTIRUN: give -m on the command line for a sweep")
+    for key, name in (("output_subdir", composed.hydra.output_subdir), ("job.name", composed.hydra.job.name)):
+        if name and (Path(name).is_absolute() or ".." in Path(name).parts):
+            raise UserError(f"hydra.{key}={name}: leads out of the folder of the run; give a name inside it")
     composed.hydra.mode = mode
     HydraConfig.instance().set_config(composed)
     return composed

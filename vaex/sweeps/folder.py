@@ -86,7 +86,14 @@ class SweepFolder:
             return {}
         try:
             content: dict[str, Any] = json.loads(path.read_text())
-            return {"arguments": content["arguments"], "constant": content["constant"], "jobs": content["jobs"]}
+            arguments, constant, jobs = content["arguments"], dict(content["constant"]), content["jobs"]
+            if not (isinstance(arguments, list) and isinstance(jobs, list)):
+                raise TypeError("arguments and jobs must be lists")
+            if not all(isinstance(text, str) for text in [*arguments, *constant.values(), *jobs]):
+                raise TypeError("an entry is not text")
+            if outside := [name for name in jobs if "/" in name or name in ("", ".", "..")]:
+                raise ValueError(f"the job {outside[0]} is not a folder in this one")
+            return {"arguments": arguments, "constant": constant, "jobs": jobs}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error}); remove it and give the whole command again") from error
 

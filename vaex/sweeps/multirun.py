@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,17 +17,16 @@ from hydra.core.utils import configure_log
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vaex.config.compose import compose, hydra_of, parse_arguments, unquoted_path
+from vaex.config.compose import compose, hydra_of
 from vaex.config.identity import is_incidental
 from vaex.config.overrides import parse_overrides
 from vaex.errors import Interrupted, UserError
+from vaex.sweeps.command import Command, read_command
 from vaex.sweeps.folder import JobState, SweepFolder, announce
 from vaex.sweeps.job import sweep_job
 from vaex.sweeps.plan import constant_values, planning_config, swept_keys
 from vaex.sweeps.watch import Watch
 from vaex.text_table import text_table
-
-FOLDER_KEYS = ("sweep=", "hydra.sweep.dir=")
 
 
 def sweep(arguments: Sequence[str]) -> None:
@@ -41,10 +39,10 @@ def sweep(arguments: Sequence[str]) -> None:
         UserError: the command is wrong; or not all jobs are complete at the end.
         Interrupted: a signal asked the sweep to stop.
     """
-    command, folder = _command(arguments)
+    command, folder = read_command(arguments)
     earlier = folder.read()
-    if not command.overrides and earlier:
-        command = _Command(earlier["arguments"])
+    if not command.values and earlier:
+        command = command.with_stored_values(folder, earlier["arguments"])
     parsed = parse_overrides(command.overrides)
     constant = constant_values(parsed)
     if earlier:
@@ -63,7 +61,7 @@ def sweep(arguments: Sequence[str]) -> None:
 
     with folder.lock():
         folder.write(command.arguments, constant, folder.read().get("jobs", []))  # another command may have added some
-        with _report(folder), Watch(folder):
+        with _report(folder, command), Watch(folder):
             configure_log(config.hydra.hydra_logging, config.hydra.verbose)
             context.callbacks.on_multirun_start(config=config, config_name=command.flags.config_name)
             sweeper = Plugins.instance().instantiate_sweeper(
@@ -73,33 +71,7 @@ def sweep(arguments: Sequence[str]) -> None:
                 announce(folder.path, " × ".join(swept_keys(parsed)) or "a search")
             sweeper.sweep(arguments=list(config.hydra.overrides.task))
             context.callbacks.on_multirun_end(config=config, config_name=command.flags.config_name)
-        _check_complete(folder)
-
-
-class _Command:
-    """A command line: its flags, its overrides, and all arguments of both but -m."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.flags = parse_arguments(arguments)
-        self.overrides: list[str] = [o for o in self.flags.overrides if not o.startswith(FOLDER_KEYS)]
-        self.arguments = [a for a in arguments if a not in ("-m", "--multirun") and not a.startswith(FOLDER_KEYS)]
-
-
-def _command(arguments: Sequence[str]) -> tuple[_Command, SweepFolder]:
-    """The command, and the folder that it names, or a new one."""
-    command = _Command(arguments)
-    folders = [override for override in command.flags.overrides if override.startswith(FOLDER_KEYS)]
-    if len(folders) > 1:
-        raise UserError(f"{' '.join(folders)}: name the folder of the sweep once")
-    for override in command.overrides:
-        if override.startswith("resume=") and override != "resume=null":
-            raise UserError(f"{override}: resumes one run; leave out -m, or resume a sweep with sweep=FOLDER")
-    if not folders:
-        return command, SweepFolder(Path(f"outputs/sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"))
-    folder = SweepFolder(unquoted_path(folders[0]))
-    if folders[0].startswith("sweep=") and not folder.read():
-        raise UserError(f"{folders[0]}: no sweep there (no sweep.json); give the folder that `vaex train -m` printed")
-    return command, folder
+        _check_complete(folder, command)
 
 
 def _check_same(folder: SweepFolder, earlier: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -131,9 +103,9 @@ def _register_plugins() -> None:
 
 
 @contextmanager
-def _report(folder: SweepFolder) -> Iterator[None]:
+def _report(folder: SweepFolder, command: Command) -> Iterator[None]:
     """Print what became of the jobs, however the sweep ends; remove the folder of a sweep that has no job."""
-    resume = f"vaex train -m sweep={shlex.quote(str(folder.path))}"
+    resume = command.resume_text(folder)
     try:
         yield
     except Interrupted as interrupted:
@@ -177,9 +149,9 @@ def _print_report(folder: SweepFolder) -> None:
     print(f"{'TensorBoard':>15}  tensorboard --logdir {path} --host 127.0.0.1")
 
 
-def _check_complete(folder: SweepFolder) -> None:
+def _check_complete(folder: SweepFolder, command: Command) -> None:
     counts = Counter(job.status for job in folder.jobs())
     incomplete = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "completed")
     if incomplete:
-        resume = f"vaex train -m sweep={shlex.quote(str(folder.path))}"
-        raise UserError(f"of {counts.total()} jobs {incomplete}; {resume} runs the jobs that are not complete")
+        remedy = f"{command.resume_text(folder)} runs the jobs that are not complete"
+        raise UserError(f"of {counts.total()} jobs {incomplete}; {remedy}")
