@@ -3,7 +3,8 @@
 from vaex.sweeps.grid import GridSweeper
 from vaex.sweeps.local import LocalLauncher
 from vaex.sweeps.plan import PlanningLauncher
+from vaex.sweeps.slurm import SlurmLauncher
 
-PLUGINS = (GridSweeper, LocalLauncher, PlanningLauncher)
+PLUGINS = (GridSweeper, LocalLauncher, PlanningLauncher, SlurmLauncher)
 for plugin in PLUGINS:
     plugin.__module__ = __name__
