@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import NoReturn
+
+from vaex.training.signals import end_on_signals
 
 VERBS = ("train", "eval", "draw", "report", "describe")  # vaex/commands/<verb>.py
 USAGE = """\
@@ -29,6 +31,7 @@ vaex trains autoencoders from composable configs: dataset × architecture × lik
 
 
 def main() -> None:
+    end_on_signals()
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in VERBS:
         run(verb, arguments)
@@ -90,5 +93,6 @@ def _fail(message: str, code: int = 1) -> NoReturn:
     from vaex.training.torchrun import rank
 
     if rank() == 0:  # the other processes of torchrun have the same error, or leave it to this one to report
-        print(f"vaex: {message}", file=sys.stderr)
+        with suppress(OSError):  # the terminal was closed
+            print(f"vaex: {message}", file=sys.stderr)
     sys.exit(code)

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import re
+import signal
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -63,12 +64,21 @@ def train(
     """
     logging.raiseExceptions = False  # writing vaex.log fails too if the disk is full, which other files report
     writer = RunWriter(folder, stop=config.trainer.on_save_error == "stop") if folder else NullWriter()
-    with writer.lock(), join_processes() as processes, stop_on_signals(under_torchrun=processes.size > 1) as stop_flag:
+
+    def end_unstarted(number: int) -> None:
+        with suppress(WriteFailed):
+            writer.set_status("interrupted", reason=f"{signal.Signals(number).name} before the first step")
+
+    with (
+        writer.lock(),
+        join_processes() as processes,
+        stop_on_signals(under_torchrun=processes.size > 1, end_unstarted=end_unstarted) as stop_flag,
+    ):
         writer.set_status("running")
         try:
             config, choices, overrides = processes.broadcast_from_rank0(lambda: (config, choices, overrides))
             return _train(config, choices, overrides, writer, processes, stop_flag)
-        except (KeyboardInterrupt, Interrupted) as interrupted:
+        except KeyboardInterrupt as interrupted:
             with suppress(WriteFailed):
                 writer.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
             raise
@@ -123,6 +133,7 @@ def _train(
     writer.check_space(model, experiment.optimizer)
     if resumes and not checkpoint:
         log.info("there is no checkpoint yet: starting at step 0")
+    stop_flag.start()
     with writer.open(checkpoint["step"] if checkpoint else 0, {"config": asdict(config), "versions": versions()}):
         writer.hyperparameters(_hyperparameters(config, choices, overrides), HPARAMS_METRICS)
         session = Session(experiment, settings, writer, processes, stop_flag, checkpoint)

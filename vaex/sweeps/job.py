@@ -1,6 +1,7 @@
 """A job: one run with a composed config, either the only one of a command or one of a sweep."""
 
 import logging
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from vaex.config.identity import config_hash, difference
 from vaex.config.schema import Config, check, restore_config
 from vaex.errors import Interrupted, UserError
 from vaex.runs.folder import CONFIG, LOG, RunFolder
+from vaex.sweeps.stopping import stop_with_sweep
+from vaex.training.signals import stop_on_signals
 
 log = logging.getLogger("vaex")
 
@@ -30,8 +33,24 @@ def sweep_job(composed: DictConfig) -> float | None:
 
     Raises:
         UserError: the job failed, as its status.json says; or its folder contains a run with different settings.
-        KeyboardInterrupt: a signal asked the job to stop, and it saved a checkpoint.
+        Interrupted: a signal asked the job to stop, and it saved a checkpoint. In a process of its own this is a
+            UserError, since joblib would kill the other jobs.
     """
+    is_child = multiprocessing.parent_process() is not None
+    if is_child:
+        stop_with_sweep()
+    with stop_on_signals() as stop:
+        try:
+            if stop.number:
+                raise Interrupted(stop.number, "not started, because the sweep was asked to stop")
+            return _run_job(composed)
+        except Interrupted as interrupted:
+            if is_child:
+                raise UserError(str(interrupted)) from interrupted
+            raise
+
+
+def _run_job(composed: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = RunFolder(relative(Path(hydra.runtime.output_dir)))
     with folder.lock(WAIT), _output_to(folder.path / LOG):
@@ -60,8 +79,6 @@ def sweep_job(composed: DictConfig) -> float | None:
             config.resume = str(folder.path)
         try:
             return train_in(folder, config, hydra)
-        except Interrupted as interrupted:  # as a failed job, it would have Hydra start the next one
-            raise KeyboardInterrupt(str(interrupted)) from interrupted
         except UserError:
             raise
         except Exception as error:  # a bug in vaex or in a class of the user

@@ -7,6 +7,7 @@ libraries.
 import multiprocessing
 from collections.abc import Sequence
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -21,7 +22,7 @@ from vaex.sweeps import resources
 from vaex.sweeps.plan import planned_name
 from vaex.sweeps.scheduler import Job, Scheduler
 from vaex.sweeps.worker import Worker, train_job
-from vaex.training.signals import stop_on_signals
+from vaex.training.signals import held_back, stop_on_signals
 
 # All of vaex, so that no job mixes in an edit made during the sweep. An optimizer imports torch._dynamo.
 PRELOADED = ["vaex.sweeps.job", "vaex.sweeps.worker", "vaex.train", "torch._dynamo"]
@@ -48,6 +49,7 @@ class LocalLauncher(Launcher):
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
+        _start_server()
         may_use_gpu = str(self.config.get("device", "auto")) != "cpu" and Path("/dev/nvidiactl").exists()
         gpus = _gpu_count(context) if may_use_gpu else 0
         share = resources.share(self.workers, len(job_overrides), resources.cores(), gpus)
@@ -70,6 +72,17 @@ def _job_return(job: Job, overrides: Sequence[str]) -> JobReturn:
     result = JobReturn(overrides=overrides, status=JobStatus.FAILED if error else JobStatus.COMPLETED)
     result.return_value = UserError(error) if error else job.outcome.value
     return result
+
+
+def _start_server() -> None:
+    """Start the process from which the jobs are forked, so that a signal to all processes does not end it.
+
+    Its end would look like the end of all jobs.
+    """
+    with held_back():
+        resource_tracker.ensure_running()
+    with held_back():  # again, since this tracker lets signals through once it has started
+        forkserver.ensure_running()
 
 
 def _gpu_count(context: ForkServerContext) -> int:

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +25,11 @@ from vaex.sweeps.command import Command, read_command
 from vaex.sweeps.folder import JobState, SweepFolder, announce
 from vaex.sweeps.job import sweep_job
 from vaex.sweeps.plan import constant_values, planning_config, swept_keys
+from vaex.sweeps.stopping import stop_runs_on_signals
 from vaex.sweeps.watch import Watch
 from vaex.text_table import text_table
+
+RUNS_HERE = ("basic", "joblib_local")  # launchers of other packages that run jobs in this process or in its children
 
 
 def sweep(arguments: Sequence[str]) -> None:
@@ -61,7 +64,8 @@ def sweep(arguments: Sequence[str]) -> None:
 
     with folder.lock():
         folder.write(command.arguments, constant, folder.read().get("jobs", []))  # another command may have added some
-        with _report(folder, command), Watch(folder):
+        stopping = stop_runs_on_signals() if choices["hydra/launcher"] in RUNS_HERE else nullcontext()
+        with _report(folder, command), Watch(folder), stopping:
             configure_log(config.hydra.hydra_logging, config.hydra.verbose)
             context.callbacks.on_multirun_start(config=config, config_name=command.flags.config_name)
             sweeper = Plugins.instance().instantiate_sweeper(

@@ -1,8 +1,6 @@
 """A process that trains one job of a sweep on this machine."""
 
-import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +20,7 @@ from omegaconf import DictConfig, open_dict
 from vaex.config.compose import one_line_errors
 from vaex.errors import UserError
 from vaex.sweeps import resources
+from vaex.training.signals import request_stop
 
 NICE_TO_KILL = "500"  # of 1000: if memory runs out, the system ends a run rather than the sweep
 
@@ -61,7 +60,7 @@ class Worker:
 
     def stop(self) -> None:
         """Ask the run to save a checkpoint and end."""
-        self.process.terminate()
+        request_stop(self.process.pid or 0)
 
     def poll(self) -> bool:
         """Receive the outcome if there is one. Returns whether the process has ended."""
@@ -79,7 +78,6 @@ def _work(connection: Connection, train: Callable[[], float | None], environment
     """Train one job in this process, and send its Outcome."""
     os.environ.clear()  # the environment of the server that forked this process
     os.environ.update(environment)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(NICE_TO_KILL)
     try:
@@ -121,11 +119,3 @@ def train_job(
     if result.status == JobStatus.FAILED:
         raise UserError(str(value))
     return None if value is None else float(value)
-
-
-def _stop_with_parent() -> None:
-    """When the process of the sweep ends, even if it was killed, ask the run to stop."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -28,7 +28,7 @@ class Background:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
+        self._pool.shutdown(wait=True, cancel_futures=type(error) is KeyboardInterrupt)
         problems = [problem for f in self._pending if not f.cancelled() and (problem := f.exception())]
         self._pending.clear()
         first = error or (problems.pop(0) if problems else None)

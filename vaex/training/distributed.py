@@ -119,7 +119,7 @@ class Processes:
         if is_first:
             self.maximum(0)
 
-    def report_error(self, error: Exception) -> None:
+    def report_error(self, error: BaseException) -> None:
         """Report this process's error to rank 0. If rank 0 may have the same error, wait until it ends."""
         if self.rank == 0 or isinstance(error, PeerLost) or self.store is None:
             return
@@ -165,7 +165,7 @@ def join_processes() -> Iterator[Processes]:
         logging.disable()
     try:
         yield processes
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         processes.report_error(error)
         raise
     dist.destroy_process_group()  # not after an error, since it may then wait forever
