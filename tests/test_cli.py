@@ -13,7 +13,9 @@ import pytest
 from conftest import Ran, composed
 
 from vaex import __version__, cli
+from vaex.build import build
 from vaex.commands.train import main as train
+from vaex.config.overrides import parse_overrides
 from vaex.config.schema import config_dir
 from vaex.errors import UserError
 
@@ -80,6 +82,11 @@ COMMAND_ERRORS = [
     ("=3", ["=3", "KEY=VALUE"]),
     ("dataset.source.root=~/digits", ["dataset.source.root=~/digits", "quote"]),
     ("figures.kinds=[größer]", ["figures.kinds=[größer]", "quote"]),
+    ("steps=1 größe=3", ["größe=3", "letters"]),
+    ("beta=${x", ["beta=${x", "${…}"]),
+    ("hydra.run.dir=", ["hydra.run.dir=", "must name a folder"]),
+    ("-m hydra.sweep.dir=${now:%Y}", ["hydra.sweep.dir=${now:%Y}", "without ${…}"]),
+    ("hydra.job.name=[a]", ["hydra.job.name", "must be text", "hydra.job.name='…'"]),
     # Overrides that do not fit the config tree
     ("likelihood=laplce", ["likelihood=laplce", "did you mean laplace", "bernoulli, beta, categorical"]),
     ("experiment=nosuch", ["experiment=nosuch", "pytorch_example"]),
@@ -126,6 +133,28 @@ def test_a_mistake_in_the_command_line_is_one_line(tmp_path: Path, monkeypatch: 
         message = str(error.value)
         assert all(part in message for part in parts) and "\n" not in message, f"{arguments}: {message}"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_suggested_quoting_reaches_hydra_as_the_text() -> None:
+    texts = ["a=b", "a(b", "[", "a[b]", "{a", "a{b", "it's", 'a"b', 'it\'s "q"', "a,b", "a;b", "a&b|c", "größe", "a!b"]
+    texts += ["`a`", "$a(b", "C:\\a(b", "a(\\", "a'\\", "a\\'b", "~/a", "a, b", "$(a)", "a\\$(", "a#b", "(a)\\\\"]
+    suggestions = []
+    for text in texts:
+        with pytest.raises(UserError) as error:
+            train(["steps=1", f"dataset.source.root={text}", "seed=2"])
+        message, _, suggestion = str(error.value).rpartition("quote it twice: ")
+        assert message.startswith(f"dataset.source.root={text}: ")
+        suggestions.append(suggestion)
+    command = ["bash", "-c", f"printf '%s\\0' {' '.join(suggestions)}"]
+    overrides = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    assert [override.value() for override in parse_overrides(overrides)] == texts
+
+
+def test_text_is_asked_for_where_hydra_reads_another_type(small: list[str]) -> None:
+    for value in ("1e3", "[ab]", "{a: b}", "true"):
+        with pytest.raises(UserError, match=r"dataset\.source\.root=.*: must be text, .* \"dataset.source.root='…'\""):
+            build(composed(f"dataset.source.root={value}"))
 
 
 def test_a_value_that_is_out_of_range_or_of_another_type_is_one_line() -> None:

@@ -164,12 +164,13 @@ class TestRunFolders:
         """A copy of a run, to be damaged."""
         return Path(shutil.copytree(trained, tmp_path / "run"))
 
-    def test_odd_names_are_names(self, here: Here, tiny: list[str]) -> None:
-        path = "with space/a=b/ünï λ/quo'te"
-        quoted = "'" + path.replace("'", "\\'") + "'"
-        here(*tiny, "steps=1", "figures.kinds=[]", f"hydra.run.dir={quoted}", folder=None)
+    def test_odd_names_are_names(self, here: Here, tiny: list[str], said: Said) -> None:
+        path = "with space/a=b,c/ünï λ/1e3/quo'te({["
+        here(*tiny, "steps=1", "figures.kinds=[]", f"hydra.run.dir={path}", folder=None)
         run = Path.cwd() / path
         assert run.is_dir()
+        quoted = path.replace("'", "\\'")  # as in Hydra's documentation
+        assert "taken by another run" in said(here, *tiny, f"hydra.run.dir='{quoted}'", folder=None)
         here(f"resume={path}", "steps=2")
         assert json.loads((run / "results.json").read_text())["train/steps"] == 2
         cli.run("eval", [path, "--samples", "0", "--fid", "none"])

@@ -38,19 +38,26 @@ def main(arguments: list[str]) -> None:
 def _run(flags: Namespace) -> None:
     from omegaconf import read_write
 
-    from vaex.config.compose import compose, hydra_of, run_job, unquoted_path
+    from vaex.config.compose import compose, hydra_of, run_job
+    from vaex.config.overrides import folder_of, with_text
     from vaex.config.schema import check, resume_config
     from vaex.runs.folder import CONFIG, RunFolder
     from vaex.sweeps.job import relative, train_in
 
     resumes = [override for override in flags.overrides if override.startswith("resume=")]
-    overrides = [override for override in flags.overrides if override not in resumes]
+    overrides = [
+        with_text("hydra.run.dir", str(folder_of(override)))
+        if override.startswith("hydra.run.dir=") and "${" not in override
+        else override
+        for override in flags.overrides
+        if override not in resumes
+    ]
     hydra = hydra_of(flags)
     composed = compose(hydra, overrides, config_name=flags.config_name)
     recorded: dict[str, Any] | None = None
     folder: RunFolder | None = None  # in every process but rank 0
     if resumes and resumes[-1] != "resume=null":
-        path = unquoted_path(resumes[-1]).absolute()
+        path = folder_of(resumes[-1]).absolute()
         if not (path / CONFIG).is_file():
             raise UserError(f"resume={path}: has no {CONFIG}; give the folder of a run, as `vaex train` printed it")
         with read_write(composed.hydra):  # nothing of Hydra's in the folder is replaced

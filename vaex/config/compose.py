@@ -136,8 +136,8 @@ def run_job(hydra: Hydra, composed: DictConfig, task: Callable[[DictConfig], Any
             job_dir_key="hydra.run.dir",
             job_subdir_key=None,
         )
-    except (ValueError, OSError) as error:
-        reason = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        reason = str(error).partition("\n")[0] + (f" ({error.__cause__})" if error.__cause__ else "")
         raise UserError(
             f"hydra.run.dir={composed.hydra.run.dir}: {reason}; make the folder writable, and choose "
             "hydra/job_logging=default or none"
@@ -185,8 +185,3 @@ def _summary(error: BaseException) -> str:
             return explain(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines[:3]) or type(error).__name__
-
-
-def unquoted_path(override: str) -> Path:
-    """The path in `KEY=PATH`, as it stands there or in quotes; `~` is the home folder."""
-    return Path(os.path.expanduser(override.partition("=")[2].strip("'\"")))

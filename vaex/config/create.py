@@ -9,6 +9,7 @@ from typing import Any, TypeVar, Union
 
 import torch
 
+from vaex.config.errors import TEXT
 from vaex.config.schema import Group
 from vaex.config.targets import find
 from vaex.errors import UserError
@@ -118,8 +119,10 @@ def _check_types(key: str, target: Any, arguments: dict[str, Any]) -> None:
     except (NameError, TypeError):
         return
     for name in sorted(set(arguments) & set(hints)):
-        if not _matches(arguments[name], hints[name]):
-            raise UserError(f"{key}.{name}={arguments[name]}: must be {_in_words(hints[name])}")
+        value, hint = arguments[name], hints[name]
+        if not _matches(value, hint):
+            words = TEXT.format(key=f"{key}.{name}") if hint in (str, str | None) else _in_words(hint)
+            raise UserError(f"{key}.{name}={value}: must be {words}")
 
 
 def _in_words(hint: Any) -> str:

@@ -8,6 +8,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 TYPE_NAMES = {"Float": "float (a number)", "Integer": "int (a whole number)", "Boolean": "bool (true or false)"}
 
+TEXT = "text, which is quoted twice: \"{key}='…'\""
+
 
 def explain(error: OmegaConfBaseException, keys: Collection[str] = ()) -> str:
     """One line for an error of OmegaConf.
@@ -27,6 +29,8 @@ def explain(error: OmegaConfBaseException, keys: Collection[str] = ()) -> str:
         return f"{key}=null: must be of type {match[1]}"
     if match := re.match(r"Value '(.*)' is not a valid bool", message):
         return f"{key}={match[1]}: must be of type {TYPE_NAMES['Boolean']}"
+    if match := re.fullmatch(r"Cannot convert '(?:list|dict)' to string: '(.*)'", message):
+        return f"{key}={match[1]}: must be {TEXT.format(key=key)}"
     if "is not a ListConfig" in message:
         return f"{key}: must be a list, as in {key}=[a,b]"
     return f"{key}: {message}; `vaex train --cfg job` prints all keys and values"

@@ -1,11 +1,15 @@
 """Find the override that Hydra could not apply, by comparing each with the config tree."""
 
 import difflib
+import os
+import re
+import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -16,17 +20,51 @@ from vaex.errors import UserError
 LIST = "`vaex train --help` lists them"
 
 
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+def parse_overrides(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
     """Raises UserError for an override that does not follow Hydra's grammar."""
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     except OverrideParseException as error:
-        key, separator, value = error.override.partition("=")
+        key, separator, text = error.override.partition("=")
         if not separator or not key:
             raise UserError(f"{error.override}: must be KEY=VALUE or GROUP=OPTION; {LIST}") from error
-        raise UserError(
-            f"{error.override}: cannot be parsed; if the value is text, quote it twice: \"{key}='{value}'\""
-        ) from error
+        raise UserError(f"{error.override}: cannot be parsed; {_remedy(key, text)}") from error
+
+
+def _remedy(key: str, text: str) -> str:
+    """How the value is written so that Hydra reads it as this text."""
+    override = with_text(key, text)
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return "a key consists of letters, digits, _, . and /"
+    if "${" in text:
+        return "correct its ${…}"
+    if not text.isprintable() or parsed.value() != text:
+        return "leave out its unusual characters"
+    shell = f'"{override}"'  # where this would not reach vaex unchanged, in a form that is harder to read
+    if re.search('["$`!]', override) or shlex.split(shell) != [override]:
+        shell = shlex.quote(override)
+    return f"if the value is text, quote it twice: {shell}"
+
+
+def with_text(key: str, text: str) -> str:
+    """The override that gives a key this text, whatever characters it has."""
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
+
+
+def folder_of(override: str) -> Path:
+    """The folder in `KEY=FOLDER`, as it stands there or in Hydra's quotes; `~` is the home folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    text = override.partition("=")[2]
+    if re.fullmatch(r"""'.*'|".*\"""", text):
+        text = str(parse_overrides([override])[0].value())
+    if not text or "${" in text:
+        raise UserError(f"{override}: must name a folder, without ${{…}}")
+    return Path(os.path.expanduser(text))
 
 
 def find_mistake(loader: ConfigLoader, config_name: str, overrides: Sequence[str], mode: RunMode) -> str | None:
@@ -37,9 +75,9 @@ def find_mistake(loader: ConfigLoader, config_name: str, overrides: Sequence[str
         if not override.key_or_group:
             return f"{override.input_line}: must be KEY=VALUE or GROUP=OPTION; {LIST}"
         if override.is_sweep_override() and mode == RunMode.RUN:
-            return (
-                f"{override.input_line}: has several values; put -m after train to run each, or write [a,b] for a list"
-            )
+            line = str(override.input_line)
+            text = "" if override in groups else f"; {_remedy(*line.split('=', 1))}"
+            return f"{line}: has several values; put -m after train to run each, or write [a,b] for a list{text}"
     for override in groups:
         if message := _option_mistake(loader, override):
             return message

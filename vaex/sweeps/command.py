@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from vaex.config.compose import parse_arguments, unquoted_path
+from vaex.config.compose import parse_arguments
+from vaex.config.overrides import folder_of
 from vaex.errors import UserError
 from vaex.sweeps.folder import SweepFolder
 
@@ -85,7 +86,7 @@ def read_command(arguments: Sequence[str]) -> tuple[Command, SweepFolder]:
         raise UserError(f"{' '.join(folders)}: name the folder of the sweep once")
     if not folders:
         return command, SweepFolder(Path(f"outputs/sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"))
-    folder = SweepFolder(unquoted_path(folders[0]))
+    folder = SweepFolder(folder_of(folders[0]))
     if folders[0].startswith("sweep=") and not folder.read():
         raise UserError(f"{folders[0]}: no sweep there (no sweep.json); give the folder that `vaex train -m` printed")
     return command, folder

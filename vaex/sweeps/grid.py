@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from vaex.config.compose import one_line_errors
+from vaex.config.overrides import parse_overrides
 from vaex.config.schema import check
 from vaex.sweeps.folder import announce
 from vaex.sweeps.plan import key_of, swept_keys
@@ -43,7 +43,7 @@ class GridSweeper(Sweeper):
         loader = self.hydra_context.config_loader
         keys = {key_of(argument) for argument in arguments}
         arguments = [f"{key}={value}" for key, value in self.params.items() if key not in keys] + arguments
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        parsed = parse_overrides(arguments, loader)
         (combinations,) = BasicSweeper.split_arguments(parsed, None)
         jobs = [list(job) for job in dict.fromkeys(map(tuple, combinations))]  # a value given twice is run once
         for job in each_value_once(jobs):

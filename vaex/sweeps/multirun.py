@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vaex.config.compose import compose, hydra_of
 from vaex.config.identity import is_incidental
-from vaex.config.overrides import parse_overrides
+from vaex.config.overrides import parse_overrides, with_text
 from vaex.errors import Interrupted, UserError
 from vaex.sweeps.command import Command, read_command
 from vaex.sweeps.folder import JobState, SweepFolder, announce
@@ -52,8 +52,7 @@ def sweep(arguments: Sequence[str]) -> None:
         _check_same(folder, earlier["constant"], constant)
 
     hydra = hydra_of(command.flags)
-    path = str(folder.path).replace("'", "\\'")  # in quotes, Hydra reads it as text
-    overrides = [*command.overrides, f"hydra.sweep.dir='{path}'"]
+    overrides = [*command.overrides, with_text("hydra.sweep.dir", str(folder.path))]
     config = compose(hydra, overrides, RunMode.MULTIRUN, command.flags.config_name)
     choices = config.hydra.runtime.choices
     _check_installed(config)
