@@ -1,5 +1,6 @@
 """The command: help, version, completion, and errors of one line that name the key, the value and the remedy."""
 
+import errno
 import logging
 import os
 import re
@@ -63,6 +64,14 @@ def test_cfg_and_info_print_the_composed_config(capsys: Captured, monkeypatch: P
     assert "likelihood/laplace" in capsys.readouterr().out
 
 
+def test_an_experiment_may_be_added_as_hydra_documents_it(capsys: Captured) -> None:
+    configs = []
+    for override in ("experiment=pytorch_example", "+experiment=pytorch_example"):
+        train(["--cfg", "job", override])
+        configs.append(capsys.readouterr().out)
+    assert configs[0] == configs[1] and "CrossEntropy" in configs[0]
+
+
 COMMAND_ERRORS = [
     # Arguments
     ("--nosuch", ["--nosuch", "vaex train --help"]),
@@ -77,6 +86,10 @@ COMMAND_ERRORS = [
     ("-m resume=/no/such/run", ["resume=/no/such/run", "leave out -m"]),
     ("hydra.mode=MULTIRUN", ["hydra.mode=MULTIRUN", "-m"]),
     ("hydra.run.dir=/proc/run", ["hydra.run.dir=/proc/run", "another folder"]),
+    ("hydra.run.dir=/", ["hydra.run.dir=/", "a new folder"]),
+    ("hydra.run.dir=..", ["hydra.run.dir=..", "a new folder"]),
+    ("hydra.run.dir=~", [f"hydra.run.dir={Path.home()}", "a new folder"]),
+    ("-m hydra.sweep.dir=/", ["sweep=/", "a new folder"]),
     # Overrides that Hydra cannot parse
     ("beta", ["beta", "KEY=VALUE"]),
     ("=3", ["=3", "KEY=VALUE"]),
@@ -116,7 +129,14 @@ VALUE_ERRORS = [  # values that the schema refuses
     ("steps=0", ["steps=0", ">= 1"]),
     ("seed=-1", ["seed=-1", "from 0"]),
     ("device=gpu", ["device=gpu", "cuda"]),
-    ("latent_dim=99999999999999999999", ["latent_dim=99999999999999999999", "2147483647"]),
+    ("latent_dim=2147483648", ["latent_dim=2147483648", "2147483647"]),
+    ("latent_dim=99999999999999999999", ["latent_dim=99999999999999999999", "less than 2^63"]),
+    ("beta=1e39", ["beta=1e+39", "finite", "3.4e+38"]),
+    ("optimizer.betas=[0.9,1e400]", ["optimizer.betas[1]=inf", "finite"]),
+    *(
+        (f"{key}={'9' * 400}", [f"{key}=(an integer of 1329 bits)", "less than 2^63"])
+        for key in ("beta", "steps", "optimizer.lr", "optimizer.eps", "trainer.clip_norm", "objective.free_bits")
+    ),
     ("latent_dim=2.5", ["latent_dim=2.5", "whole number"]),
     ("batch_size=1e3", ["batch_size=1000.0", "whole number"]),
     ("conditional=maybe", ["conditional=maybe", "true or false"]),
@@ -185,6 +205,32 @@ def test_an_error_is_one_line_and_a_traceback_only_on_request(vaex: Vaex) -> Non
     assert "beta=-1" in vaex("train", "beta=-1").one_line()
     ran = vaex("train", "beta=-1", HYDRA_FULL_ERROR="1")
     assert ran.code == 1 and "Traceback" in ran.error and "beta=-1" in ran.error
+
+
+@pytest.mark.parametrize("encoding", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}])
+def test_a_locale_without_utf8_changes_nothing_else(
+    encoding: dict[str, str], vaex: Vaex, tiny: list[str], tmp_path: Path
+) -> None:
+    ran = vaex(
+        "train", *tiny, "steps=1", "figures.kinds=[]", "hydra.run.dir=größe", PYTHONCOERCECLOCALE="0", **encoding
+    )
+    assert (ran.code, ran.error.count("Traceback")) == (0, 0), ran.error
+    assert (tmp_path / "größe" / "results.json").exists()
+
+
+def test_an_error_from_outside_vaex_is_one_line(said: Callable[..., str], monkeypatch: Patch) -> None:
+    for error, line in (
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left on device; free some"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error; fix the cause (VAEX_DEBUG=1"),
+        (UnicodeEncodeError("utf-8", "name\udcff", 4, 5, "surrogates not allowed"), r"name\udcff: is not UTF-8 text"),
+        (UserError("seed\n=\x1b[2J3: no"), r"seed =\x1b[2J3: no"),  # which would clear the terminal
+    ):
+
+        def fail(arguments: list[str], error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("vaex.commands.report.main", fail)
+        assert said(cli.run, "report", []).startswith(line)
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

@@ -188,6 +188,17 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_step(
     assert "free, and the run needs 1.40 MB, for 4 checkpoints of 323 kB and its weights" in line
 
 
+@pytest.mark.parametrize("kilobytes", [4, 8, 12, 16, 20])  # full at once, or after the folder, the log or the status
+def test_a_run_that_cannot_start_for_lack_of_space_leaves_its_folder_free(
+    kilobytes: int, here: Here, tiny: list[str], tmp_path: Path, capsys
+) -> None:
+    with mounted(tmp_path / "disk", f"size={kilobytes}k") as disk:
+        (disk / "ballast").write_bytes(bytes(4096))
+        line = fails(here, capsys, *tiny, *RUN, f"hydra.run.dir={disk / 'run'}")
+        assert "No space left on device" in line and "job_logging" not in line and "resume=" not in line
+        assert not [path for path in disk.rglob("*") if path.is_file() and path.name != "ballast"]
+
+
 def test_a_folder_that_turns_read_only(
     whole: Path, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ) -> None:

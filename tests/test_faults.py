@@ -44,7 +44,7 @@ UNFIT = [
     ("architecture.hidden=512", ["architecture.encoder.hidden=512", "list"]),
     ("architecture.hidden=null", ["architecture.encoder.hidden=None", "list"]),
     ("architecture.hidden=[1000000000000000]", ["architecture.encoder", "out of memory", "lower"]),
-    ("architecture.hidden=[99999999999999999999]", ["architecture.encoder.hidden=[99999999999999999999]", "int"]),
+    ("architecture.hidden=[99999999999999999999]", ["architecture.hidden[0]=99999999999999999999", "less than 2^63"]),
     ("architecture.activation=rely", ["architecture.activation=rely", "relu"]),
     ("architecture.encoder=mlp", ["architecture.encoder._target_", "missing"]),
     ("architecture.encoder._target_=vaex.nosuch.Encoder", ["architecture.encoder", "vaex.nosuch.Encoder"]),

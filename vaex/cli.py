@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NoReturn
 
 from vaex.training.signals import end_on_signals
@@ -31,6 +32,12 @@ vaex trains autoencoders from composable configs: dataset × architecture × lik
 
 
 def main() -> None:
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":  # files would be read as ASCII
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):  # names of files may contain what no text does
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     end_on_signals()
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in VERBS:
@@ -87,12 +94,28 @@ def one_line_errors() -> Iterator[None]:
         if debug:
             raise
         _fail(str(error))
+    except (OSError, UnicodeEncodeError) as error:
+        if debug:
+            raise
+        _fail(_outside(error))
+
+
+def _outside(error: OSError | UnicodeEncodeError) -> str:
+    """One line about an error whose cause lies outside vaex: a disk, a permission, or a name."""
+    from vaex.errors import REMEDIES
+
+    where = "VAEX_DEBUG=1 shows where"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object}: is not UTF-8 text; rename it ({where})"
+    path = f"{error.filename}: " if error.filename else ""
+    return f"{path}{error.strerror or error}; {REMEDIES.get(error.errno, 'fix the cause')} ({where})"
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
+    from vaex.errors import one_line
     from vaex.training.torchrun import rank
 
     if rank() == 0:  # the other processes of torchrun have the same error, or leave it to this one to report
         with suppress(OSError):  # the terminal was closed
-            print(f"vaex: {message}", file=sys.stderr)
+            print(f"vaex: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

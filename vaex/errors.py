@@ -1,5 +1,16 @@
 """Errors that the user can fix: one clear line with the key, the value and the remedy."""
 
+import errno
+
+# The number of an OSError -> what helps.
+REMEDIES: dict[int | None, str] = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
+}
+
 
 class UserError(Exception):
     """An error whose message is printed without a traceback, unless VAEX_DEBUG=1 or HYDRA_FULL_ERROR=1."""
@@ -17,3 +28,9 @@ class Interrupted(KeyboardInterrupt):
 
     def __str__(self) -> str:
         return self.message
+
+
+def one_line(text: str) -> str:
+    """The text on one line, with its control characters escaped, so that a terminal only shows it."""
+    blanks = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in blanks)

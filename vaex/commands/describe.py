@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vaex.config.compose import compose, create_hydra
 from vaex.config.help import config_dirs, group_lines
+from vaex.config.overrides import without_plus
 from vaex.config.schema import Config, check, config_dir
 from vaex.errors import UserError
 from vaex.text_table import human, text_table
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> None:
     for override in overrides:
         if override.startswith("-"):
             raise UserError(f"{override}: vaex describe takes GROUP=OPTION, KEY=VALUE and --config-dir FOLDER")
-    composed = compose(create_hydra(folders), overrides)
+    composed = compose(create_hydra(folders), without_plus(overrides))
     choices = {str(group): str(option) for group, option in composed.hydra.runtime.choices.items()}
     config = check(composed)
     if config.resume:

@@ -29,9 +29,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vaex.config.errors import explain
-from vaex.config.overrides import find_mistake
+from vaex.config.overrides import find_mistake, without_plus
 from vaex.config.schema import config_dir
-from vaex.errors import UserError
+from vaex.errors import REMEDIES, UserError
 
 CONFIG_NAME = "train"  # conf/train.yaml
 
@@ -71,6 +71,7 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
                 f"{override}: can name code for Hydra to run; if you trust it, write it as an option of a --config-dir "
                 "folder, such as FOLDER/hydra/callbacks/mine.yaml, and choose that"
             )
+    flags.overrides = without_plus(flags.overrides)
     flags.config_name = flags.config_name or CONFIG_NAME
     return flags
 
@@ -138,10 +139,10 @@ def run_job(hydra: Hydra, composed: DictConfig, task: Callable[[DictConfig], Any
         )
     except (ValueError, OSError, OmegaConfBaseException) as error:
         reason = str(error).partition("\n")[0] + (f" ({error.__cause__})" if error.__cause__ else "")
-        raise UserError(
-            f"hydra.run.dir={composed.hydra.run.dir}: {reason}; make the folder writable, and choose "
-            "hydra/job_logging=default or none"
-        ) from error
+        cause, remedy = error.__cause__ or error, "choose hydra/job_logging=default or none"
+        if isinstance(cause, OSError):
+            remedy = REMEDIES.get(cause.errno, "fix the cause")
+        raise UserError(f"hydra.run.dir={composed.hydra.run.dir}: {reason}; {remedy}") from error
     callbacks.on_run_end(config=composed, config_name=name, job_return=result)
     if result.status == JobStatus.FAILED:  # result.return_value would print lines of its own before it raises
         raise result._return_value

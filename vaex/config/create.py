@@ -81,7 +81,8 @@ def _create(key: str, group: Group, available: dict[str, Any], at_top: bool = Fa
         prefix = "" if message.startswith(key.split(".")[0]) else f"{key}: "
         raise UserError(prefix + message + source) from error
     except Exception as error:
-        if isinstance(error, MemoryError) or re.search("can't allocate memory|overflowed", str(error)):
+        too_large = "can't allocate memory|[Oo]verflow|cannot be represented as a SymInt"
+        if isinstance(error, MemoryError | OverflowError) or re.search(too_large, str(error)):
             raise UserError(f"{key}: out of memory for its weights; lower its sizes, or latent_dim") from error
         error.add_note(f"vaex: raised while creating {key}._target_={name}")
         raise

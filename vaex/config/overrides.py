@@ -48,6 +48,11 @@ def _remedy(key: str, text: str) -> str:
     return f"if the value is text, quote it twice: {shell}"
 
 
+def without_plus(overrides: Sequence[str]) -> list[str]:
+    """Hydra's documentation adds an experiment by `+experiment=…`, and vaex has the group among its defaults."""
+    return [override.removeprefix("+") if override.startswith("+experiment=") else override for override in overrides]
+
+
 def with_text(key: str, text: str) -> str:
     """The override that gives a key this text, whatever characters it has."""
     return f"{key}={QuotedString(text, Quote.single).with_quotes()}"

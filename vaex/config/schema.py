@@ -1,7 +1,6 @@
 """The schema of a config: its types and ranges. Imports no torch, so that an error appears at once."""
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -72,6 +71,7 @@ class Config:
     experiment: str | None = None
 
 
+LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32
 GROUPS = ("dataset", "architecture", "likelihood", "objective", "corruption", "optimizer", "schedule")
 
 
@@ -93,16 +93,16 @@ def check(composed: DictConfig) -> Config:
         if field.default is MISSING and field.name not in composed:
             raise UserError(_removed(field.name))
     try:
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         assert isinstance(plain, dict)
         for key in GROUPS:  # the schema would accept a string here, as from likelihood=null
             if key in plain and not isinstance(plain[key], dict):
                 raise UserError(
                     f"{key}={plain[key]}: must name an option of this group; `vaex train --help` lists them"
                 )
-        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
     except OmegaConfBaseException as error:
         raise UserError(explain(error, all_keys())) from error
+    merged = _merged(plain)
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise UserError(_removed(missing[0]))
     config = _config(merged)
@@ -117,9 +117,17 @@ def _removed(key: str) -> str:
 
 
 def restore_config(saved: Group) -> Config:
-    """The config of an earlier run. Raises UserError for a key or a type that is not in the schema."""
+    """The config of an earlier run. Raises UserError for a key or a value that the schema does not allow."""
+    config = _config(_merged(saved))
+    _check_ranges(config)
+    return config
+
+
+def _merged(values: Group) -> DictConfig | ListConfig:
+    """The schema with these values. Raises UserError for a key or a type that is not in it."""
+    _check_numbers(values)
     try:
-        return _config(OmegaConf.merge(OmegaConf.structured(Config), saved))
+        return OmegaConf.merge(OmegaConf.structured(Config), values)
     except OmegaConfBaseException as error:
         raise UserError(explain(error, all_keys())) from error
 
@@ -145,7 +153,7 @@ def resume_config(composed: Config, saved: Group, overrides: Sequence[str]) -> C
     Raises:
         UserError: an override may not change within a run.
     """
-    config = OmegaConf.merge(OmegaConf.structured(Config), saved)
+    config = _merged(saved)
     changes = OmegaConf.structured(composed)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -169,12 +177,13 @@ def all_keys() -> list[str]:
 
 
 def _check_ranges(c: Config) -> None:
+    _check_numbers(dataclasses.asdict(c))
     trainer, figures, workers = c.trainer, c.figures, c.sweep.workers
     clip, threads = trainer.clip_norm, trainer.threads
     most_threads = max(os.cpu_count() or 1, 256)  # far more of them crash the process
     devices = r"auto|cpu|cuda(:\d+)?"
     for valid, key, requirement in (
-        (math.isfinite(c.beta) and c.beta >= 0, "beta", "a finite number >= 0; 1 gives the evidence lower bound"),
+        (c.beta >= 0, "beta", ">= 0; 1 gives the evidence lower bound"),
         (1 <= c.latent_dim < 2**31, "latent_dim", f"from 1 to {2**31 - 1}"),
         (c.batch_size >= 1, "batch_size", ">= 1 image"),
         (c.epochs >= 1, "epochs", ">= 1; for less than an epoch give steps=…"),
@@ -185,7 +194,7 @@ def _check_ranges(c: Config) -> None:
         (trainer.log_every >= 1, "trainer.log_every", ">= 1 step"),
         (trainer.validate_every >= 1, "trainer.validate_every", ">= 1 epoch"),
         (trainer.checkpoint_every >= 1, "trainer.checkpoint_every", ">= 1 epoch"),
-        (clip is None or (math.isfinite(clip) and clip > 0), "trainer.clip_norm", "a finite number > 0, or null"),
+        (clip is None or clip > 0, "trainer.clip_norm", "> 0, or null"),
         (trainer.weights in ("last", "best"), "trainer.weights", "last or best"),
         (threads is None or 1 <= threads <= most_threads, "trainer.threads", f"from 1 to {most_threads}, or null"),
         (trainer.compile in ("auto", "true", "false"), "trainer.compile", "auto, true or false"),
@@ -203,17 +212,19 @@ def _check_ranges(c: Config) -> None:
         raise UserError(f"objective.beta={beta}: is set by beta; give beta={beta} instead")
     if "beta" not in c.objective and c.beta != 1:
         raise UserError(f"beta={c.beta}: this objective has no beta; leave beta out or take objective=vae")
-    for key in GROUPS:
-        _check_finite(key, getattr(c, key))
 
 
-def _check_finite(key: str, value: object) -> None:
-    """YAML can spell nan and inf, but no option has a use for them."""
+def _check_numbers(value: object, key: str = "") -> None:
+    """Raises UserError for a number that no option has a use for: nan, or one too large for float32 or int64."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            _check_finite(f"{key}.{name}", inner)
+            _check_numbers(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for n, inner in enumerate(value):
-            _check_finite(f"{key}[{n}]", inner)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{key}={value}: must be a finite number")
+            _check_numbers(inner, f"{key}[{n}]")
+    elif isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+        raise UserError(f"{key}={value}: must be a finite number, up to {LARGEST_FLOAT:.1e}")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        bits = value.bit_length()  # Python does not write an integer of more than 4,300 digits
+        text = value if bits < 256 else f"(an integer of {bits} bits)"
+        raise UserError(f"{key}={text}: must be less than 2^63 = 9.2e18")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class RunFolder:
             UserError: the folder belongs to another run, or can't be written.
         """
         folder, claimed = cls(path), False
+        check_own("hydra.run.dir", path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             claimed = folder._try_lock() and (folder._create_status() or folder._holds_no_work())
@@ -120,7 +122,8 @@ class RunFolder:
                 )
             time.sleep(0.2)
         try:
-            for path in self.path.rglob(f"*{TEMPORARY}"):
+            own = (self.path / name for name in ("checkpoints", "figures"))
+            for path in chain(self.path.glob(f"*{TEMPORARY}"), *(folder.rglob(f"*{TEMPORARY}") for folder in own)):
                 with WritePolicy(self.path).guard("temporary file", path):
                     path.unlink()
             yield
@@ -207,6 +210,13 @@ class RunFolder:
         path = self.path / name
         with WritePolicy(self.path).guard("file", path):
             replace_file(path, content)
+
+
+def check_own(key: str, path: Path) -> None:
+    """Raises UserError if the folder can't be that of one run or sweep only: the root, the home, or above this one."""
+    folder = path.resolve()
+    if folder in (Path(folder.anchor), Path.home(), *Path.cwd().parents):
+        raise UserError(f"{key}={path}: contains more than a run would own; give it a new folder, such as outputs/mine")
 
 
 def _mapping(content: object) -> dict[str, Any]:

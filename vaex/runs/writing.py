@@ -1,13 +1,12 @@
 """Write each file of a run whole or not at all, with one policy for files that can't be written."""
 
-import errno
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vaex.errors import UserError
+from vaex.errors import REMEDIES, UserError
 
 TEMPORARY = ".vaex-tmp"  # suffix of a file that is being written
 
@@ -15,7 +14,16 @@ log = logging.getLogger("vaex")
 
 
 class WriteFailed(UserError):
-    """A file of the run can't be written."""
+    """A file of the run can't be written.
+
+    Args:
+        problem: which file, why, and what to do.
+        next_step: what to do afterwards.
+    """
+
+    def __init__(self, problem: str, next_step: str = "") -> None:
+        super().__init__(problem + next_step)
+        self.problem = problem
 
 
 class WritePolicy:
@@ -26,13 +34,6 @@ class WritePolicy:
         stop: whether a failed write stops the run. If not, each kind of file is warned about once, until it can be
             written again.
     """
-
-    REMEDIES: dict[int | None, str] = {
-        errno.ENOSPC: "free some space",
-        errno.EDQUOT: "free some of your quota",
-        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-        **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
-    }
 
     def __init__(self, folder: Path, *, stop: bool = True) -> None:
         self.folder, self.stop = folder, stop
@@ -50,14 +51,16 @@ class WritePolicy:
         except OSError as error:
             if os.path.isdir(self.folder):
                 reason = os.strerror(error.errno) if error.errno else str(error)
-                remedy = self.REMEDIES.get(error.errno, "fix the cause")
+                remedy = REMEDIES.get(error.errno, "fix the cause")
                 problem = f"{kind} {path}: can't be written ({reason}); {remedy}"
-                next_step = f", then continue with vaex train resume={self.folder}"
+                next_step = ", then start the run again"
+                if (self.folder / "config.yaml").exists():
+                    next_step = f", then continue with vaex train resume={self.folder}"
             else:
                 problem = f"{self.folder}: no longer exists"
                 next_step = ", so everything that the run saved is lost; start the run again"
             if self.stop or required:
-                raise WriteFailed(problem + next_step) from error
+                raise WriteFailed(problem, next_step) from error
             if self._failures.get(kind, 0) != error.errno:
                 log.warning(f"{problem}. The run continues, and the next save tries again")
             self._failures[kind] = error.errno

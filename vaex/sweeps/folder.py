@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vaex.errors import UserError
-from vaex.runs.folder import METRICS, STATUS, RunFolder
+from vaex.runs.folder import METRICS, STATUS, RunFolder, check_own
 from vaex.runs.writing import replace_file
 
 SWEEP = "sweep.json"
@@ -56,6 +56,7 @@ class SweepFolder:
         Raises:
             UserError: another sweep is at work there, or the folder cannot be created.
         """
+        check_own("sweep", self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY)
