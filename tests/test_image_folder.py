@@ -1,8 +1,11 @@
 """Folders of pictures: what becomes of their pixels, labels and splits, and of the cache when things go wrong."""
 
+import contextlib
+import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -267,7 +270,7 @@ class TestFolder:
 
         for form in ("\u00e9", "e\u0301"):
             save(root / form / "caf\u00e9" / f"{form}.png")
-        found = _find_pictures(str(root), str(root), [])
+        found = _find_pictures(str(root), str(root), [], [])
         assert len({p.label for p in found}) == 1
         assert len({p.position for p in found}) == 1 and len({p.file for p in found}) == 2
 
@@ -297,6 +300,44 @@ class TestFolder:
         assert [n // 10 for n in train] == [0] * 6 + [1] * 6 and sorted(test) == list(range(20, 26))
         assert "dataset.validation=6" in caplog.text
 
+    @pytest.mark.parametrize("train, test", [("training", "testing"), ("TRAIN", "Testing"), ("Training", "Validation")])
+    def test_other_names_of_the_splits(self, train: str, test: str, root: Path) -> None:
+        fill(root / train, 12, ("a", "b"))
+        fill(root / test, 6, ("a", "b"), start=100)
+        source = load(root)
+        assert sorted(greys(source)[0]) == list(range(12)) and sorted(greys(source)[1]) == list(range(100, 106))
+        assert source.class_names == ("a", "b")
+
+    def test_folders_beside_the_splits_are_left_out_by_name(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+        for start, name in enumerate(("training", "testing", "extras")):
+            fill(root / name, 6, start=10 * start)
+        train, test = greys(load(root))
+        assert sorted(train + test) == [*range(6), *range(10, 16)]
+        assert "'extras' left out: beside the folders of the splits" in caplog.text
+
+    def test_a_split_with_two_folders_is_refused(self, root: Path) -> None:
+        for name in ("train", "Training", "test"):
+            fill(root / name, 6)
+        with pytest.raises(ValueError, match="holds Training and train, and each may be the training split; merge"):
+            load(root)
+
+    def test_splits_inside_other_folders_are_refused(self, root: Path) -> None:
+        for name in ("train", "test"):
+            fill(root / "release" / name, 6)
+        with pytest.raises(ValueError, match=f"splits inside 'release'; give dataset.source.root={root}/release"):
+            load(root)
+        assert len(load(root / "release").train) == 6
+        for label in ("cats", "dogs"):
+            fill(root / label / "Train", 6, (".",))
+            fill(root / label / "Val", 6, (".",))
+        with pytest.raises(ValueError, match="splits inside 'cats', 'dogs', 'release'.*train/CLASS and test/CLASS"):
+            load(root)
+
+    def test_a_class_may_have_the_name_of_a_split(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+        fill(root, 20, ("plane", "train"))
+        assert load(root).class_names == ("plane", "train")
+        assert "'train' taken as a class, not as a split, because there is no folder test" in caplog.text
+
     def test_pictures_beside_the_classes_are_left_out_by_name(
         self, root: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -319,6 +360,59 @@ class TestFolder:
         assert source.class_names == ("a", "b", "c")
         assert set(source.train.labels.tolist()) == {0, 2}
         assert "no good training picture of 'b'" in caplog.text
+
+
+class TestFormats:
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of formats that Pillow will drop
+    def test_every_format_that_pillow_reads_and_writes_is_decoded(self, root: Path) -> None:
+        Image.init()
+        expected = {}
+        for suffix, name in sorted(Image.registered_extensions().items()):
+            if name not in Image.SAVE or name not in Image.OPEN or name in pictures.NOT_DECODED:
+                continue
+            for mode, colour in (("RGB", (200, 200, 200)), ("L", 200), ("1", 1)):  # some hold only one of these
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    Image.new(mode, (32, 32), colour).save(root / f"x{suffix}")
+                    expected[f"x{suffix}"] = 255 if mode == "1" else 200
+                    break
+                (root / f"x{suffix}").unlink(missing_ok=True)
+        assert {"x.jfif", "x.avif", "x.webp", "x.bmp", "x.tif", "x.gif", "x.jp2", "x.tga"} <= expected.keys()
+        for name, grey in expected.items():
+            assert one(root / name, channels=1) == pytest.approx([grey], abs=3), name
+        source = load(root, test=0.5)
+        assert len(source.train) + len(source.test) == len(expected)
+
+    def test_a_class_of_other_suffixes_does_not_vanish(self, root: Path) -> None:
+        fill(root, 20)
+        for n in range(20):
+            save(root / "c" / f"{n}.jpg", n, "L").rename(root / "c" / f"{n}.JFIF")
+        assert load(root).class_names == ("a", "b", "c")
+
+    def test_other_files_are_counted(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+        fill(root, 20)
+        for n in range(3):
+            (root / "a" / f"{n}.HEIC").touch()
+        (root / "b" / "notes.txt").touch()
+        (root / "b" / "README").touch()
+        load(root)
+        message = "5 files are left out, whose types Pillow doesn't decode: 3 .heic, "
+        assert message in caplog.text and "1 .txt" in caplog.text and "1 without a suffix" in caplog.text
+        shutil.rmtree(root / "b")
+        for picture in (root / "a").glob("*.png"):
+            picture.unlink()
+        with pytest.raises(ValueError, match="no pictures that Pillow decodes, but 3 .heic"):
+            load(root)
+
+    def test_no_format_that_is_decoded_can_start_a_program(self) -> None:
+        Image.init()
+        sources = {
+            name: Path(str(inspect.getsourcefile(plugin)))
+            for name, (plugin, _) in Image.OPEN.items()
+            if inspect.isclass(plugin)
+        }
+        able = {name for name, path in sources.items() if re.search(r"subprocess|os\.system|popen", path.read_text())}
+        # These two can, for functions that Image.open and load never call: load_djpeg and _save_netpbm.
+        assert able & set(pictures.picture_formats().values()) <= {"GIF", "JPEG"} and "EPS" in able
 
 
 class TestLinks:
@@ -378,7 +472,7 @@ class TestErrors:
         assert "root=null" in self.one_line(FileNotFoundError, None)
         assert "root=/data/flowers" in self.one_line(FileNotFoundError, tmp_path / "nowhere")
         assert "file.png" in self.one_line(FileNotFoundError, save(tmp_path / "file.png"))
-        assert "holds no pictures (.bmp" in self.one_line(ValueError, root)
+        assert "holds no pictures that Pillow decodes" in self.one_line(ValueError, root)
         (root / "a" / "b").mkdir(parents=True)
         assert "holds no pictures" in self.one_line(ValueError, root)
 

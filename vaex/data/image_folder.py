@@ -4,19 +4,22 @@ import hashlib
 import logging
 import os
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vaex.data.dataset import Images, Source
-from vaex.data.pictures import decode_pictures
+from vaex.data.pictures import decode_pictures, picture_formats
 
 log = logging.getLogger("vaex")
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-HELD_OUT = ("test", "val", "valid", "validation")  # the first of these that exists is the test split
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "training"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,14 @@ class Picture:
 def image_folder(*, root: str | None, size: int, channels: int, test: float) -> Source:
     """Pictures in a folder, shuffled by their names, with a training and a test split.
 
-    The splits are the sub-folders `train` and `test`. A `val` or `valid` beside them becomes the end of the training
-    images, or the test split if there is no `test`. Without such sub-folders a picture's name decides on its split, so
-    adding pictures moves none from one split to the other.
+    The splits are the sub-folders `train` or `training` and `test` or `testing`, in any case. A `val`, `valid` or
+    `validation` beside them becomes the end of the training images, or the test split if there is no test folder.
+    Without such sub-folders a picture's name decides on its split, so adding pictures moves none from one split to the
+    other.
 
     Labels are the first-level sub-folders that contain pictures, sorted. If there is just one, there are no labels.
-    Hidden files and links that lead out of the folder are skipped. A file with several names in a split counts once.
+    Pictures are files with a suffix that Pillow decodes; a warning counts the others. Hidden files and links that lead
+    out of the folder are skipped. A file with several names in a split counts once.
 
     Args:
         root: the folder.
@@ -52,7 +57,8 @@ def image_folder(*, root: str | None, size: int, channels: int, test: float) -> 
 
     Raises:
         FileNotFoundError: the folder doesn't exist.
-        ValueError: the folder has too few pictures that can be decoded, or an option is out of range.
+        ValueError: the folder has too few pictures that can be decoded, its splits are ambiguous, or an option is out
+            of range.
         OSError: a folder in it can't be read, or the cache's disk is too full.
     """
     if not 0 < test < 1:
@@ -65,13 +71,20 @@ def image_folder(*, root: str | None, size: int, channels: int, test: float) -> 
         )
     folder = os.path.realpath(os.path.expanduser(root))
     skipped: list[str] = []
+    others: list[str] = []
     try:
-        splits = _split_folders(folder)
-        parts = [_find_pictures(split, folder, skipped) for split in splits or [folder]]
+        splits = _split_folders(root, folder)
+        parts = [_find_pictures(split, folder, skipped, others) for split in splits or [folder]]
     except OSError as error:
         raise OSError(f"dataset.source.root={root}: can't be read completely ({error})") from error
     if skipped:
         log.warning(f"{root}: {_enumerate(skipped)} skipped: these links lead out of the folder, or to nothing")
+    if not splits:
+        _check_no_inner_splits(root, [picture.name for picture in parts[0]])
+    suffixes = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in others)
+    left_out = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
+    if left_out:
+        log.warning(f"{root}: {len(others)} files are left out, whose types Pillow doesn't decode: {left_out}")
     class_names = sorted({picture.label for part in parts for picture in part} - {""})
     if len(class_names) < 2:
         class_names = []
@@ -88,7 +101,8 @@ def image_folder(*, root: str | None, size: int, channels: int, test: float) -> 
         test_pictures = parts[0][len(train_pictures) :]
     pictures = train_pictures + test_pictures
     if not pictures:
-        raise ValueError(f"dataset.source.root={root}: holds no pictures ({' '.join(SUFFIXES)}); give {requirement}")
+        but = f", but {left_out}" if left_out else ""
+        raise ValueError(f"dataset.source.root={root}: holds no pictures that Pillow decodes{but}; give {requirement}")
     files = [picture.file for picture in pictures]
     pixels, rows = decode_pictures(files, root=Path(folder), size=size, channels=channels)
 
@@ -122,30 +136,71 @@ def image_folder(*, root: str | None, size: int, channels: int, test: float) -> 
     )
 
 
-def _split_folders(root: str) -> list[str]:
-    """The sub-folders of the training, any validation, and the test split, in this order; empty if there are none."""
-    folders = {
-        entry.name.lower(): entry.path
-        for entry in os.scandir(root)
-        if os.path.isdir(entry.path) and entry.name[0] != "." and _contains(root, os.path.realpath(entry.path))
-    }
-    held_out = [folders[name] for name in HELD_OUT if name in folders]
-    if held_out and "train" in folders:
-        return [folders["train"], *held_out[1:], held_out[0]]
-    if folders and folders.keys() <= {"train", *HELD_OUT}:
-        folder, missing = next(iter(folders.values())), "train" if held_out else "test"
+def _split_folders(root: str, folder: str) -> list[str]:
+    """The sub-folders of the training, any validation, and the test split, in this order; empty if there are none.
+
+    Raises:
+        ValueError: a split has two folders, or one is missing.
+    """
+    found: dict[str, list[str]] = {"training": [], "validation": [], "test": []}
+    others: list[str] = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if os.path.isdir(entry.path) and entry.name[0] != "." and _contains(folder, os.path.realpath(entry.path)):
+            split = SPLITS.get(entry.name.lower())
+            (found[split] if split else others).append(entry.name)
+    names = [name for folders in found.values() for name in folders]
+    if not names:
+        return []
+    held_out = found["test"] or found["validation"]
+    if found["training"] and held_out:
+        for split, folders in found.items():
+            if len(folders) > 1:
+                raise ValueError(
+                    f"dataset.source.root={root}: holds {' and '.join(folders)}, and each may be the {split} split; "
+                    "merge or rename them"
+                )
+        if others:
+            log.warning(f"{root}: {_enumerate(others)} left out: beside the folders of the splits, not in one")
+        order = [*found["training"], *(found["validation"] if found["test"] else []), *held_out]
+        return [os.path.join(folder, name) for name in order]
+    missing = "test" if found["training"] else "train"
+    if not others:
         raise ValueError(
-            f"dataset.source.root={root}: holds {os.path.basename(folder)} but no {missing}; "
-            f"dataset.source.root={folder} takes both splits from that folder"
+            f"dataset.source.root={root}: holds {names[0]} but no {missing}; "
+            f"dataset.source.root={os.path.join(folder, names[0])} takes both splits from that folder"
         )
+    log.warning(f"{root}: {_enumerate(names)} taken as a class, not as a split, because there is no folder {missing}")
     return []
 
 
-def _find_pictures(scope: str, root: str, skipped: list[str]) -> list[Picture]:
-    """The pictures in a folder and below it, sorted by position; links to be skipped are appended to `skipped`.
+def _check_no_inner_splits(root: str, names: list[str]) -> None:
+    """Raises ValueError if splits are folders inside the first-level folders, whose pictures would be mixed."""
+    inner: dict[str, set[str]] = {}  # first-level folder -> splits in it
+    for name in names:
+        outer, *folders = name.split("/")[:-1] or [""]
+        if folders and (split := SPLITS.get(folders[0].lower())):
+            inner.setdefault(outer, set()).add(split)
+    mixed = [outer for outer, splits in inner.items() if "training" in splits and len(splits) > 1]
+    if mixed:
+        remedy = f"give dataset.source.root={os.path.join(root, mixed[0])}, or move the splits to the top"
+        raise ValueError(
+            f"dataset.source.root={root}: holds folders of splits inside {_enumerate(sorted(mixed))}; {remedy}: "
+            "train/CLASS and test/CLASS"
+        )
+
+
+def _find_pictures(scope: str, root: str, skipped: list[str], others: list[str]) -> list[Picture]:
+    """The pictures in a folder and below it, sorted by position.
+
+    Links to be skipped are appended to `skipped`, and files that are no pictures to `others`.
 
     Links are followed last, so that a file has its own name if it can be reached without a link.
     """
+    suffixes = picture_formats()
+
+    def is_picture(path: str) -> bool:
+        return os.path.splitext(path)[1].lower() in suffixes
+
     names: dict[str, str] = {}  # real path of a picture -> the path by which it was reached first
     visited: set[str] = set()  # real paths of folders
     folders, links = deque([scope]), deque[str]()
@@ -154,8 +209,11 @@ def _find_pictures(scope: str, root: str, skipped: list[str]) -> list[Picture]:
         real = os.path.realpath(path)
         if not _contains(root, real) or not os.path.exists(real):
             skipped.append(os.path.relpath(path, root))
-        elif os.path.isfile(real) and path.lower().endswith(SUFFIXES):
-            names.setdefault(real, path)
+        elif os.path.isfile(real):
+            if is_picture(path):
+                names.setdefault(real, path)
+            else:
+                others.append(path)
         elif os.path.isdir(real) and real not in visited:
             visited.add(real)
             for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
@@ -165,8 +223,10 @@ def _find_pictures(scope: str, root: str, skipped: list[str]) -> list[Picture]:
                     links.append(entry.path)
                 elif entry.is_dir():
                     folders.append(entry.path)
-                elif entry.is_file() and entry.name.lower().endswith(SUFFIXES):
+                elif entry.is_file() and is_picture(entry.name):
                     names.setdefault(os.path.join(real, entry.name), entry.path)
+                elif entry.is_file():
+                    others.append(entry.path)
     pictures = []
     root_length, scope_length = (len(os.path.join(folder, "")) for folder in (root, scope))
     for path in names.values():

@@ -25,6 +25,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,8 +41,9 @@ from vaex.data.cache import cache_folder, folder_lock, map_array, new_file
 
 log = logging.getLogger("vaex")
 
-FORMAT = 1  # of a cache entry; must be raised if the same files would give other pixels
-FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others may start programs, as EPS does
+FORMAT = 2  # of a cache entry; must be raised if the same files would give other pixels
+# Formats that Pillow names and doesn't decode itself: EPS starts a program, the others need code of other packages.
+NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 PAGE = 2**20  # bytes
 PAGES = 256  # of a file that its checksum covers
 BLOCK = 1024  # decoded pictures in memory at a time
@@ -79,6 +81,21 @@ class Pictures:
             with contextlib.suppress(OSError), open(file, "rb") as content:
                 key.update(content.read(2**16))
         return key.hexdigest()
+
+
+@cache
+def picture_formats() -> dict[str, str]:
+    """Suffix -> format, such as `.jfif` -> `JPEG`, of the files that Pillow decodes."""
+    Image.preinit()  # the usual formats come first, and are tried first
+    suffixes = Image.registered_extensions().items()
+    return {suffix: name for suffix, name in suffixes if name in Image.OPEN and name not in NOT_DECODED}
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats of these files, in the order in which Pillow tries them."""
+    decoded = set(picture_formats().values())
+    return tuple(name for name in Image.ID if name in decoded)
 
 
 def decode_pictures(
@@ -125,7 +142,7 @@ def decode_pictures(
 
 def decode(file: Path, *, size: int, channels: int, crop: int | None) -> Pixels:
     """Decode one picture, uint8 [channels, size, size]. Raises what Pillow raises; ValueError if `crop` exceeds it."""
-    with Image.open(file, formats=FORMATS) as image:
+    with Image.open(file, formats=_formats()) as image:
         ImageOps.exif_transpose(image, in_place=True)
         width, height = image.size
         side = crop or min(width, height)
