@@ -321,6 +321,8 @@ def test_what_cannot_be_scored_is_an_error() -> None:
     for factors, described in ((None, DESCRIBED), (FACTORS[:, :0], [])):
         with pytest.raises(ValueError, match="no known factors.*dataset=sprites"):
             disentanglement(CLEAN, factors, described)
+    with pytest.raises(ValueError, match="at least 10 test images, got 9"):
+        disentanglement(PERFECT[:9], FACTORS[:9], DESCRIBED)
     with pytest.raises(ValueError, match="same factors"):
         disentanglement(CLEAN, torch.ones_like(FACTORS), DESCRIBED)
     for value in (math.nan, math.inf):

@@ -36,9 +36,10 @@ def evaluate(
         elbo_draw_stderr, the part of it that comes from the samples of z, estimated from a second draw of them; loss
         (the objective's, with its warm-up completed; of corrupted images if there is a corruption); with a corruption
         also mse_corrupted (of the corrupted image) and mse_restored (of its reconstruction), both against the clean x;
-        posterior_std; likelihood_scale; active_units (latents whose posterior mean has a variance above 0.01 over the
-        split); rate_per_latent; and effective_<error>, the weight of the rate if the distortion were written as that
-        mean error (see Likelihood.mean_error_weight). Values that do not exist for the model are left out.
+        posterior_std; likelihood_scale; active_units (latents whose posterior mean has a variance above 0.01 over a
+        split of at least two images); rate_per_latent; and effective_<error>, the weight of the rate if the distortion
+        were written as that mean error (see Likelihood.mean_error_weight). Values that do not exist for the model are
+        left out.
     """
     model, objective = evaluation.model, evaluation.objective
     is_test, images = images is None, evaluation.images if images is None else images
@@ -97,11 +98,13 @@ def evaluate(
         numbers |= {
             "rate": rate.item(),
             "elbo": elbo.item(),
-            "active_units": int((variance > ACTIVE_UNIT_VARIANCE).sum().item()),
             "rate_per_latent": rate_per_latent.tolist(),
         }
-        if elbo_squared is not None and len(images) > 1:
-            numbers["elbo_stderr"] = ((elbo_squared - elbo.square()).clamp(min=0) / (len(images) - 1)).sqrt().item()
+        if len(images) > 1:  # the variance over a single image would be zero
+            numbers["active_units"] = int((variance > ACTIVE_UNIT_VARIANCE).sum().item())
+            if elbo_squared is not None:
+                elbo_variance = (elbo_squared - elbo.square()).clamp(min=0)
+                numbers["elbo_stderr"] = (elbo_variance / (len(images) - 1)).sqrt().item()
     if draw_variance is not None:
         numbers["elbo_draw_stderr"] = (draw_variance / len(images)).sqrt().item()
     if objective.beta is not None and weight is not None:

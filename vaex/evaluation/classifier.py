@@ -30,6 +30,7 @@ VERSION = 1
 MOST_IMAGES = 60_000  # for training
 BATCH_SIZE, LEARNING_RATE = 128, 2e-3  # at most; the learning rate rises and falls over the training
 CPU = torch.device("cpu")
+FEATURES = 128  # width of the penultimate layer
 MAX_SHIFT = 2  # pixels by which training images are shifted at most, each way
 MNIST_WEIGHTS = Path(__file__).parent / "weights" / "mnist_classifier.safetensors"
 MNIST_WEIGHTS_SHA256 = "c6fe3b181f13de117fc0163647e4b4068ce12794cdea9c6382bee16b01ff333b"
@@ -47,7 +48,7 @@ class Classifier(nn.Module):
         features: width of the penultimate layer.
     """
 
-    def __init__(self, *, image_shape: tuple[int, int, int], classes: int, features: int = 128) -> None:
+    def __init__(self, *, image_shape: tuple[int, int, int], classes: int, features: int = FEATURES) -> None:
         super().__init__()
         channels, height, width = image_shape
         layers: list[nn.Module] = []

@@ -25,6 +25,7 @@ COLLAPSED = 0.05  # standard deviation below which a latent has collapsed to the
 # Forests of Eastwood & Williams 2018: ten trees, with the depth that is best for each factor on validation images.
 TREES = 10
 DEPTHS = (2, 4, 8, 16)
+FEWEST = 10  # images, so that one is left to choose the depth and one to give the error
 SEED = 0  # of the split and the forests
 
 
@@ -37,11 +38,13 @@ def disentanglement(codes: Tensor, factors: Tensor | None, declarations: Sequenc
         declarations: what the F columns of `factors` are.
 
     Raises:
-        ValueError: if there are no factors, or the codes are not finite.
+        ValueError: if there are no factors or too few images, or the codes are not finite.
         ModuleNotFoundError: if scikit-learn is not installed.
     """
     if factors is None or not declarations:
         raise ValueError("this dataset has no known factors to compare the latents with; only dataset=sprites has some")
+    if len(codes) < FEWEST:
+        raise ValueError(f"disentanglement needs at least {FEWEST} test images, got {len(codes)}")
     codes, factors = codes.detach().double().cpu(), factors.cpu()
     if not codes.isfinite().all():
         raise ValueError(f"{int((~codes.isfinite()).any(1).sum())} of {len(codes)} codes are NaN or infinite")

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from vaex.data.cache import cache_folder
 from vaex.data.dataset import Images
-from vaex.evaluation.classifier import accuracy, classifier_for, features_of, to_pixels
+from vaex.evaluation.classifier import FEATURES, accuracy, classifier_for, features_of, to_pixels
 from vaex.evaluation.fid import FeatureStatistics, frechet_distance, neighborhoods, real_against_real_floor
 from vaex.evaluation.latent import fit_mixture
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
 from vaex.evaluation.split import batches, evenly_spaced, fixed_noise
 
+# A distance needs more images than features on each side, and the floor is that of halves of the test images.
+FEWEST = 2 * (FEATURES + 1)
 CODES = 15_000  # training images whose codes a mixture is fitted to
 NOISY_IMAGES = 16  # decoded at once, whatever the batch size: their pixel noise is drawn for all of them together
 
@@ -39,6 +41,8 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     """
     model, dataset, test = evaluation.model, evaluation.dataset, evaluation.dataset.test
     device = model.device
+    if len(test) < FEWEST:  # before a classifier is trained
+        raise ValueError(f"the distance and its floor need at least {FEWEST} test images, got {len(test)}")
     with fixed_noise(device):
         classifier, weights_hash = classifier_for(dataset.source, cache_folder(), device=device)
     real = features_of(classifier, dataset.source.test.pixels)
@@ -118,5 +122,6 @@ GENERATION = Measurement(
         Metric("test/class_agreement", "class agreement", better="higher", comparable="samples", column="agree"),
     ),
     _why_not,
+    requested=lambda evaluation: evaluation.fid is not None,
     remedy="--fid=none leaves generated images out",
 )

@@ -79,16 +79,19 @@ class Measurement:
     vaex.evaluation.metrics. A user names one of another package: `vaex eval RUN --metric mypackage.SHARPNESS`.
 
     Attributes:
-        function: returns values under keys of results.json. A ValueError becomes the command's one-line error.
+        function: returns values under keys of results.json. It raises ValueError if the run can't have such numbers.
         metrics: the metrics that tables and reports show.
         why_not: the reason why a run has no such numbers, which is shown below the table unless it is empty; None to
             measure the run.
+        requested: whether the user asked for these numbers. A ValueError of the function is then the command's one-line
+            error. Otherwise the run has all its other numbers, and the reason is shown below the table.
         remedy: what the user can do about a ValueError of the function.
     """
 
     function: Callable[[Evaluation], dict[str, Any]]
     metrics: tuple[Metric, ...]
     why_not: Callable[[Evaluation], str | None] = lambda evaluation: None
+    requested: Callable[[Evaluation], bool] = lambda evaluation: True
     remedy: str = ""
 
     def __post_init__(self) -> None:
@@ -100,7 +103,7 @@ def measure(evaluation: Evaluation, measurements: Iterable[Measurement]) -> tupl
     """Run the measurements that apply; return the results of all, and the reasons why some were left out.
 
     Raises:
-        UserError: if a measurement raises a ValueError, or returns what results.json cannot hold.
+        UserError: if a requested measurement raises a ValueError, or any returns what results.json cannot hold.
     """
     reasons = []
     for measurement in measurements:
@@ -111,6 +114,9 @@ def measure(evaluation: Evaluation, measurements: Iterable[Measurement]) -> tupl
         try:
             values = measurement.function(evaluation)
         except ValueError as error:
+            if not measurement.requested(evaluation):
+                reasons.append(f"no {measurement.metrics[0].title}: {error}")
+                continue
             raise UserError(f"{error}{measurement.remedy and '; ' + measurement.remedy}") from error
         if not isinstance(values, dict):
             name, kind = measurement.function.__name__, type(values).__name__
