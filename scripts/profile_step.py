@@ -85,7 +85,7 @@ def profile_epoch(overrides: list[str]) -> str:
     settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
     with tempfile.TemporaryDirectory() as folder:
         writer = RunWriter(RunFolder(Path(folder)), stop=True)
-        with writer.open(from_step=0, about={}):
+        with writer.open(from_step=0):
             session = Session(experiment, settings, writer, Processes(), StopFlag())
             experiment.model.train()
             parts = {}

@@ -29,6 +29,7 @@ COMMANDS = [command for command in COMMANDS if not INCOMPLETE.match(command)]
 COVERED_ELSEWHERE = {
     "hydra/sweeper=search": "test_engines.py",
     "sweep=FOLDER": "test_sweeps.py",
+    "--data PATH": "test_identity.py",
     "experiment=sigma_rules": "test_recipes.py",
     "likelihood=cauchy": "test_the_example_of_an_own_likelihood_runs_as_printed",
 }

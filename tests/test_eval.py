@@ -8,19 +8,21 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import results
+from conftest import results, write_idx
 from safetensors.torch import load_file, save_file
 
 from vaex import cli
 from vaex.build import load_config, load_dataset, load_model
 from vaex.config.create import create
 from vaex.data.corruption import GaussianNoise, Masking
+from vaex.data.dataset import Source
 from vaex.errors import UserError
-from vaex.evaluation.bound import freeze_scales
+from vaex.evaluation.bound import as_results, evaluate, freeze_scales
 from vaex.evaluation.comparison import Description, collapsed, comparison_group, ranking_group
 from vaex.evaluation.measure import Evaluation, Measurement, measure
 from vaex.evaluation.metric import DECLARATIONS, Metric, declaration, declared
@@ -178,11 +180,70 @@ def test_a_later_evaluation_from_the_elbo_has_the_standard_error_of_the_elbo(a_r
     assert after["test/bits_per_dim_stderr"] == pytest.approx(after["test/nll_bound_stderr"] / (784 * math.log(2)))
 
 
+@pytest.fixture(scope="module", params=[3, 1])
+def few(request: pytest.FixtureRequest, source: Source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A run with this number of labelled test images."""
+    folder = tmp_path_factory.mktemp("few")
+    for name, part, count in (("train", source.train, 60), ("t10k", source.test, request.param)):
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", part.pixels[:count, 0])
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", part.labels[:count])
+    data = [f"dataset.source.root={folder}", "dataset.validation=20", "batch_size=16", "architecture.hidden=[16]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cli.run("train", [*data, *SETTINGS, "objective=ae" if request.param == 1 else "beta=1", "hydra.run.dir=run"])
+    return folder / "run", request.param
+
+
+def test_a_few_test_images_have_all_numbers_but_the_fid(few: tuple[Path, int], capsys: Captured) -> None:
+    path, count = few
+    capsys.readouterr()
+    cli.run("eval", [str(path), "--samples", "5", "--device", "cpu"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"no FID: the distance and its floor need at least 258 test images, got {count}" in out
+    after = results(path)
+    assert {"test/mse", "test/psnr", "test/ssim"} <= set(after) and "test/fid" not in after
+    model, test = load_model(path), load_dataset(load_config(path)[0].dataset).test
+    x = test.pixels / 255
+    error = (model.reconstruct(x, test.labels) - x).square().mean(dim=(1, 2, 3))
+    assert after["test/psnr"] == pytest.approx((-10 * error.log10()).mean().item(), rel=1e-4)
+    if count > 1:
+        assert {"test/elbo", "test/nll", "test/nll_stderr", "test/active_units", "test/coverage_90"} <= set(after)
+    assert "258 test images" in failed(capsys, path, "--fid", "means", "--samples", "0", "--device", "cpu")
+
+
+def test_one_image_has_no_active_units_and_no_collapse(source: Source, a_run: Path) -> None:
+    """The variance of a single code is zero, whatever the model."""
+    config = load_config(a_run)[0]
+    dataset = load_dataset(config.dataset)
+    evaluation = Evaluation(load_model(a_run), create("objective", config.objective), dataset)
+    one = evaluate(evaluation, dataset.test[:1])
+    assert "active_units" not in one and collapsed(as_results(one)) is None
+    assert evaluate(evaluation, dataset.test[:2]).keys() - one.keys() == {"active_units", "elbo_stderr"}
+
+
+def test_what_was_not_asked_for_costs_no_other_number() -> None:
+    def fail(evaluation: Any) -> dict[str, Any]:
+        raise ValueError("too few images")
+
+    metric = Metric("test/x", "X")
+    others = [Measurement(lambda evaluation, key=key: {key: 1.0}, ()) for key in ("test/a", "test/b")]
+    for requested in (False, True):
+        failing = Measurement(fail, (metric,), requested=lambda evaluation, requested=requested: requested)
+        evaluation: Any = SimpleNamespace(results={})
+        if requested:
+            with pytest.raises(UserError, match="too few images"):
+                measure(evaluation, [others[0], failing, others[1]])
+        else:
+            measured = measure(evaluation, [others[0], failing, others[1]])
+            assert measured == ({"test/a": 1.0, "test/b": 1.0}, ["no X: too few images"])
+
+
 def test_a_collapsed_posterior_is_reported(a_run: Path, capsys: Captured) -> None:
     weights = load_file(a_run / "model.safetensors")
     for name in ("encoder.output.weight", "encoder.output.bias"):
         weights[name].zero_()  # q(z|x) = N(0, I) for every x
     save_file(weights, a_run / "model.safetensors")
+    (a_run / "results.json").unlink()  # it describes the weights from before
     cli.run("eval", [str(a_run), "--samples", "0", "--device", "cpu", "--fid", "none"])
     out = " ".join(capsys.readouterr().out.split())
     assert "run: the posterior has collapsed (0 active units, rate 0 nats)" in out

@@ -147,7 +147,9 @@ class TestData:
         path.write_text(path.read_text().replace("channels: 1\n", "channels: 3\n"))
         for command in (lambda: cli.run("eval", [str(run)]), lambda: cli.run("draw", [str(run), "samples"])):
             assert "trained on images of [1, 16, 16], and its dataset now has [3, 16, 16]" in said(command)
-        assert "does not belong to the model in config.yaml" in said(here, f"resume={run}", "steps=2")
+        assert "step-1.pt: belongs to another run: dataset.source.channels was 1 and is 3" in said(
+            here, f"resume={run}", "steps=2"
+        )
         assert (run / "results.json").read_bytes() == before
 
 
@@ -264,8 +266,8 @@ class TestRunFolders:
         shutil.copytree(other / "checkpoints", run / "checkpoints")
         before = (run / "model.safetensors").read_bytes()
         error = said(here, f"resume={run}", "steps=4")
-        assert "step-2.pt: does not belong to the model in config.yaml" in error
-        assert json.loads((run / "status.json").read_text())["status"] == "failed"
+        assert "step-2.pt: belongs to another run: architecture.hidden was [8] and is [16]" in error
+        assert json.loads((run / "status.json").read_text())["status"] == "completed"  # as it was before
         assert (run / "model.safetensors").read_bytes() == before
 
     def test_weights_of_another_model(self, run: Path, here: Here, small: list[str], said: Said) -> None:

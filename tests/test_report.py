@@ -183,6 +183,41 @@ def test_axes_are_what_differs_in_the_configs_and_not_in_the_names(tmp_path: Pat
     assert {"objective.beta", "likelihood._target_", "likelihood.scale.floor"} <= set(design.followers)
 
 
+def had_images(run: Path, train: str, test: str, root: str) -> None:
+    """Have the run record these hashes and this path of its images."""
+    path = run / "results.json"
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {f"about/{k}_sha256": v for k, v in [("train", train), ("test", test)]}
+        )
+    )
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["dataset"]["source"]["root"] = root
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_path_is_an_axis_only_if_it_leads_to_other_images(tmp_path: Path) -> None:
+    for name, images in (("same", "1"), ("other", "2")):
+        had_images(write(tmp_path / name / "a", beta=1.0), "1", "1", "/a")
+        had_images(write(tmp_path / name / "b", beta=2.0), images, images, "/b")
+    same, other = (find_axes(collect([tmp_path / name])) for name in ("same", "other"))
+    assert [axis.key for axis in same.axes] == ["beta"] and same.execution == ("dataset.source.root",)
+    assert [axis.key for axis in other.axes] == ["beta", "dataset.source.root"]
+
+
+def test_images_that_changed_between_runs_are_a_warning(tmp_path: Path, no_plots: None) -> None:
+    for name, train, test in (("a", "1", "1"), ("b", "2", "1"), ("c", "1", "1"), ("d", "1", "2")):
+        had_images(write(tmp_path / name, beta=float(ord(name))), train, test, "/images")
+    _, text = report(tmp_path)
+    assert (
+        "images of a dataset changed between runs: b and a : other pixels in the training images; d and a : other "
+        "pixels in the test images. Numbers of different test images are not compared"
+    ) in text
+    (tmp_path / "b" / "results.json").write_text((tmp_path / "a" / "results.json").read_text())
+    (tmp_path / "d" / "results.json").write_text((tmp_path / "a" / "results.json").read_text())
+    assert "changed between runs" not in report(tmp_path)[1]
+
+
 def test_a_value_that_does_not_follow_from_an_option_is_an_axis(tmp_path: Path) -> None:
     write(tmp_path / "a", "gaussian", config={"likelihood.scale.floor": 0.01})
     write(tmp_path / "b", "gaussian", config={"likelihood.scale.floor": 0.001})

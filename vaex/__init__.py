@@ -21,7 +21,7 @@ def load(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
         device: the device of the model: auto, cpu, cuda or cuda:N.
 
     Raises:
-        vaex.errors.UserError: a file is missing or damaged, or the weights belong to another model.
+        vaex.errors.UserError: a file is missing or damaged, or the weights belong to another run.
     """
     from vaex.build import load_model  # imports torch, which `import vaex` must not
 

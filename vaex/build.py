@@ -22,7 +22,7 @@ from vaex.runs.folder import CONFIG, WEIGHTS, RunFolder
 def build(config: Config) -> Experiment:
     """Create everything that a run needs. Raises UserError if parts of the config do not fit together."""
     device = resolve_device(config.device)
-    dataset = load_dataset(config.dataset)
+    dataset = load_dataset(config.dataset, config.resume)
     images = len(dataset.train)
     if config.batch_size > images:
         raise UserError(f"batch_size={config.batch_size}: there are only {images} training images; use a smaller one")
@@ -141,9 +141,21 @@ def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:
         )
 
 
-def load_dataset(group: Group) -> Dataset:
-    """The dataset that config.dataset describes."""
-    return instance_of(Dataset, "dataset", create("dataset", group))
+def load_dataset(group: Group, run: Path | str | None = None) -> Dataset:
+    """The dataset that config.dataset describes.
+
+    Args:
+        run: the folder of the run that has this dataset; None for a new run.
+
+    Raises:
+        UserError: the data can't be loaded.
+    """
+    try:
+        return instance_of(Dataset, "dataset", create("dataset", group))
+    except UserError as error:
+        if run is None:
+            raise
+        raise UserError(f"{run}: {error}; if the images were moved, --data PATH says where they are") from error
 
 
 def load_config(run_folder: Path) -> tuple[Config, dict[str, Any]]:
@@ -162,7 +174,7 @@ def load_config(run_folder: Path) -> tuple[Config, dict[str, Any]]:
 def load_model(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
     """See vaex.load."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     path = Path(run_folder)
     if not (path / WEIGHTS).is_file():
@@ -172,10 +184,12 @@ def load_model(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
     channels, height, width = recorded["image_shape"]
     model = build_model(config, (channels, height, width), recorded["classes"], stochastic)
     try:
-        model.load_state_dict(load_file(path / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
+        content = (path / WEIGHTS).read_bytes()
+        model.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path / WEIGHTS}: damaged, or not of the model in config.yaml ({reason})") from error
+    RunFolder(path).check_weights(content)
     return model.to(resolve_device(device)).eval()
 
 

@@ -12,14 +12,17 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vaex.build import build
 from vaex.config.schema import Config
+from vaex.data.dataset import Dataset, changed_splits
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import as_results, freeze_scales
+from vaex.evaluation.comparison import PREFIX
 from vaex.evaluation.metrics import describe
 from vaex.experiment import Experiment
 from vaex.runs.folder import RunFolder
@@ -27,7 +30,7 @@ from vaex.runs.provenance import provenance, versions
 from vaex.runs.writing import WriteFailed
 from vaex.training import torchrun
 from vaex.training.capture import resolve_auto
-from vaex.training.checkpoint import random_state, restore_random_state
+from vaex.training.checkpoint import State, random_state, restore_random_state
 from vaex.training.distributed import PeerLost, Processes, join_processes
 from vaex.training.loop import evaluate_split
 from vaex.training.loop import train as train_loop
@@ -63,7 +66,8 @@ def train(
         Interrupted: a signal asked the run to stop; a checkpoint was saved.
     """
     logging.raiseExceptions = False  # writing vaex.log fails too if the disk is full, which other files report
-    writer = RunWriter(folder, stop=config.trainer.on_save_error == "stop") if folder else NullWriter()
+    stop = config.trainer.on_save_error == "stop"
+    writer = RunWriter(folder, stop=stop, config=config) if folder else NullWriter()
 
     def end_unstarted(number: int) -> None:
         with suppress(WriteFailed):
@@ -74,7 +78,7 @@ def train(
         join_processes() as processes,
         stop_on_signals(under_torchrun=processes.size > 1, end_unstarted=end_unstarted) as stop_flag,
     ):
-        writer.set_status("running")
+        writer.begin()
         try:
             config, choices, overrides = processes.broadcast_from_rank0(lambda: (config, choices, overrides))
             return _train(config, choices, overrides, writer, processes, stop_flag)
@@ -84,7 +88,10 @@ def train(
             raise
         except BaseException as error:
             with suppress(WriteFailed):
-                writer.set_status("failed", error=str(error), traceback=traceback.format_exc())
+                if config.resume and not writer.opened and isinstance(error, UserError):
+                    writer.refuse(str(error))
+                else:
+                    writer.set_status("failed", error=str(error), traceback=traceback.format_exc())
             if isinstance(error, PeerLost):
                 remedy = f"vaex train resume={writer.path} continues from the last checkpoint"
                 raise PeerLost(f"{error}; {remedy}") from error
@@ -124,17 +131,23 @@ def _train(
         "threads": torch.get_num_threads(),
         "ranks": processes.size,
     }
+    checkpoint = processes.broadcast_from_rank0(writer.load_newest) if resumes else None
+    if checkpoint:
+        _check_images(checkpoint, dataset, writer.path)
     writer.write_config(config, provenance() | recorded)
     writer.set_status("running", steps=experiment.steps, process=os.getpid(), host=platform.node())
     settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
     log.info(start_message(experiment, settings, processes.size, choices, writer.path))
 
-    checkpoint = processes.broadcast_from_rank0(writer.load_newest) if resumes else None
     writer.check_space(model, experiment.optimizer)
     if resumes and not checkpoint:
         log.info("there is no checkpoint yet: starting at step 0")
+
+    def about() -> dict[str, Any]:
+        return {"config": asdict(config), "versions": versions(), "images": dict(dataset.identity())}
+
     stop_flag.start()
-    with writer.open(checkpoint["step"] if checkpoint else 0, {"config": asdict(config), "versions": versions()}):
+    with writer.open(checkpoint["step"] if checkpoint else 0, about):
         writer.hyperparameters(_hyperparameters(config, choices, overrides), HPARAMS_METRICS)
         session = Session(experiment, settings, writer, processes, stop_flag, checkpoint)
         train_loop(session)
@@ -153,12 +166,23 @@ def _train(
         writer.numbers(progress.step, session.epoch, numbers)
         writer.finish()
     results = describe(results, model, dataset, config, choices)
+    results |= {PREFIX + key: value for key, value in dataset.identity("train", "validation").items()}
     writer.write_results(results, model.state_dict())
     outcome = {"steps": progress.step, "best_step": progress.best_step, "monitored": progress.monitored}
     writer.set_status("completed", **outcome, summary=summary(results))
     longer = f"steps={2 * config.steps}" if config.steps else f"epochs={2 * config.epochs}"
     log.info(end_message(experiment, results, writer.path, longer))
     return progress.monitored
+
+
+def _check_images(checkpoint: State, dataset: Dataset, run: Path) -> None:
+    """Raises UserError if a checkpoint was trained on other images."""
+    # A checkpoint of an older version records no images.
+    if changes := "images" in checkpoint and changed_splits(checkpoint["images"], dataset.identity()):
+        raise UserError(
+            f"resume={run}: its dataset is not the one of its checkpoint: {changes}. Restore the images, say "
+            "where they are with --data PATH, or start a new run"
+        )
 
 
 def _test(session: Session) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import NoReturn
 
 from vaex.errors import UserError
@@ -18,6 +19,14 @@ class Parser(argparse.ArgumentParser):
     def add_device(self) -> None:
         self.add_argument(
             "--device", default="auto", help="auto | cpu | cuda | cuda:N; default auto: a GPU if there is one"
+        )
+
+    def add_data(self) -> None:
+        self.add_argument(
+            "--data",
+            type=Path,
+            metavar="PATH",
+            help="where the runs' images are now, if they were moved; default: dataset.source.root of each run",
         )
 
     def check_device(self, device: str) -> None:

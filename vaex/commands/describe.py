@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vaex.config.compose import compose, create_hydra
 from vaex.config.help import config_dirs, group_lines
-from vaex.config.overrides import without_plus
+from vaex.config.overrides import expand_data, without_plus
 from vaex.config.schema import Config, check, config_dir
 from vaex.errors import UserError
 from vaex.text_table import human, text_table
@@ -32,6 +32,7 @@ Prints what `vaex train` with the same overrides would run, without running it: 
 group, the model's layers with their parameters and FLOPs, and the FLOPs and the memory of a
 training step.
 
+  --data PATH            the images, in place of dataset.source.root
   --config-dir FOLDER    add your own options, as for vaex train
   --help                 print this text; `vaex train --help` lists all options and values"""
 
@@ -45,10 +46,12 @@ def main(arguments: list[str]) -> None:
     if {"--help", "-h"} & set(arguments):
         print(HELP)
         return
-    folders, overrides = config_dirs(arguments)
+    folders, overrides = config_dirs(expand_data(arguments))
     for override in overrides:
         if override.startswith("-"):
-            raise UserError(f"{override}: vaex describe takes GROUP=OPTION, KEY=VALUE and --config-dir FOLDER")
+            raise UserError(
+                f"{override}: vaex describe takes GROUP=OPTION, KEY=VALUE, --data PATH and --config-dir FOLDER"
+            )
     composed = compose(create_hydra(folders), without_plus(overrides))
     choices = {str(group): str(option) for group, option in composed.hydra.runtime.choices.items()}
     config = check(composed)

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     searches = [find_runs([path]) for path in paths]  # keeps the order of the arguments
     runs = list(dict.fromkeys(run for completed, _ in searches for run in completed))
     names = short_names(runs)
-    subject_of = partial(_subject, datasets=LatestDataset(), device=options.device, count=options.count)
+    subject_of = partial(_subject, datasets=LatestDataset(options.data), device=options.device, count=options.count)
     for run in runs if kinds else []:  # check all of them before anything is drawn
         subject = subject_of(run)
         for kind in kinds:
@@ -74,6 +74,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "what", nargs="+", metavar="RUN | KIND", help="folders of runs or of a sweep; and which kinds to draw"
     )
     parser.add_device()
+    parser.add_data()
     parser.add_argument(
         "--count", type=int, metavar="N", help="number of images, pairs or codes; the default depends on the kind"
     )

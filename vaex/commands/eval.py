@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     from vaex.runs.writing import replace_file
 
     measurements = {name: _measurement(name) for name in options.metric}
-    datasets = LatestDataset()
+    datasets = LatestDataset(options.data)
     if options.disentanglement:
         _check_factors(runs, datasets)
     names = short_names(runs)
@@ -78,6 +78,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "larger ones",
     )
     parser.add_device()
+    parser.add_data()
     add(
         "--fid",
         choices=("means", "noise", "none"),
@@ -153,7 +154,7 @@ def _evaluate(
     from vaex.evaluation.metric import DECLARATIONS, declaration
     from vaex.evaluation.metrics import MEASUREMENTS, describe
     from vaex.evaluation.table import Row, finite
-    from vaex.runs.folder import RESULTS, RunFolder
+    from vaex.runs.folder import RESULTS, WEIGHTS, WEIGHTS_HASH, RunFolder, weights_hash
 
     config, recorded, dataset = datasets.of(run)
     before = RunFolder(run).read_results()
@@ -181,6 +182,7 @@ def _evaluate(
         extra = EXTRAS[error.name]
         raise UserError(f"--{extra}: needs {error.name}; pip install 'vaex-autoencoders[{extra}]'") from error
     results = describe(results, model, dataset, config, recorded["choices"])
+    results[WEIGHTS_HASH] = weights_hash((run / WEIGHTS).read_bytes())  # an older run has none
     if measurements:
         metrics = [metric for measurement in measurements.values() for metric in measurement.metrics]
         results[DECLARATIONS] = {**before.get(DECLARATIONS, {}), **declaration(metrics)}

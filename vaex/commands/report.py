@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     with _writing(out):  # before the long work, so that an error is reported early
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / TABLE, runs_csv(runs).encode())
-    datasets = LatestDataset()
+    datasets = LatestDataset(options.data)
     document = build_document(runs, options.folders, Loaders(load_model, lambda run: datasets.of(run)[2]))
     with _writing(out):
         for picture in document.pictures:
@@ -59,7 +59,7 @@ def _writing(out: Path) -> Iterator[None]:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="vaex report",
-        usage="vaex report [--out FOLDER] RUN_FOLDER …",
+        usage="vaex report [--out FOLDER] [--data PATH] RUN_FOLDER …",
         description="Report on the runs of a sweep: the swept values, the best configuration by each metric, means and "
         "spreads over seeds, plots against the swept values, reconstructions and samples of all models in aligned "
         "columns, and every run with its state. Writes report.html, which needs no network, report.md and runs.csv.",
@@ -67,6 +67,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="folders of runs or sweeps")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the report there; default: RUN_FOLDER/report")
+    parser.add_data()
     options = parser.parse_args(arguments)
     if options.out is None and len(options.folders) > 1:
         parser.error("--out=FOLDER: is required if several folders are given")

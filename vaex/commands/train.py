@@ -22,8 +22,9 @@ def main(arguments: list[str]) -> None:
         print(train_help(arguments))
         return
     from vaex.config.compose import parse_arguments, print_information
+    from vaex.config.overrides import expand_data
 
-    arguments = process_arguments(arguments)
+    arguments = expand_data(process_arguments(arguments))
     flags = parse_arguments(arguments)
     if flags.cfg or flags.info or flags.shell_completion or flags.hydra_help:
         print_information(flags)
@@ -62,11 +63,13 @@ def _run(flags: Namespace) -> None:
             raise UserError(f"resume={path}: has no {CONFIG}; give the folder of a run, as `vaex train` printed it")
         with read_write(composed.hydra):  # nothing of Hydra's in the folder is replaced
             composed.resume, composed.hydra.run.dir, composed.hydra.output_subdir = str(path), str(path), None
-        saved, recorded = RunFolder.reopen(relative(path)).read_config()
-        config, folder = resume_config(check(composed), saved, overrides), RunFolder(relative(path))
+        path = path if composed.hydra.job.chdir else relative(path)
+        saved, recorded = RunFolder.reopen(path).read_config()
+        config, folder = resume_config(check(composed), saved, overrides), RunFolder(path)
     else:
         config = check(composed)
-        path = relative(Path(composed.hydra.run.dir).absolute())
+        path = Path(composed.hydra.run.dir).absolute()
+        path = path if composed.hydra.job.chdir else relative(path)
         folder = RunFolder.claim(path) if rank() == 0 else None
     try:
         run_job(hydra, composed, lambda _: train_in(folder, config, composed.hydra, recorded))

@@ -22,6 +22,8 @@ Values (KEY=VALUE), with their defaults:
 {values}
 
 vaex train --cfg job [OVERRIDES]       print the composed config and stop
+vaex train --data PATH …               the same as dataset.source.root=PATH, and needs no quotes
+vaex train resume=RUN --data PATH      resume a run whose images were moved
 vaex train --config-dir FOLDER …       add your own options: FOLDER/likelihood/mine.yaml is likelihood=mine
 vaex train hydra.run.dir=FOLDER        choose the folder of the run
 vaex train --hydra-help                Hydra's own flags, among them shell completion"""

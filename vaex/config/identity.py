@@ -1,46 +1,65 @@
-"""Which values make a run what it is, so that a sweep resumes only runs that would train the same."""
+"""Which values make a run what it is, so that only what belongs to a run is used to resume it."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from vaex.config.schema import Config
+from vaex.config.schema import CHANGEABLE, DATA, Config
 
 # Keys that change where or how fast a run trains, but not what it computes: a resumed sweep may change them.
 INCIDENTAL = (
     "device",
     "resume",
     "sweep",
+    DATA,
     "trainer.threads",
     "trainer.compile",
     "trainer.capture",
     "trainer.on_save_error",
 )
+MOST_NAMED = 4  # differences in a message
 
 
 def config_hash(config: Config) -> str:
     """Hexadecimal SHA-256 of all values except INCIDENTAL: equal for two configs that train the same."""
-    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_identity(asdict(config)), sort_keys=True).encode()).hexdigest()
 
 
 def difference(before: Config, now: Config) -> str:
     """The values in which two configs differ, apart from INCIDENTAL: `epochs was 2 and is 3`."""
-    old, new = _identity(before), _identity(now)
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
+    return _difference(_identity(asdict(before)), _identity(asdict(now)))
+
+
+def difference_from_checkpoint(saved: Mapping[str, Any], config: Config) -> str:
+    """The values in which a checkpoint's config differs from the run's; empty if both may be of one run.
+
+    Values that a resumed run may change do not count, nor do options that the vaex of the checkpoint did not have yet.
+    """
+    before, now = _identity(saved), _identity(asdict(config))
+    return _difference(*({key: node[key] for key in before if key in node} for node in (_fixed(before), _fixed(now))))
 
 
 def is_incidental(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in INCIDENTAL)
 
 
-def _identity(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in _leaves(asdict(config)) if not is_incidental(key)}
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    more = f", and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+    return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed[:MOST_NAMED]) + more
 
 
-def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in _leaves(content) if not is_incidental(key)}
+
+
+def _fixed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key.partition(".")[0] not in CHANGEABLE}
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys with their values, dicts resolved into their entries."""
     for key, value in node.items():
         if isinstance(value, dict):

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vaex.config.errors import suggestion
+from vaex.config.schema import DATA
 from vaex.errors import UserError
 
 LIST = "`vaex train --help` lists them"
@@ -70,6 +71,25 @@ def folder_of(override: str) -> Path:
     if not text or "${" in text:
         raise UserError(f"{override}: must name a folder, without ${{…}}")
     return Path(os.path.expanduser(text))
+
+
+def expand_data(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the override that `--data PATH` stands for, which takes any path without quotes.
+
+    Raises:
+        UserError: there is no path.
+    """
+    others, remaining = [], iter(arguments)
+    overrides = []  # come last, since Hydra takes no flag between overrides
+    for argument in remaining:
+        name, _, path = argument.partition("=")
+        if name != "--data":
+            others.append(argument)
+        elif path := path or next(remaining, ""):
+            overrides.append(f"{DATA}={QuotedString(text=path, quote=Quote.single).with_quotes()}")
+        else:
+            raise UserError("--data: needs the path of the images, such as --data /data/flowers")
+    return others + overrides
 
 
 def find_mistake(loader: ConfigLoader, config_name: str, overrides: Sequence[str], mode: RunMode) -> str | None:

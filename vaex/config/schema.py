@@ -82,8 +82,11 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def check(composed: DictConfig) -> Config:
+def check(composed: DictConfig, working_folder: str | None = None) -> Config:
     """Check every type and range of a composed config, with or without Hydra's own node.
+
+    Args:
+        working_folder: where relative paths of images start; None for the current folder.
 
     Raises:
         UserError: naming the key, the value and the remedy.
@@ -105,7 +108,7 @@ def check(composed: DictConfig) -> Config:
     merged = _merged(plain)
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise UserError(_removed(missing[0]))
-    config = _config(merged)
+    config = _config(merged, working_folder)
     for key in ("compile", "capture"):  # YAML's true is Python's True
         setattr(config.trainer, key, getattr(config.trainer, key).lower())
     _check_ranges(config)
@@ -132,14 +135,42 @@ def _merged(values: Group) -> DictConfig | ListConfig:
         raise UserError(explain(error, all_keys())) from error
 
 
-def _config(merged: DictConfig | ListConfig) -> Config:
+def _config(merged: DictConfig | ListConfig, working_folder: str | None = None) -> Config:
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
+    config.dataset = _with_absolute_roots(config.dataset, working_folder or os.getcwd())
     return config
+
+
+def _with_absolute_roots(group: Group, working_folder: str) -> Group:
+    """Make every path under a key `root` absolute, so that the run reads the same files from any folder."""
+    absolute: Group = {}
+    for key, value in group.items():
+        if isinstance(value, dict):
+            value = _with_absolute_roots(value, working_folder)
+        elif key == "root" and isinstance(value, str) and value and "://" not in value:
+            value = str(Path(working_folder, os.path.expanduser(value)))
+        absolute[key] = value
+    return absolute
+
+
+def with_data(config: Config, path: str | Path | None) -> Config:
+    """The config with the images read from another path.
+
+    Raises:
+        UserError: the dataset has no key for a path.
+    """
+    source = config.dataset.get("source")
+    if not isinstance(source, dict) or "root" not in source:
+        raise UserError(f"--data={path}: this dataset has no {DATA}, since it reads no files; leave --data out")
+    moved = {**config.dataset, "source": {**source, "root": path and str(Path(path).expanduser().absolute())}}
+    return dataclasses.replace(config, dataset=moved)
 
 
 # What the command line may change when a run is resumed; anything else would make it another run.
 CHANGEABLE = ("epochs", "steps", "device", "trainer", "figures")
+# Where the images are, which --data sets in every command. It may change too: a run knows its images by their hashes.
+DATA = "dataset.source.root"
 
 
 def resume_config(composed: Config, saved: Group, overrides: Sequence[str]) -> Config:
@@ -155,16 +186,19 @@ def resume_config(composed: Config, saved: Group, overrides: Sequence[str]) -> C
     """
     config = _merged(saved)
     changes = OmegaConf.structured(composed)
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key.split(".")[0] not in CHANGEABLE:
+    keys = [override.lstrip("+~").partition("=")[::2] for override in overrides]
+    for key, value in keys:
+        if key != DATA and key.split(".")[0] not in CHANGEABLE:
             raise UserError(
-                f"{key}={value}: cannot change when a run is resumed; only {', '.join(CHANGEABLE)} can. Leave it out, "
-                "or start a new run"
+                f"{key}={value}: cannot change when a run is resumed; only {', '.join(CHANGEABLE)} can, and --data if "
+                "the images moved. Leave it out, or start a new run"
             )
-        OmegaConf.update(config, key, OmegaConf.select(changes, key))
+        if key != DATA:
+            OmegaConf.update(config, key, OmegaConf.select(changes, key))
     config.resume = composed.resume
     result = _config(config)
+    if any(key == DATA for key, _ in keys):
+        result = with_data(result, OmegaConf.select(changes, DATA))
     _check_ranges(result)
     return result
 

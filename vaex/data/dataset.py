@@ -15,9 +15,11 @@ the key (dataset.source.root=…), the value and the remedy. It returns the same
 `validation` is cut from the end of the training images, and a run that resumes relies on the order.
 """
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from vaex.data.noise import uniform_like
 Binarize = Literal["none", "threshold", "static", "dynamic"]
 Dequantize = Literal["none", "uniform"]
 Resident = bool | Literal["auto"]
+Identity = Mapping[str, int | str]  # see Images.identity and Dataset.identity
 
 # Seeds of the static binarization. Changing one changes every number ever measured on static data.
 STATIC_SEEDS = {"train": 20_131_220, "test": 20_150_901}
@@ -56,6 +59,16 @@ class Images:
     def to(self, device: torch.device) -> "Images":
         factors = None if self.factors is None else self.factors.to(device)
         return Images(self.pixels.to(device), self.labels.to(device), factors)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What tells these images from others: their number, and the SHA-256 of the pixels and of the labels.
+
+        The labels are hashed as little-endian int64. Hashing takes about a second for each gigabyte.
+        """
+        pixels, labels = self.pixels.cpu().contiguous().numpy(), self.labels.cpu().contiguous().numpy().astype("<i8")
+        hashes = {"sha256": pixels, "labels_sha256": labels}
+        return {"images": len(self), **{key: hashlib.sha256(array.data).hexdigest() for key, array in hashes.items()}}
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,14 @@ class Dataset:
         channels, height, width = self.train.pixels.shape[1:]
         return channels, height, width
 
+    def identity(self, *splits: Literal["train", "validation", "test"]) -> Identity:
+        """The identity of these splits, or of all, under keys such as `train_sha256`."""
+        return {
+            f"{split}_{key}": value
+            for split in splits or ("train", "validation", "test")
+            for key, value in getattr(self, split).identity.items()
+        }
+
     @cached_property
     def binary(self) -> bool:
         """Whether every pixel that the model sees is 0 or 1."""
@@ -177,6 +198,32 @@ class Dataset:
         if self.binarize == "dynamic":
             return (uniform_like(x) < x).to(torch.float32)
         return x
+
+
+def changed_splits(before: Mapping[str, Any], now: Identity) -> str | None:
+    """How the splits differ from those of `before`; None if they are the same.
+
+    Args:
+        before: the identity of a run's dataset. Keys that it lacks are not compared: older runs recorded less.
+        now: the identity of the dataset as it is now, or a part of it.
+
+    Returns:
+        For instance `40 training images instead of 38; other pixels in the test images`.
+    """
+    changes = []
+    for split, name in (("train", "training"), ("validation", "validation"), ("test", "test")):
+        differs = {
+            part: before[key] != now[key]
+            for part in ("images", "sha256", "labels_sha256")
+            if (key := f"{split}_{part}") in before and key in now
+        }
+        if differs.get("images"):
+            changes.append(f"{now[f'{split}_images']} {name} images instead of {before[f'{split}_images']}")
+        elif differs.get("sha256"):
+            changes.append(f"other pixels in the {name} images")
+        elif differs.get("labels_sha256"):
+            changes.append(f"other labels of the {name} images")
+    return "; ".join(changes) or None
 
 
 def dequantize(pixels: Tensor) -> Tensor:

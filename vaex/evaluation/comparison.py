@@ -78,6 +78,11 @@ class Description:
         return ", ".join(parts)
 
 
+def recorded_identity(results: Results) -> dict[str, Any]:
+    """What results.json records of the identity of the run's splits, under the keys of `Dataset.identity`."""
+    return {key.removeprefix(PREFIX): value for key, value in results.items() if key.startswith(PREFIX)}
+
+
 @dataclass(frozen=True)
 class ComparisonGroup:
     """Runs whose numbers mean the same thing. Groups with equal keys are one group.

@@ -3,7 +3,6 @@
 To add a metric, write a function of an `Evaluation` with its `Measurement`, and add it to MEASUREMENTS.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from vaex.data.dataset import Dataset
 from vaex.evaluation.bits import PROBABILITY, image_scores
 from vaex.evaluation.bound import BOUND
 from vaex.evaluation.calibration import CALIBRATION
-from vaex.evaluation.comparison import Description
+from vaex.evaluation.comparison import PREFIX, Description
 from vaex.evaluation.disentanglement import DISENTANGLEMENT
 from vaex.evaluation.generation import GENERATION
 from vaex.evaluation.metric import Metric
@@ -50,12 +49,11 @@ def describe(
     if isinstance(scale := settings.get("scale"), Mapping):
         # Where a learned scale starts changes no probability.
         settings["scale"] = {name: value for name, value in scale.items() if name != "init"}
-    pixels = dataset.test.pixels.contiguous().numpy()
     description = Description(
         dataset=choices["dataset"],
         image_shape=dataset.image_shape,
         test_images=len(dataset.test),
-        test_sha256=hashlib.sha256(pixels.data).hexdigest(),
+        test_sha256=str(dataset.test.identity["sha256"]),
         binarize=dataset.binarize,
         dequantize=dataset.dequantize,
         conditional=model.classes > 0,
@@ -67,4 +65,5 @@ def describe(
         support=model.likelihood.support,
         beta=config.beta if "beta" in config.objective else None,
     )
-    return {**results, **image_scores(results, model.likelihood, dataset), **description.to_results()}
+    identity = {PREFIX + key: value for key, value in dataset.identity("test").items()}
+    return {**results, **image_scores(results, model.likelihood, dataset), **description.to_results(), **identity}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from vaex.config.schema import DATA
 from vaex.report.collect import Run, Value
 
 # Keys of how a run is executed, which change no result, are no axis.
@@ -106,7 +107,8 @@ def find_axes(runs: Sequence[Run]) -> Design:
     runs = [run for run in runs if run.config]
     groups = _differing_groups(runs)
     differing = _differing_keys([run.config for run in runs])
-    execution = tuple(key for key in differing if key.startswith(EXECUTION))
+    moved = (DATA,) if _had_same_images(runs) else ()  # a path with the same images is no other setting
+    execution = tuple(key for key in differing if key.startswith((*EXECUTION, *moved)))
     options = {axis.key: [run.choices.get(axis.key) for run in runs] for axis in groups}
     columns: dict[str, list[Value]] = {}  # key -> its value in each run
     followers = []
@@ -121,6 +123,12 @@ def find_axes(runs: Sequence[Run]) -> Design:
             columns[key] = column
     values = [Axis(key, _distinct(column), is_group=False) for key, column in columns.items()]
     return Design((*sorted(groups, key=_order), *sorted(values, key=_order)), seeds, tuple(followers), execution)
+
+
+def _had_same_images(runs: Sequence[Run]) -> bool:
+    keys = ("about/train_sha256", "about/test_sha256")
+    hashes = {tuple(run.results.get(key) for key in keys) for run in runs if run.results}
+    return len(hashes) == 1 and None not in next(iter(hashes))
 
 
 def _order(axis: Axis) -> tuple[int, str]:

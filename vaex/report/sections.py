@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vaex.evaluation.comparison import ComparisonGroup, collapsed, ranking_group
+from vaex.data.dataset import changed_splits
+from vaex.evaluation.comparison import ComparisonGroup, collapsed, ranking_group, recorded_identity
 from vaex.evaluation.metric import Metric, declared
 from vaex.evaluation.metrics import METRICS
 from vaex.figures.plot import needs_matplotlib
@@ -99,7 +100,7 @@ def best_section(study: Study, folders: Sequence[Path]) -> Section:
     reasons: dict[str, dict[str, None]] = {}  # reason -> titles of its groups
     for group in (*_ranking_groups(study), *(ranking.group for ranking in ranked)):
         reasons.setdefault(group.reason, {})[group.title] = None
-    blocks: list[Block] = [*_missing(study, folders), *_collapsed(study)]
+    blocks: list[Block] = [*_missing(study, folders), *_changed_images(study), *_collapsed(study)]
     across = [_card(ranking) for ranking in ranked if ranking.group.across_likelihoods]
     within = [_card(ranking) for ranking in ranked if not ranking.group.across_likelihoods]
     if across:
@@ -167,6 +168,23 @@ def _collapsed(study: Study) -> list[Text]:
     names = [f"{label or 'all'} ({_count(count, 'run')})" for label, count in counts.items() if count]
     text = f"The posterior has collapsed, so that z is not used: {_listed(names, ', ')}."
     return [Text(text, "warning")] if names else []
+
+
+def _changed_images(study: Study) -> list[Text]:
+    """A warning where runs with the same settings of the dataset had different images."""
+    first: dict[object, Run] = {}  # settings of the dataset -> its first run
+    changes = []
+    for run in study.completed:
+        settings = tuple(sorted((k, str(v)) for k, v in run.config.items() if k.startswith("dataset.")))
+        earlier = first.setdefault((run.choices.get("dataset"), settings), run)
+        before, now = (recorded_identity(each.results) for each in (earlier, run))
+        if difference := changed_splits(before, now):
+            changes.append(f"`{run.name}` and `{earlier.name}`: {difference}")
+    text = (
+        f"The images of a dataset changed between runs: {_listed(changes, '; ')}. Numbers of different test images are "
+        "not compared; other training images are a difference between the runs that no table shows."
+    )
+    return [Text(text, "warning")] if changes else []
 
 
 def _ranking_groups(study: Study) -> list[ComparisonGroup]:

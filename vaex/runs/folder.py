@@ -1,6 +1,7 @@
 """The folder of one run: its lock, config, status and results. Imports no torch."""
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from vaex.runs.writing import TEMPORARY, WritePolicy, replace_file
 
 CONFIG, STATUS, RESULTS = "config.yaml", "status.json", "results.json"
 METRICS, WEIGHTS = "metrics.jsonl", "model.safetensors"
+WEIGHTS_HASH = "model/sha256"  # key of results.json: of the weights that its numbers describe
 LOG = "vaex.log"  # named by Hydra, after hydra.job.name
 
 log = logging.getLogger("vaex")
@@ -188,6 +190,16 @@ class RunFolder:
             return {}
         return self._read_json(RESULTS, "remove it, and vaex eval measures the test metrics again")
 
+    def check_weights(self, content: bytes) -> None:
+        """Raises UserError unless the weights are those that the numbers in results.json describe."""
+        expected = self.read_results().get(WEIGHTS_HASH)  # older runs have none
+        if expected not in (None, weights_hash(content)):
+            raise UserError(
+                f"{self.path / WEIGHTS}: damaged, or of another run: its SHA-256 is not the one in {RESULTS}. Restore "
+                f"it, write both files again with vaex train resume={self.path}, or remove {RESULTS} to use these "
+                "weights"
+            )
+
     def read_status(self) -> dict[str, Any]:
         """The content of status.json. Raises UserError if the file does not exist or is damaged."""
         return self._read_json(STATUS, f"resume={self.path} continues the run and writes the file again")
@@ -217,6 +229,11 @@ def check_own(key: str, path: Path) -> None:
     folder = path.resolve()
     if folder in (Path(folder.anchor), Path.home(), *Path.cwd().parents):
         raise UserError(f"{key}={path}: contains more than a run would own; give it a new folder, such as outputs/mine")
+
+
+def weights_hash(content: bytes) -> str:
+    """The SHA-256 of model.safetensors."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _mapping(content: object) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Command:
         return f"vaex train -m {shlex.join([*self.engine, f'sweep={folder.path}'])}"
 
     def with_stored_values(self, folder: SweepFolder, arguments: Sequence[str]) -> "Command":
-        """This command with the values of the one that sweep.json stores, which may come from somebody else.
+        """This command after the values of the one that sweep.json stores, which may come from somebody else.
 
         Nothing else is taken from it, so that it runs no code and writes into no other folder.
 
@@ -71,7 +71,7 @@ class Command:
                     f"sweep={folder.path}: {value} is not taken from sweep.json, where only options of vaex and plain "
                     "values are allowed; if you trust it, give the whole command again"
                 )
-        return Command([*self.engine, *stored.values])
+        return Command([*self.engine, *stored.values, *self.values])
 
 
 def read_command(arguments: Sequence[str]) -> tuple[Command, SweepFolder]:

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vaex.config.identity import config_hash, difference
-from vaex.config.schema import Config, check, restore_config
+from vaex.config.schema import DATA, Config, check, restore_config
 from vaex.errors import Interrupted, UserError
 from vaex.runs.folder import CONFIG, LOG, RunFolder
 from vaex.sweeps.stopping import stop_with_sweep
@@ -56,7 +56,7 @@ def _run_job(composed: DictConfig) -> float | None:
     with folder.lock(WAIT), _output_to(folder.path / LOG):
         config_exists = (folder.path / CONFIG).exists()
         try:
-            config = check(composed)
+            config = check(composed, hydra.runtime.cwd)  # hydra.job.chdir may have left that folder
             earlier = restore_config(folder.read_config()[0]) if config_exists else config
         except UserError as error:
             if not config_exists:
@@ -71,6 +71,8 @@ def _run_job(composed: DictConfig) -> float | None:
         with suppress(UserError):
             status = folder.read_status()
         if config_exists and status.get("status") == "completed":
+            if earlier.dataset != config.dataset:
+                _check_same_images(folder, config)
             value = status.get("monitored")
             return None if value is None else float(value)
         if status.get("status") == "failed":
@@ -84,6 +86,22 @@ def _run_job(composed: DictConfig) -> float | None:
         except Exception as error:  # a bug in vaex or in a class of the user
             log.exception(f"{folder.path}: failed")
             raise UserError(f"{folder.path}: {type(error).__name__}: {error}") from error
+
+
+def _check_same_images(folder: RunFolder, config: Config) -> None:
+    """Raises UserError unless a complete run was trained on the images that the command names now."""
+    from vaex.build import load_dataset
+    from vaex.data.dataset import changed_splits
+    from vaex.evaluation.comparison import recorded_identity
+
+    before = recorded_identity(folder.read_results())
+    changes = changed_splits(before, load_dataset(config.dataset, folder.path).identity())
+    if changes or "train_sha256" not in before:
+        reason = changes or "the run recorded no hash of its images"
+        raise UserError(
+            f"{folder.path}: is complete, and {DATA} was another path: {reason}; give the images of the run, or "
+            "another sweep=FOLDER"
+        )
 
 
 def train_in(

@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from vaex.config.compose import compose, hydra_of
 from vaex.config.identity import is_incidental
 from vaex.config.overrides import parse_overrides, with_text
+from vaex.config.schema import DATA
 from vaex.errors import Interrupted, UserError
 from vaex.sweeps.command import Command, read_command
 from vaex.sweeps.folder import JobState, SweepFolder, announce
 from vaex.sweeps.job import sweep_job
-from vaex.sweeps.plan import constant_values, planning_config, swept_keys
+from vaex.sweeps.plan import constant_values, key_of, planning_config, swept_keys
 from vaex.sweeps.stopping import stop_runs_on_signals
 from vaex.sweeps.watch import Watch
 from vaex.text_table import text_table
@@ -44,7 +45,7 @@ def sweep(arguments: Sequence[str]) -> None:
     """
     command, folder = read_command(arguments)
     earlier = folder.read()
-    if not command.values and earlier:
+    if earlier and all(key_of(value) == DATA for value in command.values):
         command = command.with_stored_values(folder, earlier["arguments"])
     parsed = parse_overrides(command.overrides)
     constant = constant_values(parsed)

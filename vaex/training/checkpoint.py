@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from vaex.config.identity import difference_from_checkpoint
+from vaex.config.schema import Config
 from vaex.errors import UserError
 from vaex.runs.writing import WritePolicy, replace_file
 from vaex.text_table import human
@@ -28,12 +30,13 @@ class Checkpoints:
     Args:
         folder: of the checkpoints, inside the run folder.
         policy: what happens if a checkpoint can't be written.
+        config: the run's config; a checkpoint of a run with another one is refused. None to refuse none.
     """
 
     NEWEST = 2  # number of the newest checkpoints that are kept
 
-    def __init__(self, folder: Path, policy: WritePolicy | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, policy: WritePolicy | None = None, config: Config | None = None) -> None:
+        self.folder, self.config = folder, config
         self.policy = policy or WritePolicy(folder.parent)
         self._is_valid: dict[int, bool] = {}  # by step, for the checkpoints that were read or written
 
@@ -123,6 +126,19 @@ class Checkpoints:
         return content
 
     def load(self, step: int) -> State:
+        """Raises UserError if the file is damaged, has another format or belongs to another run."""
+        state = self._load(step)
+        self._check_config(step, state)
+        return state
+
+    def _check_config(self, step: int, state: State) -> None:
+        if self.config and (changes := difference_from_checkpoint(state.get("config", {}), self.config)):
+            raise UserError(
+                f"{self.path(step)}: belongs to another run: {changes} in config.yaml. Restore the checkpoints of this "
+                "run, or remove this one"
+            )
+
+    def _load(self, step: int) -> State:
         """Raises UserError if the file is damaged or has another format."""
         path, content = self.path(step), self._read(step)
         self._is_valid[step] = False  # until its content is checked, too
@@ -143,7 +159,7 @@ class Checkpoints:
         """The newest undamaged checkpoint, with a warning that names damaged ones; None if there is no checkpoint.
 
         Raises:
-            UserError: all checkpoints are damaged; the message names each.
+            UserError: all checkpoints are damaged, and the message names each; or the newest belongs to another run.
         """
         try:
             steps = self.steps()
@@ -152,10 +168,11 @@ class Checkpoints:
         problems = []
         for step in reversed(steps):
             try:
-                state = self.load(step)
+                state = self._load(step)
             except UserError as error:
                 problems.append(str(error))
                 continue
+            self._check_config(step, state)
             if problems:
                 log.warning(f"{'; '.join(problems)}. The run continues from {self.path(step)}, which is undamaged")
             return state
