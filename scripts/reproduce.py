@@ -182,7 +182,7 @@ def rescored(mapped: bool) -> Read:
 
         import vaex
         from vaex.build import load_config, load_dataset
-        from vaex.evaluation.split import evaluating, fixed_noise
+        from vaex.evaluation.split import batches
         from vaex.likelihoods.continuous_bernoulli import ContinuousBernoulliDistribution
 
         run = folder / "cross_entropy"
@@ -191,15 +191,13 @@ def rescored(mapped: bool) -> Read:
         grid = torch.linspace(-bound, bound, 200_001)
         means = ContinuousBernoulliDistribution(grid).mean
         total = 0.0
-        with evaluating(model), fixed_noise(torch.device("cpu")):
-            for start in range(0, len(dataset.test), 500):
-                x = dataset.to_float(dataset.test.pixels[start : start + 500])
-                posterior = model.encode(x)
-                eta = torch.logit(model.decode(posterior.rsample(1)).mean[0].clamp(1e-7, 1 - 1e-7))
-                if mapped:
-                    eta = grid[torch.searchsorted(means, torch.sigmoid(eta)).clamp(max=len(grid) - 1)]
-                log_prob = ContinuousBernoulliDistribution(eta.clamp(-bound, bound)).log_prob_of_pixels(x)
-                total += float(log_prob.sum() - posterior.rate().sum())
+        for batch in batches(model, dataset.test, dataset.to_float):
+            posterior = model.encode(batch.x)
+            eta = torch.logit(model.decode(posterior.rsample(1)).mean[0].clamp(1e-7, 1 - 1e-7))
+            if mapped:
+                eta = grid[torch.searchsorted(means, torch.sigmoid(eta)).clamp(max=len(grid) - 1)]
+            log_prob = ContinuousBernoulliDistribution(eta.clamp(-bound, bound)).log_prob_of_pixels(batch.x)
+            total += float(log_prob.sum() - posterior.rate().sum())
         return total / len(dataset.test)
 
     return read

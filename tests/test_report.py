@@ -278,7 +278,8 @@ def test_means_over_seeds_and_the_best_are_those_worked_out_by_hand(tmp_path: Pa
         ("laplace", 1, 2.9),
         ("laplace", 2, 3.4),
     ):
-        write(tmp_path / f"{likelihood}{seed}", likelihood, seed=seed, bits_per_dim=bits, **BITS)
+        errors = {"bits_per_dim_stderr": 0.0123}
+        write(tmp_path / f"{likelihood}{seed}", likelihood, seed=seed, bits_per_dim=bits, **BITS, **errors)
     best = ranking(rankings(read(tmp_path)), "bits_per_dim")
     assert [configuration.label for configuration, _ in best.entries] == ["gaussian", "laplace"]
     (_, first), (_, second) = best.entries
@@ -298,6 +299,7 @@ def test_means_over_seeds_and_the_best_are_those_worked_out_by_hand(tmp_path: Pa
     assert "3.1500 ± 0.3536" in text
     markdown = (tmp_path / "report" / "report.md").read_text()
     assert "| 1 | gaussian | 3.1000 ± 0.1414 |" in markdown and "| 2 | laplace | 3.1500 ± 0.3536 |" in markdown
+    assert "3.4000 ± 0.0123" in markdown and "Here ± is the standard error over test images." in markdown
 
 
 def test_a_repeated_seed_counts_once_and_one_seed_has_no_spread(tmp_path: Path, no_plots: None) -> None:

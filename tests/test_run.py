@@ -376,5 +376,6 @@ def test_the_end_message_names_the_metrics_and_the_next_commands(run: Path, tiny
         *("test", "elbo", "rate", "distortion", "loss", "MSE", "active units", "beta", "trained"),
         *("pictures", "run folder", "full evaluation", "train longer", "TensorBoard"),
     ]
+    assert f" ± {results(run)['test/elbo_stderr']:.2f} nats\n" in message
     assert f"MSE  {results(run)['test/mse']:.5f}\n" in message and " of 20\n" in message
     assert f"vaex train resume={run} steps=80\n" in message
