@@ -4,9 +4,6 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,6 @@ from vaex.training import loop as training_loop
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.intervals import PATIENCE, is_spike
 from vaex.training.session import Session
-from vaex.training.signals import stop_on_signals
 from vaex.training.step import TrainingStep
 
 Here = Callable[..., Path]
@@ -110,30 +106,6 @@ def stopped(here: Here, patched: pytest.MonkeyPatch, where: str, call: int, *arg
     return stop.value.code
 
 
-FAST = [("validate", 1), ("save", 2), ("test", 1)]
-SLOW = [("step", 1), ("step", 40), ("evaluate", 2), ("draw", 1), ("draw", 2)]
-
-
-@pytest.mark.parametrize("where, call", FAST + [pytest.param(*place, marks=pytest.mark.slow) for place in SLOW])
-def test_a_run_stopped_anywhere_continues_as_if_it_had_not_been(
-    where: str,
-    call: int,
-    trained: Here,
-    here: Here,
-    tiny: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    whole, parts = trained(*tiny, *COMMON), tmp_path / "parts"
-    assert stopped(here, monkeypatch, where, call, *tiny, *COMMON) == 128 + signal.SIGTERM
-    assert "vaex train resume=" in capsys.readouterr().err
-    assert json.loads((parts / "status.json").read_text())["status"] == "interrupted"
-    assert not (parts / "results.json").exists()
-    here(f"resume={parts}")
-    same_run(whole, parts)
-
-
 @pytest.mark.slow
 def test_a_run_may_be_stopped_over_and_over(
     trained: Here, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -145,79 +117,6 @@ def test_a_run_may_be_stopped_over_and_over(
         arguments = [f"resume={parts}"]
     here(*arguments)
     same_run(whole, parts)
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGUSR1, 138)])
-def test_each_signal_has_its_exit_code(
-    number: int, code: int, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signal_at(monkeypatch, "step", 3, number)
-    with pytest.raises(SystemExit) as stop:
-        here(*tiny, "steps=40")
-    assert stop.value.code == code
-
-
-def test_a_handler_that_was_there_is_called_after_the_run_saved_itself(
-    here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As a cluster's engine has one, to queue the job again."""
-    seen = []
-
-    def engine(number: int, frame: object) -> None:
-        seen.append((number, json.loads((tmp_path / "run" / "status.json").read_text())["status"]))
-
-    before = signal.signal(signal.SIGUSR1, engine)
-    try:
-        signal_at(monkeypatch, "step", 3, signal.SIGUSR1)
-        with pytest.raises(SystemExit):
-            here(*tiny, "steps=40")
-        assert seen == [(signal.SIGUSR1, "interrupted")]
-        assert signal.getsignal(signal.SIGUSR1) is engine
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-
-
-def test_an_ignored_signal_stays_ignored_and_the_second_one_is_the_systems() -> None:
-    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    try:
-        with stop_on_signals() as flag:
-            send(signal.SIGUSR1)
-            assert not flag.number
-            send(signal.SIGTERM)
-            assert flag.number == signal.SIGTERM
-            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # ends the process at once
-            flag.number = 0
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_run_outside_the_main_thread_takes_no_signals() -> None:
-    seen = []
-
-    def inside() -> None:
-        with stop_on_signals() as flag:
-            seen.append(flag.number)
-
-    thread = threading.Thread(target=inside)
-    thread.start()
-    thread.join()
-    assert seen == [0] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once(tiny: list[str], tmp_path: Path) -> None:
-    script = (
-        "import os, signal, time\n"
-        "from vaex.training.step import TrainingStep\n"
-        "def slow(self, index):\n"
-        "    os.kill(os.getpid(), signal.SIGINT); print('first', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(600)\n"
-        "TrainingStep.__call__ = slow\nfrom vaex.cli import main\nmain()\n"
-    )
-    command = [sys.executable, "-c", script, "train", *tiny, "steps=10", "hydra.run.dir=run"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert process.returncode == -signal.SIGINT and "first" in process.stdout
 
 
 def test_a_run_of_thousands_of_epochs_says_so_in_digits(

@@ -2,20 +2,17 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import composed, fork, metrics, results
+from conftest import composed, metrics, results
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -27,7 +24,6 @@ from vaex.evaluation.comparison import Description
 from vaex.training.checkpoint import Checkpoints
 from vaex.training.messages import end_message, start_message
 from vaex.training.session import Settings
-from vaex.training.step import TrainingStep
 
 Here = Callable[..., Path]
 Said = Callable[..., str]
@@ -209,41 +205,6 @@ def test_ten_steps_and_ten_more_are_twenty(here: Here, tiny: list[str]) -> None:
     assert_equal(state(whole, 20)["random"], state(parts, 20)["random"])
     assert [line for line in metrics(whole, "train/loss")] == metrics(parts, "train/loss")
     assert results(whole)["test/elbo"] == results(parts)["test/elbo"]
-
-
-def test_a_terminated_run_continues_as_if_it_had_not_been(
-    tiny: list[str], here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process of its own, stopped by SIGTERM in the middle of an epoch, with an interval half logged."""
-    common = [*tiny, "steps=40", "trainer.log_every=7", "figures.every=1000", "figures.kinds=[samples]"]
-    whole = here(*common, folder="whole")
-    take_step = TrainingStep.__call__
-
-    def slow(step: TrainingStep, index: torch.Tensor) -> None:
-        """Wait for the signal after the 20th step. The handler then leaves a second signal to the system."""
-        take_step(step, index)
-        if step.step == 20:
-            print("paused", flush=True)
-            while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-                time.sleep(0.01)
-
-    log = tmp_path / "parts.log"
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingStep, "__call__", slow)
-        child = fork(lambda: here(*common, folder="parts"), log)
-    while "paused\n" not in (log.read_text() if log.exists() else ""):
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), log.read_text()
-        time.sleep(0.01)
-    os.kill(child, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143 and "stopped at step 20 of 40" in log.read_text()
-    parts = tmp_path / "parts"
-    assert json.loads((parts / "status.json").read_text())["status"] == "interrupted"
-
-    here(f"resume={parts}")
-    assert_equal(state(whole, 40), state(parts, 40))
-    same_numbers(whole, parts)
-    assert (whole / "metrics.jsonl").read_text() == (parts / "metrics.jsonl").read_text()
-    assert (whole / "figures" / "samples.png").read_bytes() == (parts / "figures" / "samples.png").read_bytes()
 
 
 def test_a_resumed_run_stays_the_run_it_was(here: Here, said: Said, own_run: Path) -> None:

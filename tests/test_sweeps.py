@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -56,9 +56,9 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def started(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "vaex", "train", "-m", *arguments]
+def started(*arguments: str, cwd: Path, wrapper: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, which leads a process group; `wrapper` is a program that calls it."""
+    command = [*wrapper, sys.executable, "-m", "vaex", "train", "-m", *arguments]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     try:
@@ -290,35 +290,6 @@ def test_killed_workers_and_a_killed_parent_then_the_same_command(here: Here, ti
     for name in ("beta=1", "beta=2", "beta=4"):
         assert same_weights(sweep / name, whole / name)
         assert metrics(sweep / name, "train/loss") == metrics(whole / name, "train/loss")  # nothing twice
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_sweep_that_is_asked_to_stop_saves_its_runs(number: signal.Signals, tiny: list[str], tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    arguments = ["beta=1,2,4", *LONG, *tiny, "hydra.sweep.dir=sweep", "sweep.workers=2"]
-    with started(*arguments, cwd=tmp_path) as process:
-        until(lambda: at_work(sweep / "beta=1") and at_work(sweep / "beta=2"))
-        process.send_signal(number)
-        out, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert statuses(sweep) == {"beta=1": "interrupted", "beta=2": "interrupted"}
-    assert re.search(r"^beta=4 +not run$", out, flags=re.MULTILINE)
-    assert error.strip().splitlines()[-1].endswith("resume it with vaex train -m sweep=sweep")
-    for name in ("beta=1", "beta=2"):
-        reason = json.loads((sweep / name / "status.json").read_text())["reason"]
-        saved = int(re.search(r"stopped at step (\d+)", reason)[1])  # type: ignore[index]
-        assert (sweep / name / "checkpoints" / f"step-{saved}.pt").is_file()
-
-
-@pytest.mark.slow
-def test_a_launcher_of_another_package_starts_no_other_run_when_asked_to_stop(tiny: list[str], tmp_path: Path) -> None:
-    arguments = ["beta=1,2", *LONG, *tiny, "hydra.sweep.dir=sweep", "hydra/launcher=basic"]
-    with started(*arguments, cwd=tmp_path) as process:
-        until(lambda: at_work(tmp_path / "sweep" / "beta=1"))
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and statuses(tmp_path / "sweep") == {"beta=1": "interrupted"}
-    assert error.strip().splitlines()[-1].endswith("resume it with vaex train -m hydra/launcher=basic sweep=sweep")
 
 
 # Names.

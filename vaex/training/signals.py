@@ -35,7 +35,7 @@ class StopFlag:
         self.number = 0
         self.end_unstarted: Callable[[int], None] | None = None
         self._received: list[int] = []
-        self._first_ending = 0.0  # when the first of ENDING was received, in seconds of the monotonic clock
+        self._first_ending: float | None = None  # when the first of ENDING was received, on the monotonic clock
 
     def start(self) -> None:
         """From now on there is something to save, so a signal sets the flag."""
@@ -45,9 +45,13 @@ class StopFlag:
         """Returns whether the process must end at once."""
         self.number = self.number or (signal.SIGTERM if number == REQUEST else number)
         self._received.append(number)
-        if number in ENDING:
-            self._first_ending = self._first_ending or time.monotonic()
-        return number in ENDING and time.monotonic() - self._first_ending > SAME_MOMENT
+        if number not in ENDING:
+            return False
+        now = time.monotonic()
+        if self._first_ending is None:
+            self._first_ending = now
+            return False
+        return now - self._first_ending > SAME_MOMENT
 
 
 _flag: StopFlag | None = None  # of the `stop_on_signals` that this process is in
