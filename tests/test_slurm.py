@@ -4,12 +4,15 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
+from test_sweeps import LONG, at_work, same_weights, started, statuses, until
 
 from vaex.errors import Interrupted
 from vaex.runs.folder import RunFolder
@@ -244,3 +247,76 @@ def test_nothing_in_the_folder_of_submitit_is_unpickled(
     queue_of(monkeypatch, lambda: {"a": "COMPLETED"})
     assert launcher._wait(["a"], StopFlag())["a"].error
     assert not (tmp_path / "exploded").exists()
+
+
+# On a real Slurm.
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def job_numbers(sweep: Path) -> dict[str, str]:
+    return {name: job.number for name, job in (queued_jobs(sweep) or {}).items() if not job.ended}
+
+
+def start_requeued_jobs() -> None:
+    """Slurm lets a job that was queued again wait for two minutes."""
+    for line in slurm("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines():
+        number, reason = line.split()
+        if reason == "BeginTime":
+            slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+
+@pytest.mark.slow
+def test_a_sweep_on_slurm_survives_time_outs_preemption_and_a_killed_command(tiny: list[str], tmp_path: Path) -> None:
+    """Its weights are those of an undisturbed sweep, and a job that is cancelled is named and can be resumed."""
+    if not slurm("sinfo", "--noheader"):
+        pytest.skip("there is no Slurm here")
+    values = ["beta=1,2,4", *LONG, *tiny, "trainer.threads=1"]
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2"]
+    sweep, whole = tmp_path / "sweep", tmp_path / "whole"
+    one, two, four = (sweep / f"beta={beta}" for beta in (1, 2, 4))
+    with started(*values, *launcher, "hydra.sweep.dir=sweep", cwd=tmp_path) as process:
+        until(lambda: at_work(one) and at_work(two), 300)
+        numbers = job_numbers(sweep)
+        slurm("scancel", "--signal=USR2", numbers["beta=1"])  # as Slurm does some time before a job is out of time
+        slurm("scontrol", "requeue", numbers["beta=2"])  # as at preemption
+        process.send_signal(signal.SIGKILL)
+        until(lambda: statuses(sweep)["beta=1"] == statuses(sweep)["beta=2"] == "interrupted")
+    assert job_numbers(sweep) == numbers
+    with started(*launcher, "sweep=sweep", cwd=tmp_path) as process:
+        until(lambda: four.exists() and at_work(four), 300)
+        assert job_numbers(sweep) == numbers  # nothing is submitted twice
+        slurm("scancel", numbers["beta=4"])
+        while process.poll() is None:
+            start_requeued_jobs()
+            time.sleep(1)
+        out, error = process.communicate()
+    assert "3 of 3 jobs already" in out and f"! beta=4: Slurm job {numbers['beta=4']} was cancelled; stopped at" in out
+    assert process.returncode == 1 and "of 3 jobs 1 interrupted" in error
+    assert statuses(sweep) == {"beta=1": "completed", "beta=2": "completed", "beta=4": "interrupted"}
+    with started(*launcher, "sweep=sweep", cwd=tmp_path) as process:
+        out, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    with started(*values, "hydra.sweep.dir=whole", "sweep.workers=2", cwd=tmp_path) as process:
+        assert process.wait(600) == 0
+    for run in (one, two, four):
+        assert (run / "vaex.log").read_text().count("from step") == 1
+        assert same_weights(run, whole / run.name)
+
+
+@pytest.mark.slow
+def test_a_stopped_command_cancels_its_jobs_on_slurm(tiny: list[str], tmp_path: Path) -> None:
+    if not slurm("sinfo", "--noheader"):
+        pytest.skip("there is no Slurm here")
+    sweep = tmp_path / "sweep"
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2"]
+    with started("beta=1,2,4", *LONG, *tiny, *launcher, "hydra.sweep.dir=sweep", cwd=tmp_path) as process:
+        until(lambda: at_work(sweep / "beta=1"), 300)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 130 and not job_numbers(sweep)
+    assert error.strip().endswith(f"resume it with vaex train -m {' '.join(launcher)} sweep=sweep")
+    assert set(statuses(sweep).values()) == {"interrupted"}
+    assert "stopped at step" in str(json.loads((sweep / "beta=1/status.json").read_text())["reason"])
