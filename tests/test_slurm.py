@@ -6,7 +6,7 @@ import pickle
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,26 +42,24 @@ def commands(tmp_path: Path, monkeypatch: Patch) -> Callable[[str, str], None]:
     return replace
 
 
-def refusals() -> Iterator[tuple[str, str]]:
-    """What sbatch of Slurm 22.05 says, or the reason that squeue gives, and the key that the error must name."""
-    yield "Invalid generic resource (gres) specification", "hydra.launcher.gpus_per_node=0"
-    yield "Memory specification can not be satisfied, Requested node configuration is not available", "mem_gb"
-    yield "Requested node configuration is not available", "hydra.launcher.cpus_per_task"
-    yield "PartitionConfig", "hydra.launcher.cpus_per_task"
-    yield "invalid partition specified: nope, Invalid partition name specified", "hydra.launcher.partition"
-    yield "Requested time limit is invalid (missing or exceeds some limit)", "hydra.launcher.timeout_min"
-    yield "PartitionTimeLimit", "hydra.launcher.timeout_min"
-    yield "Invalid qos specification", "hydra.launcher.qos"
-    yield "Invalid account or account/partition combination specified", "hydra.launcher.account"
-    yield "AssocGrpCpuLimit", "hydra.launcher.account"
-    yield "Invalid feature specification", "hydra.launcher.constraint"
-    yield "Invalid job array specification", "fewer values"
-
-
-def test_a_refusal_names_the_key() -> None:
-    for message, key in refusals():
-        assert key in remedy(message), message
-    assert remedy("Priority") == ""
+def test_a_refusal_names_the_key_and_its_value() -> None:
+    """What sbatch and squeue of Slurm 22.05 say."""
+    options = {"gpus_per_node": 1, "mem_gb": 64, "cpus_per_task": 4, "partition": "gpu", "timeout_min": 9, "gres": None}
+    for message, change in (
+        ("Invalid generic resource (gres) specification", "gpus_per_node=1"),
+        ("Memory specification can not be satisfied, Requested node configuration is not available", "mem_gb=64"),
+        ("Requested node configuration is not available", "cpus_per_task=4, hydra.launcher.mem_gb=64"),
+        ("PartitionConfig", "cpus_per_task=4, hydra.launcher.mem_gb=64"),
+        ("invalid partition specified: gpu, Invalid partition name specified", "partition=gpu"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "timeout_min=9"),
+        ("PartitionTimeLimit", "timeout_min=9"),
+        ("Invalid qos specification", "qos"),
+        ("Invalid account or account/partition combination specified", "account"),
+        ("AssocGrpCpuLimit", "account"),
+        ("Invalid feature specification", "constraint"),
+    ):
+        assert remedy(message, options).startswith(f"; change hydra.launcher.{change}"), message
+    assert remedy("Priority", options) == ""
 
 
 def test_jobs_that_slurm_refuses_are_an_error_of_one_line(
@@ -71,7 +69,8 @@ def test_jobs_that_slurm_refuses_are_an_error_of_one_line(
     sweep = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=1", "beta=1,2", "hydra.sweep.dir=sweep"]
     pytest.importorskip("submitit")
     error = said(here, *sweep, folder=None)
-    assert "Slurm refuses the jobs: Invalid generic resource (gres) specification; hydra.launcher.gpus" in error
+    refusal = "Slurm refuses the jobs: Invalid generic resource (gres) specification"
+    assert error == f"hydra/launcher=slurm: {refusal}; change hydra.launcher.gpus_per_node=1"
     assert not list(Path("sweep/.submitit").iterdir())
     error = said(here, *sweep, "hydra.launcher.timeout_min=1", folder=None)
     assert error.startswith("hydra.launcher.signal_delay_s=120: ") and "hydra.launcher.timeout_min=1" in error
@@ -114,6 +113,10 @@ def test_the_jobs_of_a_sweep_are_found_in_the_queue(tmp_path: Path, commands: Ca
         "a": QueuedJob("7_0", "RUNNING", "None", first / "7_0_0_log.err"),
         "b": QueuedJob("12", "PENDING", "Resources", second / "12_0_log.err"),
     }
+    rows = [f"7|0|RUNNING|None|{first}/script.sh", f"7|N/A|CANCELLED|None|{first}/script.sh"]  # before b started
+    commands("squeue", f"cat <<'END'\n{chr(10).join(rows)}\nEND")
+    jobs = queued_jobs(tmp_path / "sweep") or {}
+    assert [(job.number, job.state) for job in jobs.values()] == [("7_0", "RUNNING"), ("7_1", "CANCELLED")]
     commands("squeue", "exit 1")
     assert queued_jobs(tmp_path / "sweep") is None
 
@@ -173,7 +176,7 @@ def test_the_command_waits_for_the_other_jobs_when_one_is_cancelled(
     assert outcomes["a"].error == read_status("a")["reason"] == "Slurm job 12_a was cancelled"
     assert outcomes["c"].error == read_status("c")["reason"] == "Slurm job 12_c ended as OUT_OF_MEMORY, and wrote log"
     assert [read_status(name)["status"] for name in "abcd"] == ["interrupted", "completed", "interrupted", "failed"]
-    pending = "1 job pending in the queue of Slurm: PartitionConfig; no node of the partition has as many cores"
+    pending = "1 job pending in the queue of Slurm: PartitionConfig; change hydra.launcher.cpus_per_task=1\n"
     assert pending in capsys.readouterr().err
 
 

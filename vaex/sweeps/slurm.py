@@ -137,8 +137,10 @@ class SlurmLauncher(Launcher):
         except (FailedJobError, FailedSubmissionError, ValueError) as error:
             shutil.rmtree(folder)
             lines = dict.fromkeys(line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if line)
-            message = ", ".join(lines)
-            raise UserError(f"hydra/launcher=slurm: Slurm refuses the jobs: {message}{remedy(message)}") from error
+            message = ", ".join(lines).replace("Batch job submission failed: ", "")
+            raise UserError(
+                f"hydra/launcher=slurm: Slurm refuses the jobs: {message}{remedy(message, options)}"
+            ) from error
         print(f"{'submitted':>10}  {len(jobs)} as job {submitted[0].job_id.partition('_')[0]} of Slurm", flush=True)
 
     def _wait(self, names: Sequence[str], stop: StopFlag) -> dict[str, Outcome]:
@@ -163,7 +165,7 @@ class SlurmLauncher(Launcher):
                 # arrive late from another machine.
                 before, ended = ended, {name for name in missing if name not in queue or queue[name].ended}
                 outcomes |= {name: self._outcome(name, jobs.get(name)) for name in (ended & before) - set(outcomes)}
-                _report_pending([queue[name] for name in missing if name in queue], reported)
+                self._report_pending([queue[name] for name in missing if name in queue], reported)
                 next_look = time.monotonic() + (INTERVAL if ended - set(outcomes) else QUEUE_INTERVAL)
             time.sleep(INTERVAL)
         if stop.number:
@@ -178,9 +180,11 @@ class SlurmLauncher(Launcher):
         if state.status == "failed":
             return Outcome(error=state.error)
         if job is None:
-            reason = "its job is no longer in the queue of Slurm"
+            reason = "its job is not in the queue of Slurm"
         elif job.state == "CANCELLED":
             reason = f"Slurm job {job.number} was cancelled"
+        elif not job.ended:  # when it was last seen
+            reason = f"Slurm job {job.number} is no longer in the queue"
         else:
             reason = f"Slurm job {job.number} ended as {job.state}, and wrote {job.log}"
         if state.status == "interrupted" and state.error:
@@ -190,14 +194,13 @@ class SlurmLauncher(Launcher):
         RunFolder(folder).set_status("interrupted", reason=reason)
         return Outcome(error=reason)
 
-
-def _report_pending(jobs: Sequence[QueuedJob], reported: set[str]) -> None:
-    """Print each reason why jobs are pending once."""
-    for reason, count in Counter(job.reason for job in jobs if job.state == "PENDING").items():
-        if reason not in reported and reason not in UNREMARKABLE:
-            reported.add(reason)
-            text = f"{count} job{'s' * (count > 1)} pending in the queue of Slurm: {reason}{remedy(reason)}"
-            tqdm.write(text, file=sys.stderr)
+    def _report_pending(self, jobs: Sequence[QueuedJob], reported: set[str]) -> None:
+        """Print each reason why jobs are pending once."""
+        for reason, count in Counter(job.reason for job in jobs if job.state == "PENDING").items():
+            if reason not in reported and reason not in UNREMARKABLE:
+                reported.add(reason)
+                text = f"{count} job{'s' * (count > 1)} pending in the queue of Slurm: {reason}"
+                tqdm.write(text + remedy(reason, self.options), file=sys.stderr)
 
 
 def _job_return(outcome: Outcome, overrides: Sequence[str]) -> JobReturn:

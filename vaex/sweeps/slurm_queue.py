@@ -4,9 +4,10 @@ import getpass
 import json
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SUBMISSIONS = ".submitit"  # in the folder of a sweep: one folder for each submission, with its logs
 NAMES = "names.json"  # in the folder of a submission: the names of its jobs, in the order of the job array
@@ -15,18 +16,16 @@ ENDED = (
     *("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"),
 )
 
-# What an error of sbatch, or the reason why a job is pending, says -> what to set. The first match counts.
+# What an error of sbatch, or the reason why a job is pending, says -> the options to change. The first match counts.
 REMEDIES = {
-    r"generic resource|gres|gpu": "hydra.launcher.gpus_per_node=0 is for a cluster without GPUs",
-    r"memory": "set hydra.launcher.mem_gb",
-    r"time.?limit": "set hydra.launcher.timeout_min",
-    r"node configuration|partitionconfig|nodelimit|cpu count": "no node of the partition has as many cores or GPUs, or "
-    "as much memory; set hydra.launcher.cpus_per_task, gpus_per_node or mem_gb",
-    r"qos": "set hydra.launcher.qos",
-    r"account|assoc": "set hydra.launcher.account",
-    r"partition": "set hydra.launcher.partition; `sinfo` lists the partitions",
-    r"feature|constraint": "set hydra.launcher.constraint",
-    r"job array": "the cluster limits the size of a job array; give fewer values at once",
+    r"generic resource|gres": ("gpus_per_node", "gres"),
+    r"memory": ("mem_gb",),
+    r"time.?limit": ("timeout_min",),
+    r"node configuration|partitionconfig|nodelimit|cpu count": ("cpus_per_task", "mem_gb", "gpus_per_node"),
+    r"qos": ("qos",),
+    r"account|assoc": ("account",),
+    r"partition": ("partition",),
+    r"feature|constraint": ("constraint",),
 }
 
 
@@ -64,14 +63,16 @@ def queued_jobs(sweep: Path) -> dict[str, QueuedJob] | None:
     submissions = (sweep / SUBMISSIONS).resolve()
     jobs: dict[str, QueuedJob] = {}
     rows = [line.strip().split("|", 4) for line in listing.stdout.splitlines()]
-    for number, index, state, reason, script in sorted(rows, key=lambda row: int(row[0])):
+    # The latest job of a name counts. A row without an index stands for the jobs of an array that never started, or for
+    # a job that is no array.
+    for number, index, state, reason, script in sorted(rows, key=lambda row: (int(row[0]), row[1].isdigit())):
         folder = Path(script).parent
         if folder.parent.resolve() != submissions or not (folder / NAMES).exists():
             continue
         names = json.loads((folder / NAMES).read_text())
-        name = names[int(index) if index.isdigit() else 0]  # a single job is no job array
-        number = f"{number}_{index}" if index.isdigit() else number
-        jobs[name] = QueuedJob(number, state, reason, folder / f"{number}_0_log.err")  # the latest with this name
+        for position in [int(index)] if index.isdigit() else range(len(names)):
+            task = f"{number}_{position}" if len(names) > 1 else number
+            jobs[names[position]] = QueuedJob(task, state, reason, folder / f"{task}_0_log.err")
     return jobs
 
 
@@ -89,7 +90,10 @@ def has_gpus(partition: str | None) -> bool:
     return any("gpu" in resources for name, resources in rows if name in chosen or name.rstrip("*") in chosen)
 
 
-def remedy(message: str) -> str:
-    """`; ` and what to set after this message of Slurm; empty if it is unknown."""
-    texts = (text for pattern, text in REMEDIES.items() if re.search(pattern, message, re.IGNORECASE))
-    return "".join(f"; {text}" for text in list(texts)[:1])
+def remedy(message: str, options: Mapping[str, Any]) -> str:
+    """`; change …` with the options of the launcher that this message of Slurm is about; empty if it is unknown."""
+    for pattern, keys in REMEDIES.items():
+        if re.search(pattern, message, re.IGNORECASE):
+            chosen = [f"hydra.launcher.{key}={options[key]}" for key in keys if options.get(key) is not None]
+            return f"; change {', '.join(chosen or [f'hydra.launcher.{keys[0]}'])}"
+    return ""
