@@ -1,6 +1,8 @@
 """The scripts behind the documents: each is run, shortened, and its documented arguments are parsed."""
 
 import argparse
+import math
+import os
 import re
 import shlex
 import subprocess
@@ -240,18 +242,32 @@ def test_the_products_of_a_step_are_all_found() -> None:
     assert len(recorder.calls) == 4 + 7
 
 
+@pytest.mark.parametrize("name", ["conv64", "vit64"])
+def test_a_case_with_images_of_its_own_is_trained(name: str) -> None:
+    import bench
+
+    few = ["+dataset.source.count=260", "batch_size=2"]
+    step, stream = bench.training_step(bench.CASES[name], torch.device("cpu"), *few)
+    step(stream.batch(0))
+    assert math.isfinite(step.sums.take().sums["loss"])
+    assert "VAEX_TRUST" not in os.environ
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command, output",
     [
         ("bench.py --cases mlp --rounds 1 --seconds 0.05", "× tutorial loop"),
+        ("bench.py --cases conv64 --rounds 1 --seconds 0.05", "× tutorial loop"),
+        ("bench.py --cases vit64 --rounds 1 --seconds 0.05", "× tutorial loop"),
         ("bench_sweep.py --batch 32 --steps 5 --rounds 1", "batch 32: "),
         ("bench_report.py --repeats 1", " runs: "),
-        ("profile_step.py --cases mlp --steps 2", "products"),
+        ("profile_step.py --cases mlp conv64 vit64 --modes '' --steps 2", "| vit64 | float32 |"),
+        ("profile_step.py --epoch batch_size=1000 architecture.hidden=[8]", "| validation |"),
     ],
 )
 def test_a_benchmark_runs(command: str, output: str) -> None:
-    script, *arguments = command.split()
+    script, *arguments = shlex.split(command)
     done = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert output in done.stdout
