@@ -1,6 +1,7 @@
 """Fixtures: a small cut of the real MNIST files, and runs of the real command."""
 
 import copy
+import gc
 import gzip
 import json
 import os
@@ -30,6 +31,7 @@ from vaex.config.schema import Config, check, config_dir
 from vaex.data.dataset import Source
 from vaex.data.mnist import mnist
 
+gc.disable()  # until the tests are collected: what is imported and collected stays
 torch.set_num_threads(1)  # the models here are too small for two
 # The first backward pass of a process starts a thread for each device; under FakeTensorMode also for GPUs that do not
 # exist. A fork of a process with such threads can't train, so the first backward pass is this one.
@@ -42,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
