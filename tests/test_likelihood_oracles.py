@@ -11,11 +11,13 @@ import hypothesis.strategies as st
 import mpmath as mp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 import torch
 
 from vaex.likelihoods.base import LEVELS, Likelihood
 from vaex.likelihoods.bernoulli import Bernoulli, CrossEntropy
-from vaex.likelihoods.beta import Beta
+from vaex.likelihoods.beta import Beta, BetaDistribution
 from vaex.likelihoods.categorical import Categorical, CategoricalDistribution
 from vaex.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from vaex.likelihoods.gaussian import Gaussian
@@ -24,8 +26,8 @@ from vaex.likelihoods.logistic import Logistic
 from vaex.likelihoods.mixture import DiscretizedLogisticMixture
 from vaex.likelihoods.scale import Fixed, PerImage, PerPixel
 from vaex.likelihoods.softplus import softplus
-from vaex.likelihoods.student_t import StudentT
-from vaex.likelihoods.truncated_normal import TruncatedNormal
+from vaex.likelihoods.student_t import StandardStudentT, StudentT
+from vaex.likelihoods.truncated_normal import TruncatedNormal, TruncatedNormalDistribution
 
 mp.mp.dps = 40
 SHAPE = (1, 1, 1)
@@ -133,15 +135,17 @@ def option(family: type) -> str:
 
 
 CASES: dict[str, Case] = {}
-for family, bounded, scale in itertools.product(DENSITIES, (True, False), SCALES):
+for family, bounded, scale in itertools.product(DENSITIES, (True, False), [1e-4, *SCALES]):
     more = {"degrees_of_freedom": 5.0} if family is StudentT else {}
     name = f"{option(family)}-{'bounded' if bounded else 'linear'}-{scale:.3g}"
 
     def make(family=family, bounded=bounded, scale=scale, more=more, **extra) -> Likelihood:
         return family(image_shape=SHAPE, scale=fixed(scale), bounded_mean=bounded, **more, **extra)
 
-    CASES[name] = Case(make, density(family, bounded, scale), PIXELS)
-    if family in CDFS:
+    if scale >= SCALES[0]:
+        CASES[name] = Case(make, density(family, bounded, scale), PIXELS)
+    # At a scale of 1e-4 the rounding of a location inside [0, 1] decides on the number.
+    if family in CDFS and (scale >= SCALES[0] or not bounded):
         CASES[f"{name}-bins"] = Case(lambda make=make: make(discretize=True), mass(family, bounded, scale), PIXELS)
 for bound in (9.21, 100.0, 1000.0):
     CASES[f"continuous_bernoulli-{bound}"] = Case(
@@ -157,6 +161,30 @@ for scale in SCALES:
     )
 CASES["bernoulli"] = Case(lambda: Bernoulli(image_shape=SHAPE), lambda x, h: x * h - mp.log1p(mp.exp(h)), [0.0, 1.0])
 CASES["cross_entropy"] = Case(lambda: CrossEntropy(image_shape=SHAPE), lambda x, h: x * h - mp.log1p(mp.exp(h)), PIXELS)
+
+
+def derivatives(oracle: Oracle, x: mp.mpf, outputs: list[mp.mpf]) -> list[mp.mpf]:
+    """The derivative with respect to each output, by central differences, which 40 digits allow."""
+    step = mp.mpf(10) ** -15
+    ends = [
+        [oracle(x, *outputs[:n], outputs[n] + sign * step, *outputs[n + 1 :]) for sign in (1, -1)]
+        for n in range(len(outputs))
+    ]
+    return [(after - before) / (2 * step) for after, before in ends]
+
+
+def assert_gradients(got: torch.Tensor, rows: torch.Tensor, oracle: Oracle, bounded: bool) -> None:
+    """The gradients [N, outputs] at the rows [N, 1 + outputs] of x and the outputs are right to a thousandth."""
+    for gradient, row in zip(got.tolist(), rows.tolist(), strict=True):
+        x, *outputs = map(mp.mpf, row)
+        for n, wanted in enumerate(derivatives(oracle, x, outputs)):
+            error, allowed = abs(gradient[n] - wanted), 1e-5 + 1e-3 * abs(wanted)
+            if bounded and error > allowed:  # σ(h) and σ(h) (1 - σ(h)) are right to half a unit in the last place
+                rounding = mp.mpf(2) ** -25
+                nearby = derivatives(oracle, x + rounding * (1 if x < 0.5 else -1), outputs)[n]
+                slope = sigmoid(outputs[0]) * (1 - sigmoid(outputs[0]))
+                allowed += abs(nearby - wanted) + (2 * rounding * abs(wanted) / slope if n == 0 else 0)
+            assert error <= allowed, (row, gradient, float(wanted))
 
 
 def grid(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,7 +211,9 @@ def test_log_prob_and_its_gradient_on_the_whole_grid(name: str) -> None:
     error, allowed = (got - wanted).abs(), 1e-5 * wanted.abs().clamp(min=1) + torch.tensor(slack)
     worst = (error - allowed).argmax()
     assert (error <= allowed).all(), (x[worst].item(), h[worst].flatten(), got[worst], wanted[worst])
-    assert torch.autograd.grad(got.sum(), h)[0].isfinite().all()
+    rows, gradient = torch.cat([x, h], 1).flatten(1), torch.autograd.grad(got.sum(), h)[0].flatten(1)
+    every = 3 if case.outputs > 1 else 1  # 3 has no factor in common with the axes of the grid
+    assert_gradients(gradient[::every], rows[::every], case.oracle, "bounded" in name)
 
 
 def soft_floor(raw: mp.mpf, floor: float = 1 / 255, init: float = 0.3) -> mp.mpf:
@@ -207,35 +237,39 @@ def test_predicted_scales_on_the_whole_grid(name: str, rule: type) -> None:
     family, more = PREDICTED[name]
     scale = rule(image_shape=SHAPE, floor=1 / 255, init=0.3)
     more = more | ({"degrees_of_freedom": 5.0} if family is StudentT else {})
-    more = more | ({} if family is TruncatedNormal else {"bounded_mean": True})
+    bounded = family is not TruncatedNormal
+    more = more | ({"bounded_mean": True} if bounded else {})
     likelihood = family(image_shape=SHAPE, scale=scale, **more)
     rows = torch.tensor(list(itertools.product(PIXELS, RAW[::2], RAW)))
     h = rows[:, 1:, None, None].requires_grad_()
     got = likelihood(h).log_prob(rows[:, :1, None, None])
+
+    def oracle(x: mp.mpf, raw_loc: mp.mpf, raw_scale: mp.mpf) -> mp.mpf:
+        s = soft_floor(raw_scale)
+        if family is TruncatedNormal:
+            return truncated(s)(x, raw_loc)
+        return (mass if more.get("discretize") else density)(family, True, s)(x, raw_loc)
+
     expected, slack = [], []
     for x, raw_loc, raw_scale in rows.tolist():
-        s = soft_floor(mp.mpf(raw_scale))
-        if family is TruncatedNormal:
-            oracle = truncated(s)
-        else:
-            oracle = (mass if more.get("discretize") else density)(family, True, s)
-        value = oracle(mp.mpf(x), mp.mpf(raw_loc))
+        value = oracle(mp.mpf(x), mp.mpf(raw_loc), mp.mpf(raw_scale))
         expected.append(float(value))
         # A float32 location and a float32 log scale are each right to half a unit in the last place.
         nearby = mp.mpf(x) + mp.mpf(2) ** -25 * (1 if x < 0.5 else -1)
-        shift = 0 if family is TruncatedNormal else abs(oracle(nearby, mp.mpf(raw_loc)) - value)
+        shift = abs(oracle(nearby, mp.mpf(raw_loc), mp.mpf(raw_scale)) - value) if bounded else 0
         slack.append(float(shift))
     wanted = torch.tensor(expected)
     error, allowed = (got - wanted).abs(), 1e-5 * wanted.abs().clamp(min=1) + torch.tensor(slack)
     worst = (error - allowed).argmax()
     assert (error <= allowed).all(), (rows[worst], got[worst], wanted[worst])
-    assert torch.autograd.grad(got.sum(), h)[0].isfinite().all()
+    gradient = torch.autograd.grad(got.sum(), h)[0].flatten(1)
+    assert_gradients(gradient[::5], rows[::5], oracle, bounded)  # 5 has no factor in common with the axes of the grid
 
 
 @hypothesis.given(
     family=st.sampled_from(list(CDFS)),
     loc=st.floats(-30, 30, width=32),
-    log_scale=st.floats(-5.5, 25, width=32),
+    log_scale=st.floats(-9.25, 25, width=32),
     bounded=st.booleans(),
 )
 @hypothesis.settings(max_examples=200, deadline=None)
@@ -243,9 +277,12 @@ def test_masses_of_any_discretised_family_add_up_to_one(
     family: type, loc: float, log_scale: float, bounded: bool
 ) -> None:
     likelihood = family(image_shape=SHAPE, scale=fixed(math.exp(log_scale)), bounded_mean=bounded, discretize=True)
-    log_mass = likelihood(torch.full((1, 1, 1), loc)).log_prob(torch.arange(LEVELS)[:, None, None, None] / 255)
+    distribution, levels = likelihood(torch.full((1, 1, 1), loc)), torch.arange(LEVELS)[:, None, None, None] / 255
+    log_mass = distribution.log_prob(levels)
     assert (log_mass <= 1e-6).all()
-    assert log_mass.double().exp().sum().item() == pytest.approx(1, abs=2e-4)
+    between = (distribution.cdf(levels) - distribution.cdf_below(levels)).flatten()
+    torch.testing.assert_close(between, log_mass.exp(), rtol=0, atol=2e-6)
+    assert log_mass.double().exp().sum().item() == pytest.approx(1, abs=2e-5)
 
 
 @hypothesis.given(eta=st.floats(-1000, 1000, width=32))
@@ -313,6 +350,32 @@ def test_conditional_channels_are_a_chain_of_mixtures() -> None:
     drawn = distribution.sample((20_000,))
     assert drawn.shape == (20_000, 3, 1, 1)
     torch.testing.assert_close(drawn.mean(0), distribution.mean, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("components, seed", [(1, 5), (4, 11)])
+def test_the_mean_of_conditional_channels_is_that_of_all_colours(components: int, seed: int) -> None:
+    likelihood = DiscretizedLogisticMixture(
+        image_shape=(3, 1, 1), components=components, conditional_channels=True, floor=0.0005, init=0.1
+    )
+    generator = torch.Generator().manual_seed(seed)
+    distribution = likelihood(torch.randn(likelihood.out_channels(3), 1, 1, generator=generator))
+    levels = np.arange(LEVELS) / 255
+    edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
+    weights, locs, log_scales = (
+        part.double().reshape(components, -1).numpy()
+        for part in (distribution.log_weights.exp(), distribution.loc, distribution.log_scale)
+    )
+    assert distribution.coefficients is not None
+    coefficients = distribution.coefficients.double().reshape(components, 3, 3).numpy()
+    expected = np.zeros(3)
+    for weight, loc, scale, c in zip(weights[:, 0], locs, np.exp(log_scales), coefficients, strict=True):
+        red = np.diff(scipy.special.expit((edges - loc[0]) / scale[0]))
+        of_green = loc[1] + c[1, 0] * levels[:, None]  # [red, 1]
+        green = np.diff(scipy.special.expit((edges - of_green) / scale[1]))  # [red, green], given red
+        of_blue = loc[2] + c[2, 0] * levels[:, None] + c[2, 1] * levels
+        blue = sum(scipy.special.expit((of_blue - edge) / scale[2]) for edge in edges[1:-1]) / 255  # mean given both
+        expected += weight * np.array([red @ levels, red @ (green @ levels), red @ (green * blue).sum(1)])
+    np.testing.assert_allclose(distribution.mean.flatten(), expected, atol=1e-3)
 
 
 def test_categorical_is_a_softmax() -> None:
@@ -389,6 +452,61 @@ def test_samples_have_the_stated_mean_variance_and_cdf(name: str) -> None:
             worst = int(excess.flatten().argmax())
             values = (level, h[worst].flatten().tolist(), share.flatten()[worst].item(), stated.flatten()[worst].item())
             assert (excess < 1e-4).all(), values
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1 / 255, 0.1, 1.0, 50.0, 4.8e4, 7e6, 2e7, 1e12])
+@pytest.mark.parametrize("loc", [-30.0, -3.0, -1e-3, 0.0, 0.3, 0.5, 1.0, 1.2, 30.0])
+def test_the_moments_of_a_truncated_normal(loc: float, scale: float) -> None:
+    """By the formulas in terms of the densities at the ends, of which 100 digits survive any cancellation here."""
+    log_scale = math.log(scale)
+    shape = torch.Size((1, 1, 1))
+    values = (torch.full(shape, value, dtype=torch.float64) for value in (loc, log_scale))
+    distribution = TruncatedNormalDistribution(*values)
+    with mp.workdps(100):
+        m, s = mp.mpf(loc), mp.exp(mp.mpf(log_scale))
+        low, high = -m / s, (1 - m) / s
+        mass = mp.exp(interval(CDFS[Gaussian], low, high))
+        at_low, at_high = (mp.exp(normal(end)) / mass for end in (low, high))
+        mean = m + s * (at_low - at_high)
+        variance = s * s * (1 + low * at_low - high * at_high - (at_low - at_high) ** 2)
+    assert distribution.mean.item() == pytest.approx(float(mean), rel=1e-6)
+    assert distribution.variance.item() == pytest.approx(float(variance), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "alpha, beta", [(998.0, 1e-3), (1e-3, 998.0), (1e-3, 1e-3), (1e-3, 1.0), (0.5, 0.5), (1e3, 1e3)]
+)
+def test_samples_of_a_beta_are_never_an_end(alpha: float, beta: float) -> None:
+    torch.manual_seed(0)
+    concentrations = (torch.full((1, 1, 1), value, dtype=torch.float64) for value in (alpha, beta))
+    distribution = BetaDistribution(*concentrations)
+    samples = distribution.sample((100_000,))
+    assert samples.dtype == torch.float32
+    assert ((samples > 0) & (samples < 1)).all()
+    assert distribution.log_prob(samples).isfinite().all()
+    scipys = scipy.stats.beta(alpha, beta)
+    for threshold in (1e-30, 1e-6, 0.1, 0.4999, 0.5001, 0.9, 1 - 1e-6):
+        share = (samples < threshold).double().mean().item()
+        error = 5 * math.sqrt(scipys.cdf(threshold) * scipys.sf(threshold) / len(samples))
+        assert share == pytest.approx(scipys.cdf(threshold), abs=error + 1e-9), threshold
+    if alpha == beta:
+        assert samples.double().std().item() == pytest.approx(scipys.std(), rel=0.01)
+
+
+@pytest.mark.parametrize("freedom", [2.1, 5.0, 30.0, 57.0, 58.0, 999.0, 1e3, 1e6, 1e9, 1e15])
+def test_student_t_for_any_degrees_of_freedom(freedom: float) -> None:
+    standard = StandardStudentT(freedom)
+    e = torch.cat([torch.linspace(-15, 15, 1001, dtype=torch.float64), torch.tensor([-1e6, -40.0, 40.0, 1e6])])
+    reference = scipy.stats.t(freedom) if freedom < 1e8 else scipy.stats.norm  # the difference is of the order of 1/ν
+    np.testing.assert_allclose(standard.cdf(e), reference.cdf(e), atol=1e-7 + 1 / freedom * (freedom >= 1e8))
+    v = mp.mpf(freedom)
+    expected = mp.loggamma(v / 2) - mp.loggamma((v + 1) / 2) + mp.log(v * mp.pi) / 2
+    assert standard.log_normalizer == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_infinite_degrees_of_freedom_are_refused() -> None:
+    with pytest.raises(ValueError, match="degrees_of_freedom=inf: must be a finite number > 2"):
+        StudentT(image_shape=SHAPE, scale=fixed(1.0), bounded_mean=True, degrees_of_freedom=math.inf)
 
 
 def test_continuous_bernoullis_known_values() -> None:

@@ -44,7 +44,18 @@ class BetaDistribution(PixelDistribution):
     def sample(self, sample_shape: torch.types._size = ()) -> Tensor:
         with torch.no_grad():
             shape = (*sample_shape, *self.alpha.shape)
-            return torch.distributions.Beta(self.alpha.expand(shape), self.beta.expand(shape), False).sample().float()
+            logit = _sample_log_gamma(self.alpha.expand(shape)) - _sample_log_gamma(self.beta.expand(shape))
+            limits = torch.finfo(torch.float32)  # the conversion to float32 may round to 0 or 1
+            return torch.sigmoid(logit).float().clamp(limits.tiny, 1 - limits.eps / 2)
+
+
+def _sample_log_gamma(concentration: Tensor) -> Tensor:
+    """Logarithms of gamma samples. The samples themselves may be too small for float64 if the concentration is small.
+
+    A sample for a is one for a + 1 times U^(1/a), and -log U is exponential (Marsaglia & Tsang 2000, section 6).
+    """
+    exponential = torch.empty_like(concentration).exponential_()
+    return torch._standard_gamma(concentration + 1).log() - exponential / concentration
 
 
 class Beta(Likelihood):

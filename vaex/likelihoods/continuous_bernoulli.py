@@ -30,10 +30,11 @@ class ContinuousBernoulliDistribution(PixelDistribution):
         self.eta = eta
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
-        # η x - max(η, 0) = -|η| · (distance from the more probable end), without cancellation
-        size = self.eta.abs()
-        distance = torch.where(self.eta > 0, 1 - value, value)
-        return -size * distance - (log_normalizer(self.eta) - self.eta.clamp(min=0))
+        # Both terms less max(η, 0), so that they do not cancel. By `where`, because at η = 0, where the two sides have
+        # the same derivative, those that torch gives abs and clamp do not add up to it.
+        positive = self.eta > 0
+        exponent = self.eta * torch.where(positive, value - 1, value)
+        return exponent - (log_normalizer(self.eta) - torch.where(positive, self.eta, 0.0))
 
     @property
     def mean(self) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vaex.likelihoods.base import PixelDistribution
 from vaex.likelihoods.location_scale import LocationScale, Standard, mean_over
+from vaex.likelihoods.log_ndtr import log_ndtr
 
 
 class StandardGaussian(Standard):
@@ -24,8 +25,7 @@ class StandardGaussian(Standard):
         return cdf
 
     def log_cdf(self, e: Tensor) -> Tensor:
-        log_cdf: Tensor = torch.special.log_ndtr(e)
-        return log_cdf
+        return log_ndtr(e.double()).to(e.dtype)
 
     def log_interval(self, center: Tensor, width: Tensor) -> Tensor:
         """log Φ(b) + log(1 - exp(log Φ(a) - log Φ(b))), mirrored into the lower tail, where log Φ is precise.
@@ -34,8 +34,8 @@ class StandardGaussian(Standard):
         """
         away, narrow = center.double().abs(), width.double() < 1e-4
         half = torch.where(narrow, 1.0, width.double()) / 2  # safe input of the branch that is not taken
-        upper = torch.special.log_ndtr(half - away)
-        lower = torch.special.log_ndtr(-half - away)
+        upper = log_ndtr(half - away)
+        lower = log_ndtr(-half - away)
         difference = upper + torch.log(-torch.expm1(lower - upper))
         rectangle = self.log_kernel(away) - self.log_normalizer + width.double().log()  # relative error width²/24
         log_mass: Tensor = torch.where(narrow, rectangle, difference)

@@ -19,7 +19,7 @@ class Standard:
 
     A family implements `log_kernel`. What else it implements decides what it can be used for: `sample` for drawing
     images with noise, `cdf` for calibration, `log_cdf` and `log_interval` (with `cdf`) for likelihood.discretize=true,
-    and `optimal_log_scale` for likelihood/scale=optimal.
+    and `optimal_log_scale` for the density with likelihood/scale=optimal.
 
     Attributes:
         log_normalizer: the log density is log_kernel(e) - log_normalizer.
@@ -136,12 +136,15 @@ class DiscretizedDistribution(LocationScalePixels):
         return log_bin_mass(value, self.loc, self.log_scale, self.standard)
 
     def cdf(self, value: Tensor) -> Tensor:
-        upper = self.standard.cdf((value + 0.5 / MAX_LEVEL - self.loc) * torch.exp(-self.log_scale))
-        return torch.where(value > 1 - 0.5 / MAX_LEVEL, 1.0, upper)
+        return torch.where(value > 1 - 0.5 / MAX_LEVEL, 1.0, self._cdf_at_edge(value, 0.5))
 
     def cdf_below(self, value: Tensor) -> Tensor:
-        lower = self.standard.cdf((value - 0.5 / MAX_LEVEL - self.loc) * torch.exp(-self.log_scale))
-        return torch.where(value < 0.5 / MAX_LEVEL, 0.0, lower)
+        return torch.where(value < 0.5 / MAX_LEVEL, 0.0, self._cdf_at_edge(value, -0.5))
+
+    def _cdf_at_edge(self, value: Tensor, offset: float) -> Tensor:
+        """The family's distribution function at an edge of the bin of `value`, in the units of `log_bin_mass`."""
+        edge = (value * MAX_LEVEL).round() + offset
+        return self.standard.cdf((edge - self.loc * MAX_LEVEL) * torch.exp(-self.log_scale) / MAX_LEVEL)
 
     @property
     def mean(self) -> Tensor:
@@ -151,7 +154,9 @@ class DiscretizedDistribution(LocationScalePixels):
     @property
     def variance(self) -> Tensor:
         """E[X²] - E[X]², with 255² · E[X²] = Σ_k (2k + 1) P(X > k/255)."""
-        return (self._tail_sum(lambda k: (2 * k + 1) / MAX_LEVEL) - self.mean.square()).clamp(min=0)
+        exact = DiscretizedDistribution(self.loc.double(), self.log_scale.double(), self.standard)  # the terms cancel
+        variance = exact._tail_sum(lambda k: (2 * k + 1) / MAX_LEVEL) - exact.mean.square()
+        return variance.clamp(min=0).to(self.loc.dtype)
 
     def _tail_sum(self, weight: Callable[[int], float]) -> Tensor:
         """Σ_k weight(k) P(X > k/255) / 255."""
@@ -176,12 +181,13 @@ class DiscretizedDistribution(LocationScalePixels):
 
 def log_bin_mass(value: Tensor, loc: Tensor, log_scale: Tensor, standard: Standard) -> Tensor:
     """Log probability of the level k/255 nearest to `value`; the arguments are broadcast against each other."""
-    inverse = torch.exp(-log_scale)
-    center, width = (value - loc) * inverse, inverse / MAX_LEVEL
-    first = standard.log_cdf(center + width / 2)
-    last = standard.log_cdf(width / 2 - center)
-    middle = standard.log_interval(center, width)
-    return torch.where(value < 0.5 / MAX_LEVEL, first, torch.where(value > 1 - 0.5 / MAX_LEVEL, last, middle))
+    width = torch.exp(-log_scale) / MAX_LEVEL
+    # In units of a level, because the difference between a level and a location near it is then exact. Adjacent bins
+    # thus have the same edge between them, and the masses add up to 1.
+    center = ((value * MAX_LEVEL).round() - loc * MAX_LEVEL) * width
+    first, last = value < 0.5 / MAX_LEVEL, value > 1 - 0.5 / MAX_LEVEL
+    tail = standard.log_cdf(torch.where(last, -center, center) + width / 2)
+    return torch.where(first | last, tail, standard.log_interval(center, width))
 
 
 class LocationScale(Likelihood):

@@ -4,6 +4,8 @@ All channels of a pixel share the component. With `conditional_channels` the loc
 on the preceding channels, as in eq. 3 of the paper.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from vaex.likelihoods.logistic import StandardLogistic
 from vaex.likelihoods.scale import SoftFloor
 
 LOGISTIC = StandardLogistic()
+POINTS = 128  # of the quadrature over the preceding channels
 
 
 class LogisticMixtureDistribution(PixelDistribution):
@@ -44,16 +47,39 @@ class LogisticMixtureDistribution(PixelDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Exact for independent channels. Otherwise preceding channels are replaced by their mean, which makes a
-        difference only where a component extends beyond [0, 1]."""
-        weights, channels = self.log_weights.exp(), []
-        means = torch.zeros_like(self.loc)
-        for channel in range(self.loc.shape[-3]):
-            loc = self._conditional_loc(means)
-            part = DiscretizedDistribution(loc[..., channel, :, :], self.log_scale[..., channel, :, :], LOGISTIC).mean
-            channels.append(part)
-            means = torch.stack([*channels, *[torch.zeros_like(part)] * (means.shape[-3] - len(channels))], dim=-3)
-        return (weights * means).sum(-4)
+        """Exact for independent channels and for the first of conditional ones. The error of the others is about 1e-4,
+        and at most 1e-3.
+        """
+        if self.coefficients is None:
+            return self._mixed(self._components.mean)
+        first = DiscretizedDistribution(self.loc[..., :1, :, :], self.log_scale[..., :1, :, :], LOGISTIC).mean
+        return self._mixed(torch.cat([first, self._means_of_later_channels()], dim=-3))
+
+    def _means_of_later_channels(self) -> Tensor:
+        """The mean of each channel given the preceding ones, averaged over quasi-random values of those."""
+        scales = self.log_scale.exp().unbind(-3)
+        engine = torch.quasirandom.SobolEngine(len(scales))  # type: ignore[no-untyped-call]
+        points = engine.draw(POINTS) + 0.5 / POINTS  # in the middle of the cells, so never 0
+        totals = [torch.zeros_like(scale) for scale in scales[1:]]
+        for point in points.logit().tolist():
+            channels = self._channels([scale * noise for scale, noise in zip(scales, point, strict=True)])
+            for total, scale, (loc, _) in zip(totals, scales[1:], channels[1:], strict=True):
+                total += clipped_mean(loc, scale)
+        return torch.stack(totals, dim=-3) / POINTS
+
+    def _channels(self, noise: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Location and value of each channel, both [..., K, H, W], for its noise, [..., K, H, W].
+
+        The location depends on the values of the preceding channels, so the channels are computed in their order.
+        """
+        channels: list[tuple[Tensor, Tensor]] = []
+        for channel, loc in enumerate(self.loc.unbind(-3)):
+            if self.coefficients is not None:
+                for preceding, (_, value) in enumerate(channels):
+                    loc = loc + self.coefficients[..., channel, preceding, :, :] * value
+            level = ((loc + noise[channel]) * MAX_LEVEL).round().clamp(0, MAX_LEVEL)
+            channels.append((loc, level / MAX_LEVEL))
+        return channels
 
     @property
     def has_cdf(self) -> bool:
@@ -81,11 +107,15 @@ class LogisticMixtureDistribution(PixelDistribution):
             gumbel = -torch.empty_like(log_weights).exponential_().log()
             component = F.one_hot((log_weights + gumbel).argmax(-4), log_weights.shape[-4]).movedim(-1, -4)
             noise = self.log_scale.exp() * LOGISTIC.sample(self.loc.expand(shape))
-            x = torch.zeros(shape, device=self.loc.device)
-            for channel in range(shape[-3]):  # in order, because the next channel may depend on this one
-                level = ((self._conditional_loc(x) + noise) * MAX_LEVEL).round().clamp(0, MAX_LEVEL) / MAX_LEVEL
-                x[..., channel, :, :] = level[..., channel, :, :]
+            x = torch.stack([value for _, value in self._channels(noise.unbind(-3))], dim=-3)
             return (component * x).sum(-4)
+
+
+def clipped_mean(loc: Tensor, scale: Tensor) -> Tensor:
+    """E[clamp(loc + scale · e, 0, 1)] = scale · (softplus(loc / scale) - softplus((loc - 1) / scale)), e logistic."""
+    # exp(-80) is as good as 0 here. A smaller result is not a normal float32 number, which makes exp slow on a CPU.
+    below, above = (torch.exp(-(distance.abs() / scale).clamp(max=80)) for distance in (loc, loc - 1))
+    return loc.clamp(0, 1) + scale * torch.log((1 + below) / (1 + above))
 
 
 class DiscretizedLogisticMixture(Likelihood):

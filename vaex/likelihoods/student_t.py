@@ -14,7 +14,10 @@ class StandardStudentT(Standard):
     def __init__(self, degrees_of_freedom: float) -> None:
         v = degrees_of_freedom
         self.degrees_of_freedom = v
-        self.log_normalizer = math.lgamma(v / 2) - math.lgamma((v + 1) / 2) + 0.5 * math.log(v * math.pi)
+        if v < 1000:
+            self.log_normalizer = math.lgamma(v / 2) - math.lgamma((v + 1) / 2) + 0.5 * math.log(v * math.pi)
+        else:  # a series, because the two logarithms have most of their digits in common
+            self.log_normalizer = 0.5 * math.log(2 * math.pi) + 1 / (4 * v) - 1 / (24 * v**3)
         self.variance = v / (v - 2)
 
     def log_kernel(self, e: Tensor) -> Tensor:
@@ -29,11 +32,13 @@ class StandardStudentT(Standard):
     def cdf(self, e: Tensor) -> Tensor:
         """From a table over θ, with e = √ν tan θ, in which the density is smooth: proportional to cos(θ)^(ν-1)."""
         v = self.degrees_of_freedom
-        theta = torch.linspace(-math.pi / 2, math.pi / 2, 20_001, dtype=torch.float64, device=e.device)
-        table = torch.cumulative_trapezoid(theta.cos().clamp(min=0) ** (v - 1), theta)
+        limit = min(math.pi / 2, 12 / math.sqrt(v))  # for many degrees of freedom a normal, without mass beyond 12
+        theta = torch.linspace(-limit, limit, 20_001, dtype=torch.float64, device=e.device)
+        density = torch.exp(0.5 * (v - 1) * torch.log1p(-theta.sin().square()))
+        table = torch.cumulative_trapezoid(density, theta)
         table = torch.cat([table.new_zeros(1), table]) / table[-1]
-        position = (torch.atan(e.double() / math.sqrt(v)) / math.pi + 0.5) * 20_000
-        below = position.floor().clamp(0, 19_999).long()
+        position = ((torch.atan(e.double() / math.sqrt(v)) / limit + 1) * 10_000).clamp(0, 20_000)
+        below = position.floor().clamp(max=19_999).long()
         fraction = position - below
         return torch.lerp(table[below], table[below + 1], fraction).to(e.dtype)
 
@@ -62,9 +67,10 @@ class StudentT(LocationScale):
         bounded_mean: bool | None,
         degrees_of_freedom: float,
     ) -> None:
-        if not degrees_of_freedom > 2:
+        if not (math.isfinite(degrees_of_freedom) and degrees_of_freedom > 2):
             raise ValueError(
-                f"likelihood.degrees_of_freedom={degrees_of_freedom}: must be > 2; with fewer there is no variance"
+                f"likelihood.degrees_of_freedom={degrees_of_freedom}: must be a finite number > 2; with fewer there is "
+                "no variance"
             )
         self.standard = StandardStudentT(degrees_of_freedom)
         super().__init__(image_shape=image_shape, scale=scale, bounded_mean=bounded_mean)

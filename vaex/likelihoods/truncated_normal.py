@@ -4,6 +4,7 @@ The mean is not loc, and reaches values near 0 or 1 only if loc lies outside [0,
 with log-probabilities of intervals that are accurate in the tails.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,23 +39,34 @@ class TruncatedNormalDistribution(PixelDistribution):
         log_density = NORMAL.log_kernel(self._standardized(value.double())) - NORMAL.log_normalizer - self.log_scale
         return (log_density - self._log_mass).to(value.dtype)
 
-    def _ratios(self) -> tuple[Tensor, Tensor]:
-        """The density at each end, divided by the mass between them, in standard units."""
-        log_mass = self._log_mass + NORMAL.log_normalizer
-        low, high = (torch.exp(NORMAL.log_kernel(self._standardized(end)) - log_mass) for end in (0.0, 1.0))
-        return low, high
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """The mean and the variance, by Gauss-Legendre quadrature from the mode to where the density is exp(-25) of it.
+
+        The formulas in terms of the densities at both ends lose all digits for large scales and for locations far
+        outside [0, 1].
+        """
+        mode, variance = self.loc.clamp(0, 1), (2 * self.log_scale).exp()
+        offset = mode - self.loc
+        root = (offset.square() + 50 * variance).sqrt()
+        low = -torch.minimum(mode, 50 * variance / (root + (-offset).clamp(min=0)))
+        high = torch.minimum(1 - mode, 50 * variance / (root + offset.clamp(min=0)))
+        middle, half = (low + high) / 2, (high - low) / 2  # x = mode + middle + half · t, with t in [-1, 1]
+        constant, slope = -middle * (middle + 2 * offset) / (2 * variance), -half * (middle + offset) / variance
+        curvature = -half.square() / (2 * variance)
+        total = first = second = torch.zeros_like(mode)
+        for t, weight in zip(*np.polynomial.legendre.leggauss(24), strict=True):
+            density = float(weight) * torch.exp(constant + float(t) * (slope + float(t) * curvature))
+            total, first, second = total + density, first + float(t) * density, second + float(t * t) * density
+        first, second = first / total, second / total
+        return mode + (middle + half * first), half.square() * (second - first.square())
 
     @property
     def mean(self) -> Tensor:
-        low, high = self._ratios()
-        return (self.loc + self.log_scale.exp() * (low - high)).clamp(0, 1).float()
+        return self._moments()[0].float()
 
     @property
     def variance(self) -> Tensor:
-        low, high = self._ratios()
-        a, b = self._standardized(0.0), self._standardized(1.0)
-        relative = 1 + a * low - b * high - (low - high).square()
-        return ((2 * self.log_scale).exp() * relative).clamp(min=0).float()
+        return self._moments()[1].float()
 
     @property
     def mode(self) -> Tensor:
