@@ -10,6 +10,7 @@ from torch import nn
 
 from vaex.build import build_model
 from vaex.data.dataset import Images
+from vaex.errors import UserError
 from vaex.evaluation.bound import freeze_scales
 from vaex.likelihoods.base import Likelihood, PixelDistribution
 from vaex.likelihoods.gaussian import Gaussian
@@ -56,6 +57,34 @@ def test_optimal_scale_is_where_the_likelihood_is_highest(family: type, spread: 
 
     best = scipy.optimize.minimize_scalar(nll, bracket=(got - 1, got + 1), tol=1e-10).x
     assert got == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rule", [Optimal, OptimalPerImage, OptimalPerPixel])
+def test_the_derivative_at_the_optimum_is_zero(family: type, rule: type) -> None:
+    """Also if most pixels are black and predicted well."""
+    x = torch.rand(4, *SHAPE) * (torch.rand(4, *SHAPE) < 0.2)
+    h = torch.where(x > 0, torch.randn_like(x), -8.0)
+    distribution = make(family, rule(image_shape=SHAPE, floor=1e-9))(h, x)
+    log_scale = distribution.log_scale.double().requires_grad_()
+    log_prob = LocationScaleDistribution(distribution.loc.double(), log_scale, distribution.standard).log_prob(x)
+    (derivative,) = torch.autograd.grad(log_prob.sum(), log_scale)
+    sharing = x.numel() / derivative.numel()  # pixels that share a scale
+    torch.testing.assert_close(derivative / sharing, torch.zeros_like(derivative), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", [Gaussian, Laplace, Logistic])
+@pytest.mark.parametrize("rule", [Optimal, OptimalPerImage, OptimalPerPixel])
+def test_an_optimal_scale_of_bins_is_refused(family: type, rule: type) -> None:
+    """It would be that of the density, at which the derivative of the mass is not zero."""
+    with pytest.raises(ValueError, match=r"likelihood/scale: .*discretize=true.*use likelihood/scale=shared"):
+        family(image_shape=SHAPE, scale=rule(image_shape=SHAPE, floor=1e-3), bounded_mean=None, discretize=True)
+
+
+def test_discretized_logistic_refuses_an_optimal_scale() -> None:
+    config = composed("likelihood=discretized_logistic", "likelihood/scale=optimal")
+    with pytest.raises(UserError, match=r"likelihood/scale: [^\n]*use likelihood/scale=shared$"):
+        build_model(config, (1, 6, 6), classes=0, stochastic=True)
 
 
 def test_optimal_gaussian_is_root_mean_square_and_laplace_mean_absolute() -> None:

@@ -127,7 +127,7 @@ def freeze_scales(model: Autoencoder, train: Images, to_float: ToFloat) -> None:
     errors = []
     for batch in batches(model, train, to_float, subset=evenly_spaced(train, SCALE_IMAGES)):
         z = model.encode(batch.x, batch.labels).rsample(1)[0]
-        errors.append(batch.x - model.decode(z, batch.labels).parameter)  # the location, also of discretized pixels
+        errors.append(batch.x - model.decode(z, batch.labels).parameter)  # the location
     model.likelihood.freeze(torch.cat(errors))
 
 

@@ -224,6 +224,11 @@ class LocationScale(Likelihood):
             raise ValueError(
                 f"likelihood/scale: {name} does not implement optimal_log_scale(); use likelihood/scale=shared"
             )
+        if scale.depends_on_x and discretize:
+            raise ValueError(
+                "likelihood/scale: vaex computes the optimal scale of a density only, and likelihood.discretize=true "
+                "uses a mass; use likelihood/scale=shared"
+            )
         self.scale = scale
         self.bounded_mean = not discretize if bounded_mean is None else bounded_mean
         self.discretize = discretize

@@ -1,4 +1,5 @@
-"""Scale rules: how the scale of a likelihood is determined. Every location-scale family accepts every rule.
+"""Scale rules: how the scale of a likelihood is determined. The density of every location-scale family accepts every
+rule, and bins accept every rule but the optimal ones.
 
 All rules return a log scale. Learned and predicted scales have a soft floor, log floor + softplus(raw - log floor), as
 in sigma-VAE (Rybkin et al. 2021); without a floor the likelihood of an exactly predicted pixel is unbounded. An image
