@@ -5,6 +5,7 @@ import gc
 import gzip
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -21,7 +22,8 @@ import pytest
 import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.plugins.config_source import ConfigResult
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -66,20 +68,23 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cached_options() -> Iterator[None]:
-    """Hydra parses each YAML file of vaex once in a session: a run of these tests is mostly composing its config."""
-    load = FileConfigSource.load_config
-    loaded: dict[tuple[str, str], ConfigResult] = {}
+    """Hydra parses each YAML file once in a session: a short run is mostly composing its config."""
+    contents: dict[tuple[str, str, str], bytes] = {}  # pickles, which are copied faster than by deepcopy
 
-    def load_once(source: FileConfigSource, config_path: str) -> ConfigResult:
-        if Path(source.path) != config_dir():
-            return load(source, config_path)
-        key = (source.provider, config_path)
-        if key not in loaded:
-            loaded[key] = load(source, config_path)
-        return copy.deepcopy(loaded[key])
+    def loader(load: Callable[[ConfigSource, str], ConfigResult]) -> Callable[[ConfigSource, str], ConfigResult]:
+        def load_once(source: ConfigSource, config_path: str) -> ConfigResult:
+            if isinstance(source, FileConfigSource) and Path(source.path) != config_dir():
+                return load(source, config_path)
+            key = (source.provider, source.path, config_path)
+            if key not in contents:
+                contents[key] = pickle.dumps(load(source, config_path))
+            return pickle.loads(contents[key])
+
+        return load_once
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(FileConfigSource, "load_config", load_once)
+        for kind in (FileConfigSource, ImportlibResourcesConfigSource):
+            patched.setattr(kind, "load_config", loader(kind.load_config))
         yield
 
 

@@ -450,7 +450,7 @@ print(newest)
 '''
 
 
-@pytest.mark.parametrize("kills", [15, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
 def test_kills_while_saving_leave_every_checkpoint_readable(kills: int, tmp_path: Path) -> None:
     """What was reported as saved is there, and all that is there can be read."""
     done = subprocess.run(

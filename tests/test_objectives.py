@@ -167,7 +167,7 @@ def test_both_gradients_of_the_importance_weighted_bound_have_one_mean() -> None
             parts.append(flat)
         return torch.stack([p[0] for p in parts]), torch.stack([p[1] for p in parts])
 
-    (plain, plain_decoder), (doubly, doubly_decoder) = draws(False, 500), draws(True, 500)
+    (plain, plain_decoder), (doubly, doubly_decoder) = draws(False, 300), draws(True, 300)
     torch.testing.assert_close(plain_decoder[:20], doubly_decoder[:20], rtol=1e-3, atol=1e-2)
     # Squared distance of the means, beside what their own noise makes of it.
     apart = (plain.mean(0) - doubly.mean(0)).square().sum()

@@ -43,7 +43,7 @@ def quick_classifier(*arguments: Any, epochs: int, **options: Any) -> Classifier
 
 
 # Of the recipes that are a sweep, one is enough for the fast tests.
-SLOW = ("beckham_ae", "beckham_vae", "bounded_likelihoods")
+SLOW = ("beckham_ae", "beckham_vae", "sigma_rules")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import composed, metrics, results
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaex import cli
@@ -306,6 +306,7 @@ def test_names_of_jobs() -> None:
     assert len({job_name([one]) for one in long}) == 2 and max(len(job_name([one])) for one in long) < 120
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=2, unique=True))
 def test_other_values_have_other_names_that_a_folder_can_have(values: list[str]) -> None:
     one, other = (job_name([f"a.b={value}"]) for value in values)

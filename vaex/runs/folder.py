@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -165,16 +166,13 @@ class RunFolder:
         Raises:
             UserError: the file is damaged or can't be read.
         """
-        defaults = _mapping(OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml")))
-        for entry in ("defaults", "hydra"):  # instructions for Hydra, not values
-            defaults.pop(entry)
         path = self.path / CONFIG
         try:
             saved = _mapping(OmegaConf.to_container(OmegaConf.load(path)))
             recorded = _mapping(saved.pop("recorded"))
             if "${" in str(saved):  # merging would resolve it, and ${oc.env:SECRET} would end up in a file
                 raise ValueError("it contains an interpolation ${…}, and a run writes only values")
-            content = _mapping(OmegaConf.to_container(OmegaConf.merge(defaults, saved)))
+            content = _mapping(OmegaConf.to_container(OmegaConf.merge(_defaults(), saved)))
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror})") from error
         except Exception as error:  # raised by YAML, by OmegaConf or here, depending on the damage
@@ -234,6 +232,13 @@ def check_own(key: str, path: Path) -> None:
 def weights_hash(content: bytes) -> str:
     """The SHA-256 of model.safetensors."""
     return hashlib.sha256(content).hexdigest()
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """The values in conf/train.yaml, read once because many runs may be read."""
+    defaults = _mapping(OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml")))
+    return {key: value for key, value in defaults.items() if key not in ("defaults", "hydra")}  # for Hydra, not values
 
 
 def _mapping(content: object) -> dict[str, Any]:
