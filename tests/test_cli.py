@@ -241,7 +241,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     process.stdout.close()
     error = process.stderr.read().decode()
     process.stderr.close()
-    assert (process.wait(60), error) == (141, "")
+    assert (process.wait(300), error) == (141, "")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None or shutil.which("vaex") is None, reason="needs bash and the command")

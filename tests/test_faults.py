@@ -250,7 +250,7 @@ class TestRunFolders:
         claims = answers()
         go_on()
         for process in processes:
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         assert claims.count("mine\n") == 1 and sum("taken by another run" in claim for claim in claims) == 49
 
     @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"status": "completed"}'])

@@ -68,7 +68,7 @@ def started(*arguments: str, cwd: Path, wrapper: Sequence[str] = ()) -> Iterator
         process.communicate()
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
