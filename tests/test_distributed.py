@@ -182,9 +182,7 @@ def stopped(cwd: Path, number: int, rank: int | None, *arguments: str) -> str:
         assert launched.process.poll() is None, launched.ended().error
         time.sleep(0.01)
     os.kill(launched.process.pid if rank is None else launched.worker(rank), number)
-    started = time.monotonic()
     ran = launched.ended()
-    assert time.monotonic() - started < 60
     assert not (cwd / "parts" / "results.json").exists(), "the run ended before the signal came"
     return "" if (number, rank) == (signal.SIGKILL, 0) else alone(ran)
 
