@@ -28,6 +28,7 @@ Patch = pytest.MonkeyPatch
 def command(monkeypatch: Patch, *arguments: str) -> None:
     """`vaex ARGUMENTS` in this process."""
     monkeypatch.setattr(sys, "argv", ["vaex", *arguments])
+    monkeypatch.setattr(cli, "end_on_signals", lambda: None)  # the handlers would stay in the process of the tests
     cli.main()
 
 

@@ -64,7 +64,8 @@ def sweep(arguments: Sequence[str]) -> None:
 
     with folder.lock():
         folder.write(command.arguments, constant, folder.read().get("jobs", []))  # another command may have added some
-        stopping = stop_runs_on_signals() if choices["hydra/launcher"] in RUNS_HERE else nullcontext()
+        launcher = choices["hydra/launcher"]
+        stopping = stop_runs_on_signals(launcher) if launcher in RUNS_HERE else nullcontext()
         with _report(folder, command), Watch(folder), stopping:
             configure_log(config.hydra.hydra_logging, config.hydra.verbose)
             context.callbacks.on_multirun_start(config=config, config_name=command.flags.config_name)

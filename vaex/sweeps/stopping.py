@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vaex.errors import Interrupted
-from vaex.training.signals import request_stop, stop_on_signals, stop_on_signals_for_life
+from vaex.training.signals import held_back, request_stop, stop_on_signals, stop_on_signals_for_life
 
 INTERVAL = 0.5  # seconds between two looks
 
 
 @contextmanager
-def stop_runs_on_signals() -> Iterator[None]:
+def stop_runs_on_signals(launcher: str) -> Iterator[None]:
     """In the process of the sweep: a signal asks all runs to stop, and the `with` block goes on until they have ended.
 
     For the launchers of other packages, which know nothing of it.
@@ -22,6 +22,11 @@ def stop_runs_on_signals() -> Iterator[None]:
     Raises:
         Interrupted: at the end of the block, if there was a signal.
     """
+    if launcher == "joblib_local":
+        from joblib.externals.loky.backend import resource_tracker
+
+        with held_back():  # a signal to all processes would end the tracker, and joblib then prints tracebacks
+            resource_tracker.ensure_running()
     ended = threading.Event()
     with stop_on_signals() as stop:
 
