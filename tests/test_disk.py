@@ -20,6 +20,7 @@ from conftest import metrics, results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as Ingester
 
+from vaex import cli
 from vaex.errors import UserError
 from vaex.runs.folder import RunFolder
 from vaex.runs.writing import TEMPORARY, WriteFailed, WritePolicy
@@ -227,16 +228,61 @@ def test_a_folder_that_turns_read_only(
     same(whole, run)
 
 
-def test_resuming_in_a_read_only_folder(here: Here, tiny: list[str], tmp_path: Path, capsys) -> None:
-    run = here(*tiny, "steps=2", "figures.kinds=[]")
-    with mounted(tmp_path / "read-only", "size=1m") as path:
-        subprocess.run(["mount", "--bind", str(run), str(path)], check=True)
+@contextmanager
+def read_only(folder: Path, path: Path) -> Iterator[Path]:
+    """The folder again at `path`, where nothing can be written, even by root."""
+    with mounted(path, "size=1m"):
+        subprocess.run(["mount", "--bind", str(folder), str(path)], check=True)
         try:
             subprocess.run(["mount", "-o", "remount,bind,ro", str(path)], check=True)
-            line = fails(here, capsys, f"resume={path}", "steps=4")
+            yield path
         finally:
             subprocess.run(["umount", "--lazy", str(path)], check=True)
-    assert "Read-only file system" in line
+
+
+def test_commands_on_a_run_in_a_read_only_folder(here: Here, tiny: list[str], tmp_path: Path, capsys) -> None:
+    run = here(*tiny, "steps=2", "figures.kinds=[]")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with read_only(run, tmp_path / "read-only") as path:
+        assert "Read-only file system" in fails(here, capsys, f"resume={path}", "steps=4")
+        capsys.readouterr()
+        for verb, arguments in (("eval", ["--samples=0", "--fid=none"]), ("draw", ["samples"]), ("report", [])):
+            with pytest.raises(SystemExit):
+                cli.run(verb, [str(path), *arguments])
+            ended = capsys.readouterr()
+            (line,) = ended.err.splitlines()
+            assert "can't be written" in line and "resume=" not in line
+            if verb == "eval":
+                assert "gaussian/shared" in ended.out and "are printed and not saved" in line
+            else:
+                assert "--out=" in line
+        cli.run("draw", [str(path), "samples", f"--out={tmp_path / 'out'}"])
+        cli.run("report", [str(path), f"--out={tmp_path / 'out'}"])
+    assert {"samples.png", "report.html"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
+def test_what_eval_and_draw_cannot_write(
+    number: int, trained: Callable[..., Path], tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Also as root, whom no permission stops; a write may fail although the folder looked writable."""
+    run = trained(*tiny, "steps=4", "figures.kinds=[]")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def refuse(path: Path, *_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("vaex.runs.folder.replace_file", refuse)
+    monkeypatch.setattr("vaex.training.metrics_log._GrowingFile", refuse)
+    monkeypatch.setattr("vaex.training.metrics_log.EventsFile.__init__", lambda _, folder: refuse(folder))
+    for verb, arguments in (("eval", ["--samples=0", "--fid=none"]), ("draw", ["samples"])):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(verb, [str(run), *arguments])
+        ended = capsys.readouterr()
+        assert stop.value.code == 1 and len(ended.err.splitlines()) == 1 and os.strerror(number) in ended.err
+        assert ("gaussian/shared" in ended.out) == (verb == "eval")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("setting", ["stop", pytest.param("continue", marks=pytest.mark.slow)])

@@ -1,6 +1,9 @@
 """Errors that the user can fix: one clear line with the key, the value and the remedy."""
 
 import errno
+from collections.abc import Iterable
+
+MOST_PROBLEMS = 5  # in one line
 
 # The number of an OSError -> what helps.
 REMEDIES: dict[int | None, str] = {
@@ -14,6 +17,13 @@ REMEDIES: dict[int | None, str] = {
 
 class UserError(Exception):
     """An error whose message is printed without a traceback, unless VAEX_DEBUG=1 or HYDRA_FULL_ERROR=1."""
+
+
+def joined(problems: Iterable[str]) -> str:
+    """The problems of several runs on one line, each once, and at most MOST_PROBLEMS of them."""
+    unique = list(dict.fromkeys(problems))
+    more = len(unique) - MOST_PROBLEMS
+    return "; ".join(unique[:MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -6,22 +6,25 @@ Modules that the help text doesn't need are imported only after the arguments ha
 from __future__ import annotations
 
 import argparse
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vaex.commands.arguments import Parser
 from vaex.commands.datasets import LatestDataset
-from vaex.errors import UserError
+from vaex.errors import UserError, joined, one_line
 from vaex.runs.find import find_runs, short_names
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vaex.figures.figure import Subject
+    from vaex.training.metrics_log import EventsFile
 
 MOST_BESIDE = 4  # runs in one figure of latents
 
@@ -30,7 +33,8 @@ def main(arguments: list[str]) -> None:
     """Draw, write, and print a line for each figure.
 
     Raises:
-        UserError: about an argument, a run that can't be drawn, or a figure that doesn't apply to a run.
+        UserError: about an argument or a figure that doesn't apply to a run; or, after the others were drawn, naming
+            the runs that can't be.
     """
     options = _parse(arguments)
     from vaex.figures.kinds import FIGURES
@@ -39,17 +43,28 @@ def main(arguments: list[str]) -> None:
     searches = [find_runs([path]) for path in paths]  # keeps the order of the arguments
     runs = list(dict.fromkeys(run for completed, _ in searches for run in completed))
     names = short_names(runs)
+    for folder in [options.out] if options.out else runs:
+        if folder.exists() and not os.access(folder, os.W_OK):
+            raise UserError(f"{folder}: can't be written; give a folder that can be written: --out=…")
     subject_of = partial(_subject, datasets=LatestDataset(options.data), device=options.device, count=options.count)
+    problems = []
     for run in runs if kinds else []:  # check all of them before anything is drawn
-        subject = subject_of(run)
+        try:
+            subject = subject_of(run)
+        except UserError:  # which is told when its turn comes; the others are drawn all the same
+            continue
         for kind in kinds:
             if reason := FIGURES[kind].why_not(subject):
                 raise UserError(f"{kind}: {reason}" + (f" ({run})" if len(runs) > 1 else ""))
     try:
         for run, name in zip(runs, names, strict=True):
-            print(run)
-            _draw(subject_of(run), run, kinds, options.out / name if options.out and len(runs) > 1 else options.out)
-        if "latents" in kinds and 1 < len(runs) <= MOST_BESIDE:
+            try:
+                subject = subject_of(run)
+                print(one_line(str(run)))
+                _draw(subject, run, kinds, options.out / name if options.out and len(runs) > 1 else options.out)
+            except UserError as error:
+                problems.append(str(error))
+        if not problems and "latents" in kinds and 1 < len(runs) <= MOST_BESIDE:
             subjects = [subject_of(run) for run in runs]
             titled = [replace(s, title=f"{name}\n{s.title}") for name, s in zip(names, subjects, strict=True)]
             _draw_latents_beside(titled, options.out or runs[0] / "figures")
@@ -57,6 +72,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{error}; give a folder that can be written: --out=…") from error
     if skipped := [run for _, incomplete in searches for run in incomplete]:
         print(f"left out, without weights: {', '.join(map(str, skipped))}")
+    if problems:
+        raise UserError(joined(problems))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -129,13 +146,12 @@ def _subject(run: Path, datasets: LatestDataset, device: str, count: int | None)
 
 def _draw(subject: Subject, run: Path, kinds: Sequence[str], out: Path | None) -> None:
     """Draw these kinds, or by default all that apply, into `out`, or by default the run's folder and its events."""
-    from torch.utils.tensorboard import SummaryWriter
-
     from vaex.figures.kinds import FIGURES
     from vaex.runs.folder import RunFolder
+    from vaex.training.metrics_log import EventsFile
 
-    events: Any = SummaryWriter(str(run)) if out is None else None
     step = int(RunFolder(run).read_results().get("train/steps", 0))
+    events = EventsFile(run) if out is None else None
     for name in kinds or [name for name, kind in FIGURES.items() if not kind.on_request]:
         kind = FIGURES[name]
         if reason := kind.why_not(subject):
@@ -146,7 +162,7 @@ def _draw(subject: Subject, run: Path, kinds: Sequence[str], out: Path | None) -
         for file, content in files.items():
             _write(folder / file, content, events, step)
         print(f"{name:>16}  {' '.join(str(folder / file) for file in files)}")
-    if events is not None:
+    if events:
         events.close()
 
 
@@ -159,8 +175,10 @@ def _draw_latents_beside(subjects: Sequence[Subject], folder: Path) -> None:
     print(f"{'latents':>16}  {path}")
 
 
-def _write(path: Path, content: Tensor | bytes, events: Any = None, step: int = 0) -> None:
+def _write(path: Path, content: Tensor | bytes, events: EventsFile | None = None, step: int = 0) -> None:
     """Write a sheet as PNG, and also into TensorBoard events under the file's name; or bytes as they are."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
     from vaex.figures.events import picture_summary
     from vaex.figures.sheet import encode_png
     from vaex.runs.writing import replace_file
@@ -168,5 +186,5 @@ def _write(path: Path, content: Tensor | bytes, events: Any = None, step: int = 
     file = content if isinstance(content, bytes) else encode_png(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, file)
-    if events is not None and not isinstance(content, bytes):
-        events.file_writer.add_summary(picture_summary(path.stem, content, file), step)
+    if events and not isinstance(content, bytes):
+        events.add(Event(wall_time=time.time(), step=step, summary=picture_summary(path.stem, content, file)))

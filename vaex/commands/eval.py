@@ -6,12 +6,13 @@ Modules that help does not need are imported only after the arguments have been 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaex.commands.arguments import Parser
 from vaex.commands.datasets import LatestDataset
-from vaex.errors import UserError
+from vaex.errors import UserError, joined
 from vaex.runs.find import find_runs, short_names
 
 if TYPE_CHECKING:
@@ -25,13 +26,13 @@ def main(arguments: list[str]) -> None:
     """Evaluate, print and write.
 
     Raises:
-        UserError: an argument is invalid, or a run cannot be evaluated.
+        UserError: an argument is invalid; or, after the others were evaluated, naming the runs that can't be.
     """
     options = _parse(arguments)
     for name in ("csv", "json"):
         file: Path | None = getattr(options, name)
-        if file and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UserError(f"--{name}={file}: must be a file in a folder that exists")
+        if file and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
+            raise UserError(f"--{name}={file}: must be a file in a folder that exists and can be written")
     runs, skipped = find_runs(options.runs)
 
     from vaex.evaluation.metrics import METRICS
@@ -43,14 +44,24 @@ def main(arguments: list[str]) -> None:
     if options.disentanglement:
         _check_factors(runs, datasets)
     names = short_names(runs)
-    rows = [_evaluate(run, name, options, measurements, datasets) for run, name in zip(runs, names, strict=True)]
-    print(text(rows, [*METRICS, *(metric for measurement in measurements.values() for metric in measurement.metrics)]))
+    rows: list[Row] = []
+    problems: list[str] = []
+    for run, name in zip(runs, names, strict=True):
+        try:
+            rows.append(_evaluate(run, name, options, measurements, datasets, problems))
+        except UserError as error:  # the other runs are evaluated all the same
+            problems.append(str(error))
+    if rows:
+        extra = [metric for measurement in measurements.values() for metric in measurement.metrics]
+        print(text(rows, [*METRICS, *extra]))
     if skipped:
         print(f"\nleft out, without weights: {', '.join(map(str, skipped))}")
     if options.csv:
         replace_file(options.csv, as_csv(rows).encode())
     if options.json:
         replace_file(options.json, as_json(rows).encode())
+    if problems:
+        raise UserError(joined(problems))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -144,9 +155,14 @@ def _check_factors(runs: list[Path], datasets: LatestDataset) -> None:
 
 
 def _evaluate(
-    run: Path, name: str, options: argparse.Namespace, measurements: dict[str, Measurement], datasets: LatestDataset
+    run: Path,
+    name: str,
+    options: argparse.Namespace,
+    measurements: dict[str, Measurement],
+    datasets: LatestDataset,
+    problems: list[str],
 ) -> Row:
-    """Evaluate one run and merge the numbers into its results.json."""
+    """Evaluate one run and merge the numbers into its results.json; if it can't be written, `problems` says so."""
     from vaex.build import load_model
     from vaex.config.create import create
     from vaex.evaluation.comparison import collapsed
@@ -155,6 +171,7 @@ def _evaluate(
     from vaex.evaluation.metrics import MEASUREMENTS, describe
     from vaex.evaluation.table import Row, finite
     from vaex.runs.folder import RESULTS, WEIGHTS, WEIGHTS_HASH, RunFolder, weights_hash
+    from vaex.runs.writing import WriteFailed
 
     config, recorded, dataset = datasets.of(run)
     before = RunFolder(run).read_results()
@@ -186,5 +203,8 @@ def _evaluate(
     if measurements:
         metrics = [metric for measurement in measurements.values() for metric in measurement.metrics]
         results[DECLARATIONS] = {**before.get(DECLARATIONS, {}), **declaration(metrics)}
-    RunFolder(run).write_json(RESULTS, before | finite(results))
+    try:
+        RunFolder(run).write_json(RESULTS, before | finite(results))
+    except WriteFailed as error:
+        problems.append(f"{error.problem}; the numbers of {name} are printed and not saved")
     return Row(name, results, [*filter(None, [collapsed(results)]), *notes])

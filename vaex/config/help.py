@@ -76,14 +76,14 @@ def config_dirs(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _first_comment(path: Path) -> str:
-    lines = (line.strip() for line in path.read_text().splitlines())
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     comments = (line.removeprefix("#").strip() for line in lines if line.startswith("# ") and "@package" not in line)
     return next(comments, "")
 
 
 def _values(path: Path) -> list[str]:
     """The plain keys of train.yaml in their order, with their comments, up to Hydra's own."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     rows, section = [], ""
     for line in text[text.index("\nbeta:") : text.index("\nhydra:")].splitlines():
         match = re.match(r"( *)(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)

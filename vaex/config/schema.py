@@ -136,7 +136,10 @@ def _merged(values: Group) -> DictConfig | ListConfig:
 
 
 def _config(merged: DictConfig | ListConfig, working_folder: str | None = None) -> Config:
-    config = OmegaConf.to_object(merged)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # a value is missing
+        raise UserError(explain(error, all_keys())) from error
     assert isinstance(config, Config)
     config.dataset = _with_absolute_roots(config.dataset, working_folder or os.getcwd())
     return config

@@ -114,7 +114,7 @@ def _names_in_vaex() -> frozenset[str]:
 def _names_in(folder: Path) -> set[str]:
     """Every `_target_` in a folder's YAML files, except those of Hydra's plugins, which are no part of a run."""
     paths = (path for path in folder.rglob("*.yaml") if path.relative_to(folder).parts[0] != "hydra")
-    lines = (line.partition("#")[0] for path in paths for line in path.read_text().splitlines())
+    lines = (line.partition("#")[0] for path in paths for line in path.read_text(encoding="utf-8").splitlines())
     return {name for line in lines for name in re.findall(r"\b_target_['\"]?\s*:\s*['\"]?([\w.]+)", line)}
 
 

@@ -47,7 +47,7 @@ def celeba(*, root: str | None, download: bool, size: int, crop: int, attribute:
     lists = [PARTITION] if attribute is None else [PARTITION, ATTRIBUTES]
     paths = obtain(folder, lists if unpacked else [*lists, ARCHIVE], _listing, download=download)
     verify(paths[: len(lists)], _listing)
-    splits = dict(line.split() for line in paths[0].read_text().splitlines())  # file name -> split
+    splits = dict(line.split() for line in paths[0].read_text(encoding="utf-8").splitlines())  # file name -> split
     if not unpacked:
         _unpack(folder)
     _check_complete(folder, set(splits))
@@ -98,7 +98,7 @@ def _pixels(folder: Path, names: Sequence[str], size: int, crop: int) -> Tensor:
 
 def _read_labels(path: Path, attribute: str) -> dict[str, int]:
     """Picture -> 1 if it has the attribute, else 0. The file has a count, a line of names, and a line per picture."""
-    _, header, *lines = path.read_text().splitlines()
+    _, header, *lines = path.read_text(encoding="utf-8").splitlines()
     attributes = header.split()
     if attribute not in attributes:
         raise ValueError(f"dataset.source.attribute={attribute}: must be one of {', '.join(attributes)}, or null")

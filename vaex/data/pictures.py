@@ -274,7 +274,7 @@ def _write_header(file: BinaryIO, rows: int, pictures: Pictures) -> None:
 def _read_entry(entry: Path, pictures: Pictures) -> tuple[Tensor, dict[str, str]] | None:
     """None if the entry is missing or damaged, or lacks a picture that couldn't be read then but can be now."""
     try:
-        index = json.loads((entry / "index.json").read_text())
+        index = json.loads((entry / "index.json").read_text(encoding="utf-8"))
         reasons, path = index["failed"], entry / "pixels.npy"
         good = [name for name in pictures.names if name not in reasons]
         if good != index["files"] or _checksum(path) != index["crc32"]:

@@ -53,11 +53,31 @@ class Description:
 
     @classmethod
     def read(cls, results: Results) -> Description | None:
-        """None where results.json has no description, or an incomplete one."""
-        values = {field.name: results.get(PREFIX + field.name, cls) for field in fields(cls)}
-        if cls in values.values():
-            return None
-        return cls(**values | {"image_shape": tuple(values["image_shape"])})
+        """None where results.json has no description, or an incomplete or damaged one."""
+        about = {key.removeprefix(PREFIX): value for key, value in results.items() if key.startswith(PREFIX)}
+        match about:
+            case {
+                "image_shape": [int(), int(), int()],
+                "test_images": int(),
+                "conditional": bool(),
+                "stochastic": bool(),
+                "kind": "density" | "mass" | "pseudo",
+                "scale": str() | None,
+                "beta": int() | float() | None,
+            }:
+                texts = (
+                    "dataset",
+                    "test_sha256",
+                    "binarize",
+                    "dequantize",
+                    "likelihood",
+                    "likelihood_settings",
+                    "support",
+                )
+                if all(isinstance(about.get(name), str) for name in texts):
+                    values = {field.name: about[field.name] for field in fields(cls)}
+                    return cls(**values | {"image_shape": tuple(values["image_shape"])})
+        return None
 
     def to_results(self) -> dict[str, Any]:
         values = asdict(self) | {"image_shape": list(self.image_shape)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Results = Mapping[str, Any]  # the flat object of results.json
 
@@ -38,6 +38,14 @@ class Metric:
     comparable: Comparison | None = "images"
     stderr_key: str | None = None
     column: str | None = None
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the attributes, which may come from a file, have their types."""
+        texts = isinstance(self.title, str) and isinstance(self.unit, str)
+        optional = isinstance(self.stderr_key, str | None) and isinstance(self.column, str | None)
+        choices = self.better in (None, "lower", "higher") and self.comparable in (None, *get_args(Comparison))
+        return texts and optional and choices and isinstance(self.digits, int) and 0 <= self.digits < 18
 
     @property
     def name(self) -> str:
@@ -77,7 +85,9 @@ def declared(runs: Iterable[Results]) -> list[Metric]:
         entries = results.get(DECLARATIONS)
         for key, entry in entries.items() if isinstance(entries, dict) else ():
             try:
-                metrics.setdefault(key, Metric(**entry))
+                metric = Metric(**entry)
             except TypeError:  # written by another version, or by hand
                 continue
+            if metric.key == key and metric.is_valid:
+                metrics.setdefault(key, metric)
     return list(metrics.values())

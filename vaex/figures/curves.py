@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaex.figures.figure import FigureKind, Files, Subject
 from vaex.figures.plot import GREY, needs_matplotlib, render, styled_figure
+from vaex.runs.reading import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,26 +41,14 @@ def curves(subject: Subject) -> Files:
 
 
 def read(metrics: Path, prefix: str) -> dict[str, Series]:
-    """The series of `prefix/<name>`, by name.
-
-    Where a run resumed from an earlier step, its later lines replace those that it had written after that step. A line
-    that was cut off is skipped.
-    """
-    lines: list[dict[str, float]] = []
-    for text in metrics.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        while lines and lines[-1]["step"] > line["step"]:
-            lines.pop()
-        lines.append(line)
+    """The series of `prefix/<name>`, by name."""
     series: dict[str, Series] = {}
-    for line in lines:
+    for line in read_metrics(metrics):
         for name in UNITS:
-            if (value := line.get(f"{prefix}/{name}")) is not None:
+            value = line.get(f"{prefix}/{name}")
+            if isinstance(value, int | float):
                 steps, values = series.setdefault(name, ([], []))
-                steps.append(int(line["step"]))
+                steps.append(line["step"])
                 values.append(value)
     return series
 

@@ -1,20 +1,19 @@
 """The runs of a report, read from their folders, whatever state they are in. Imports no torch."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vaex.config.schema import config_dir
+from vaex.errors import UserError
 from vaex.evaluation.comparison import ComparisonGroup, Description, comparison_group
 from vaex.evaluation.metric import Metric
 from vaex.runs.find import run_folders, short_names
-from vaex.runs.folder import CONFIG, RESULTS, STATUS
+from vaex.runs.folder import CONFIG, RESULTS, STATUS, RunFolder
+from vaex.runs.reading import mapping, parse_yaml
 
 Value = str | int | float | bool | tuple[Any, ...] | None
 STATES = ("completed", "failed", "interrupted", "running")
@@ -78,14 +77,16 @@ def collect(folders: Iterable[Path]) -> list[Run]:
         UserError: a folder does not exist or contains no run.
     """
     paths = run_folders(folders)
-    train = yaml.safe_load((config_dir() / "train.yaml").read_text())
+    train = parse_yaml((config_dir() / "train.yaml").read_text(encoding="utf-8"))
     defaults = _flatten({key: value for key, value in train.items() if key not in ("defaults", "hydra")})
     return [_read(path, name, defaults) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
 def _read(path: Path, name: str, defaults: Mapping[str, Value]) -> Run:
-    problems: list[str] = []
-    status, results, content = (_read_mapping(path / file, problems) for file in (STATUS, RESULTS, CONFIG))
+    folder, problems = RunFolder(path), list[str]()
+    status = _or_empty(folder.read_status, path / STATUS, problems)
+    results = _or_empty(folder.read_results, path / RESULTS, problems)
+    content = _or_empty(partial(_read_config, path / CONFIG), path / CONFIG, problems)
     recorded = content.pop("recorded", None)
     choices = recorded.get("choices") if isinstance(recorded, dict) else None
     state = status.get("status")
@@ -96,7 +97,7 @@ def _read(path: Path, name: str, defaults: Mapping[str, Value]) -> Run:
         path=path,
         name=name,
         status=state if state in STATES else "unknown",
-        reason=reason.splitlines()[-1] if reason else "; ".join(problems),
+        reason="; ".join(reason.splitlines()[-1:] + problems),
         config={**defaults, **_flatten(content)} if content else {},
         choices={str(group): str(option) for group, option in choices.items()} if isinstance(choices, dict) else {},
         overrides={} if content else _overrides(path / ".hydra" / "overrides.yaml"),
@@ -104,43 +105,40 @@ def _read(path: Path, name: str, defaults: Mapping[str, Value]) -> Run:
     )
 
 
-def _read_mapping(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file; empty if it can't be read, and then `problems` gets the reason."""
+def _or_empty(read: Callable[[], dict[str, Any]], path: Path, problems: list[str]) -> dict[str, Any]:
+    """The content of a file; empty if it does not exist or can't be read, and then `problems` gets the reason."""
     try:
-        text = path.read_text()
-        content = json.loads(text) if path.suffix == ".json" else _read_yaml(text)
-        if isinstance(content, dict):
-            return content
-        problems.append(f"{path.name}: damaged (not a mapping)")
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        problems.append(f"{path.name}: can't be read ({error.strerror})")
-    except (ValueError, yaml.YAMLError) as error:
-        problems.append(f"{path.name}: damaged ({str(error).splitlines()[0]})")
-    return {}
+        return read() if path.exists() else {}
+    except UserError as error:
+        problems.append(str(error).removeprefix(f"{path.parent}/").partition("; ")[0])
+        return {}
 
 
-def _read_yaml(text: str) -> dict[str, Any]:
-    """A mapping, parsed key by key: runs of a sweep share most of their config, and equal parts are parsed once."""
+def _read_config(path: Path) -> dict[str, Any]:
+    """The values in config.yaml, parsed key by key: runs of a sweep share most of them, and each part is parsed once.
+
+    Raises:
+        UserError: the file is damaged or can't be read.
+    """
     content: dict[str, Any] = {}
-    for part in re.split(r"^(?=[\w'\"])", text, flags=re.MULTILINE):
-        parsed = _parse_yaml(part)
-        if isinstance(parsed, dict):
-            content |= parsed
-        elif parsed is not None:
-            raise ValueError("not a mapping")
+    try:
+        for part in re.split(r"^(?=[\w'\"])", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            content |= mapping(_parse_yaml(part) or {})
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from error
     return content
 
 
-_parse_yaml = cache(yaml.safe_load)
+_parse_yaml = cache(parse_yaml)
 
 
 def _overrides(path: Path) -> dict[str, Value]:
     try:
-        pairs = [str(line).lstrip("+~").partition("=") for line in yaml.safe_load(path.read_text())]
-        return {key: _hashable(yaml.safe_load(value)) for key, _, value in pairs}
-    except (OSError, TypeError, ValueError, yaml.YAMLError):
+        pairs = [str(line).lstrip("+~").partition("=") for line in parse_yaml(path.read_text(encoding="utf-8"))]
+        return {key: _hashable(parse_yaml(value)) for key, _, value in pairs}
+    except (OSError, TypeError, ValueError):
         return {}
 
 

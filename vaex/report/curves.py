@@ -1,6 +1,5 @@
 """How the validation numbers of runs developed, from their metrics.jsonl. Imports no torch."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from vaex.report.collect import Run
 from vaex.report.layout import MOST_LINES, views
 from vaex.report.statistics import Study
 from vaex.runs.folder import METRICS
+from vaex.runs.reading import read_metrics
 
 MOST_POINTS = 120  # of one curve
 # The first of these keys that a run has is shown: an autoencoder has no ELBO, and a run may have no validation split.
@@ -54,25 +54,12 @@ def panels(study: Study) -> list[Panel]:
 
 
 def read_curve(metrics: Path, x: float | None) -> Curve | None:
-    """None if no key has two points in the file. Damaged lines, such as a last one that was cut off, are skipped."""
-    try:
-        lines = metrics.read_text().splitlines()
-    except OSError:
+    """None if no key has two points in the file."""
+    if not metrics.is_file():
         return None
     for key in KEYS:
-        points: list[tuple[int, float]] = []
-        for text in lines:
-            if f'"{key}"' not in text:
-                continue
-            try:
-                line = json.loads(text)
-                step, number = int(line["step"]), float(line[key])
-            except (ValueError, TypeError, KeyError):
-                continue
-            while points and points[-1][0] >= step:  # the run was resumed from an earlier step
-                points.pop()
-            if math.isfinite(number):
-                points.append((step, number))
+        lines = [line for line in read_metrics(metrics, key) if isinstance(line.get(key), int | float)]
+        points = [(line["step"], float(line[key])) for line in lines if math.isfinite(line[key])]
         if len(points) > 1:
             steps, values = zip(*_thin(points), strict=True)
             return Curve(key, x, steps, values)

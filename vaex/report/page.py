@@ -12,7 +12,7 @@ LONG = 60  # characters; longer cells may be wrapped
 
 
 def page(document: Document) -> str:
-    style, script = (Path(__file__).with_name(f"report.{kind}").read_text() for kind in ("css", "js"))
+    style, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     links = "".join(f'<a href="#{_anchor(section)}">{escape(section.title)}</a>' for section in document.sections)
     body = "\n".join(map(_section, document.sections))
     title = escape(document.title)

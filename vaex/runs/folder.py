@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from vaex.config.schema import Config, config_dir
 from vaex.errors import UserError
+from vaex.runs.reading import check_results, check_status, mapping, parse_yaml, read_json
 from vaex.runs.writing import TEMPORARY, WritePolicy, replace_file
 
 CONFIG, STATUS, RESULTS = "config.yaml", "status.json", "results.json"
@@ -168,11 +169,11 @@ class RunFolder:
         """
         path = self.path / CONFIG
         try:
-            saved = _mapping(OmegaConf.to_container(OmegaConf.load(path)))
-            recorded = _mapping(saved.pop("recorded"))
+            saved = mapping(parse_yaml(path.read_text(encoding="utf-8")) or {})  # of an empty file
+            recorded = mapping(saved.pop("recorded"))
             if "${" in str(saved):  # merging would resolve it, and ${oc.env:SECRET} would end up in a file
                 raise ValueError("it contains an interpolation ${…}, and a run writes only values")
-            content = _mapping(OmegaConf.to_container(OmegaConf.merge(_defaults(), saved)))
+            content = mapping(OmegaConf.to_container(OmegaConf.merge(_defaults(), saved)))
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror})") from error
         except Exception as error:  # raised by YAML, by OmegaConf or here, depending on the damage
@@ -186,7 +187,8 @@ class RunFolder:
         """The numbers in results.json; empty if the file does not exist. Raises UserError if it is damaged."""
         if not (self.path / RESULTS).exists():
             return {}
-        return self._read_json(RESULTS, "remove it, and vaex eval measures the test metrics again")
+        remedy = "remove it, and vaex eval measures the test metrics again"
+        return read_json(self.path / RESULTS, remedy, check_results)
 
     def check_weights(self, content: bytes) -> None:
         """Raises UserError unless the weights are those that the numbers in results.json describe."""
@@ -200,13 +202,8 @@ class RunFolder:
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json. Raises UserError if the file does not exist or is damaged."""
-        return self._read_json(STATUS, f"resume={self.path} continues the run and writes the file again")
-
-    def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
-        try:
-            return _mapping(json.loads((self.path / name).read_text()))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / name}: damaged ({error}); {remedy}") from error
+        remedy = f"resume={self.path} continues the run and writes the file again"
+        return read_json(self.path / STATUS, remedy, check_status)
 
     def set_status(self, status: str, **details: object) -> None:
         """status: running | completed | failed | interrupted."""
@@ -237,11 +234,5 @@ def weights_hash(content: bytes) -> str:
 @cache
 def _defaults() -> dict[str, Any]:
     """The values in conf/train.yaml, read once because many runs may be read."""
-    defaults = _mapping(OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml")))
+    defaults = mapping(OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml")))
     return {key: value for key, value in defaults.items() if key not in ("defaults", "hydra")}  # for Hydra, not values
-
-
-def _mapping(content: object) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise ValueError("no mapping")
-    return {str(key): value for key, value in content.items()}

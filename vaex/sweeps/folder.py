@@ -11,6 +11,7 @@ from typing import Any
 
 from vaex.errors import UserError
 from vaex.runs.folder import METRICS, STATUS, RunFolder, check_own
+from vaex.runs.reading import read_json
 from vaex.runs.writing import replace_file
 
 SWEEP = "sweep.json"
@@ -85,18 +86,9 @@ class SweepFolder:
         path = self.path / SWEEP
         if not path.exists():
             return {}
-        try:
-            content: dict[str, Any] = json.loads(path.read_text())
-            arguments, constant, jobs = content["arguments"], dict(content["constant"]), content["jobs"]
-            if not (isinstance(arguments, list) and isinstance(jobs, list)):
-                raise TypeError("arguments and jobs must be lists")
-            if not all(isinstance(text, str) for text in [*arguments, *constant.values(), *jobs]):
-                raise TypeError("an entry is not text")
-            if outside := [name for name in jobs if "/" in name or name in ("", ".", "..")]:
-                raise ValueError(f"the job {outside[0]} is not a folder in this one")
-            return {"arguments": arguments, "constant": constant, "jobs": jobs}
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{path}: damaged ({error}); remove it and give the whole command again") from error
+        remedy = "remove it and give the whole command again"
+        content = read_json(path, remedy, _check_sweep)
+        return {"arguments": content["arguments"], "constant": content["constant"], "jobs": content["jobs"]}
 
     def write(self, arguments: Sequence[str], constant: Mapping[str, str], jobs: Sequence[str]) -> None:
         """Write sweep.json. Raises UserError if that is impossible."""
@@ -148,6 +140,17 @@ class SweepFolder:
         return [self.job(name) for name in self.names()]
 
 
+def _check_sweep(content: dict[str, Any]) -> None:
+    """Raises ValueError unless sweep.json holds what `SweepFolder.write` writes."""
+    match content:
+        case {"arguments": [*arguments], "constant": {**constant}, "jobs": [*jobs]}:
+            if all(isinstance(text, str) for text in (*arguments, *constant.values(), *jobs)):
+                if outside := [name for name in jobs if "/" in name or name in ("", ".", "..")]:
+                    raise ValueError(f"the job {outside[0]} is not a folder in this one")
+                return
+    raise ValueError("it needs arguments, constant and jobs, all of text")
+
+
 def announce(folder: Path | str, jobs: str) -> None:
     """Print what a sweep is about to run, and where."""
     print(f"{'sweep':>10}  {jobs}\n{'in':>10}  {folder}", flush=True)
@@ -160,5 +163,5 @@ def _last_step(metrics: Path) -> int:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
             lines = file.read().split(b"\n")[:-1]
         return int(json.loads(lines[-1])["step"])
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return 0

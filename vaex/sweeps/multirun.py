@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +15,14 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vaex.config.compose import compose, hydra_of
 from vaex.config.identity import is_incidental
 from vaex.config.overrides import parse_overrides, with_text
 from vaex.config.schema import DATA
 from vaex.errors import Interrupted, UserError
+from vaex.runs.reading import parse_yaml
 from vaex.sweeps.command import Command, read_command
 from vaex.sweeps.folder import JobState, SweepFolder, announce
 from vaex.sweeps.job import sweep_job
@@ -146,9 +147,11 @@ def _print_report(folder: SweepFolder) -> None:
     path = shlex.quote(str(folder.path))
     print(f"\n{jobs_table(folder.jobs())}\n")
     search = folder.path / "optimization_results.yaml"  # written by Optuna
-    if search.is_file() and "best_params" in (result := OmegaConf.load(search)):
-        values = " ".join(f"{key}={value}" for key, value in result.best_params.items())
-        print(f"{'best':>15}  {values}: a validation ELBO of {result.best_value:.2f} nats")
+    with suppress(OSError, ValueError):
+        match parse_yaml(search.read_text(encoding="utf-8")):
+            case {"best_params": {**best}, "best_value": float(elbo)}:
+                values = " ".join(f"{key}={value}" for key, value in best.items())
+                print(f"{'best':>15}  {values}: a validation ELBO of {elbo:.2f} nats")
     print(f"{'report':>15}  vaex report {path}")
     print(f"{'full evaluation':>15}  vaex eval {path}")
     print(f"{'TensorBoard':>15}  tensorboard --logdir {path} --host 127.0.0.1")

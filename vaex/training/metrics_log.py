@@ -65,10 +65,9 @@ class MetricsLog:
             lines = _drop_lines_after(path, from_step)
             self._existing_tags = _drop_events_after(folder, from_step)
             self._lines = _GrowingFile(path)
-            self._events = _GrowingFile(_new_events_path(folder))
+            self._events = EventsFile(folder)
         # A run killed after a checkpoint may have logged more of that step, which the resumed run would log again.
         self._existing_lines = {frozenset(line) for line in lines if line["step"] == from_step}
-        self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         # Tells a TensorBoard that has read later steps from the earlier files to discard them.
         self._add_event(Event(step=from_step + 1 if from_step else 0, session_log=SessionLog(status=SessionLog.START)))
         self._end: Summary | None = None
@@ -132,7 +131,7 @@ class MetricsLog:
 
     def _add_event(self, event: Event) -> None:
         with self.policy.guard("events", self._events.path):
-            RecordWriter(self._events).write(event.SerializeToString())
+            self._events.add(event)
 
 
 class _GrowingFile:
@@ -168,6 +167,21 @@ class _GrowingFile:
                 self.append(b"")
         finally:
             self._file.close()
+
+
+class EventsFile(_GrowingFile):
+    """A new file of TensorBoard events in a folder. Unlike that of TensorBoard's writer, it is written by the caller.
+
+    Raises:
+        OSError: it can't be created, or later written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(_new_events_path(folder))
+        self.add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, event: Event) -> None:
+        RecordWriter(self).write(event.SerializeToString())
 
 
 def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
