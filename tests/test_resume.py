@@ -150,6 +150,9 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_the_term(
     monkeypatch.setattr("vaex.objectives.VAE.forward", nonfinite_at(13))
     error = said(here, *tiny, "steps=40", "trainer.log_every=10")
     assert "diverged at step 13: loss, rate, elbo" in error and "objective.warmup" in error
+    # The host reads the sums after steps 10 and 20; only step 13 was not finite.
+    assert "skipped 1 of the 8 steps from 13 to 20, where it looked (trainer.log_every=10)" in error
+    assert "the last finite weights are in run/checkpoints/step-20.pt" in error
 
 
 def test_a_run_that_diverged_in_the_last_step_validates_when_it_is_resumed(

@@ -28,7 +28,7 @@ def log_interval(session: Session, learning_rate: float) -> dict[str, float]:
     progress.skipped += interval.skipped
     if interval.skipped:
         if session.settings.trainer.on_nonfinite == "stop" or not steps:
-            _stop_diverged(session)
+            _stop_diverged(session, interval.skipped)
         first, nonfinite = step.sums.take_nonfinite()
         log.warning(
             f"step {progress.step}: {interval.skipped} of the last {steps + interval.skipped} steps skipped; in the "
@@ -56,15 +56,22 @@ def log_epoch(session: Session) -> None:
     session.writer.numbers(progress.step, session.epoch, means)
 
 
-def _stop_diverged(session: Session) -> NoReturn:
-    """Save the weights, which no step with a value that is not finite has changed, and stop the run."""
+def _stop_diverged(session: Session, skipped: int) -> NoReturn:
+    """Save the weights, which no step with a value that is not finite has changed, and stop the run.
+
+    Args:
+        skipped: number of such steps since the last interval, the latest of which may not be the last one.
+    """
     first, nonfinite = session.step.sums.take_nonfinite()
+    last = session.progress.step
     session.save(required=True)
     session.writer.wait()
-    path = session.writer.path / "checkpoints" / f"step-{session.progress.step}.pt"
+    path = session.writer.path / "checkpoints" / f"step-{last}.pt"
+    steps = f"step {first}" if first == last else f"{skipped} of the {last - first + 1} steps from {first} to {last}"
     raise UserError(
-        f"training diverged at step {first}: {', '.join(nonfinite)} not finite; {_remedy(set(nonfinite))}. The last "
-        f"finite weights are in {path}; trainer.on_nonfinite=skip leaves such steps out"
+        f"training diverged at step {first}: {', '.join(nonfinite)} not finite; {_remedy(set(nonfinite))}. The run "
+        f"skipped {steps}, where it looked (trainer.log_every={session.settings.trainer.log_every}): the last finite "
+        f"weights are in {path}; trainer.on_nonfinite=skip skips such steps without stopping"
     )
 
 
