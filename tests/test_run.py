@@ -134,6 +134,43 @@ def test_the_model_comes_back_in_one_line(run: Path) -> None:
         assert torch.equal(value, newest[name])
 
 
+def test_the_loaded_model_refuses_other_inputs_in_one_line(run: Path) -> None:
+    model = package.load(run)
+    x, z = torch.rand(3, 1, 28, 28), torch.randn(3, 20)
+    assert model.encode(x).mean.shape == z.shape and model.decode(z[None]).mean.shape == (1, *x.shape)
+    assert model.reconstruct(torch.tensor([0.0, 1.0]).repeat_interleave(784).view(2, 1, 28, 28)).shape == (2, 1, 28, 28)
+    for method, value, message in (
+        (
+            model.encode,
+            x.expand(-1, 3, -1, -1),
+            "x: must be a float32 tensor [B, 1, 28, 28] on cpu, not float32 [3, 3, 28",
+        ),
+        (model.encode, x[0], "x: must be a float32 tensor [B, 1, 28, 28] on cpu, not float32 [1, 28, 28]"),
+        (model.encode, x[None], "not float32 [1, 3, 1, 28, 28]"),
+        (model.encode, x[:0], "not float32 [0, 1, 28, 28]"),
+        (model.encode, x.double(), "not float64 [3, 1, 28, 28]"),
+        (model.encode, (255 * x).to(torch.uint8), "not uint8 [3, 1, 28, 28]"),
+        (model.encode, x.numpy(), "not a ndarray"),
+        (model.encode, x.to("meta"), "on cpu, not on meta"),
+        (
+            model.encode,
+            torch.full_like(x, 255),
+            "x: must be from 0 to 1, not from 255 to 255; divide 8-bit pixels by 255",
+        ),
+        (model.encode, x - 1, "x: must be from 0 to 1"),
+        (model.reconstruct, torch.full_like(x, torch.nan), "x: must be finite"),
+        (model.decode, z[0], "z: must be a float32 tensor [..., B, 20] on cpu, not float32 [20]"),
+        (model.decode, z[:, 1:], "not float32 [3, 19]"),
+        (model.decode, z.long(), "not int64 [3, 20]"),
+        (model.decode, z / 0, "z: must be finite"),
+        (model.sample, 0, "count=0: must be a number of images, >= 1"),
+        (model.sample, 2.0, "count=2.0"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)) as raised:
+            method(value)
+        assert "\n" not in str(raised.value)
+
+
 def test_pictures_are_means_on_a_fixed_range(run: Path) -> None:
     with Image.open(run / "figures" / "reconstructions.png") as picture:
         grid = torch.from_numpy(np.array(picture))
@@ -154,7 +191,11 @@ def test_a_conditional_model_draws_a_row_for_each_class(here: Here, tiny: list[s
         columns, rows = picture.size[0] // 58, picture.size[1] // 58  # 28 × 28 twice as large, and their gap
         assert columns == 8 and rows == 10
     labels = torch.arange(3)
-    assert package.load(run).sample(3, labels).shape == (3, 1, 28, 28)
+    model = package.load(run)
+    assert model.sample(3, labels).shape == (3, 1, 28, 28)
+    for wrong in (labels[:2], labels.float(), labels + 10, -labels - 1, None):
+        with pytest.raises(ValueError, match="labels.*int64"):
+            model.sample(3, wrong)
 
 
 def test_an_autoencoder_reports_no_bound(here: Here, tiny: list[str]) -> None:

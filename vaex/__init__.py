@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vaex.model import Autoencoder
 
 __version__ = "0.1.0"
@@ -22,7 +21,13 @@ def load(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
 
     Raises:
         vaex.errors.UserError: a file is missing or damaged, or the weights belong to another run.
-    """
-    from vaex.build import load_model  # imports torch, which `import vaex` must not
 
-    return load_model(run_folder, device)
+    The methods of the model raise ValueError for an input of another shape, type, device or range than it was trained
+    with.
+    """
+    from vaex.build import load_config, load_model  # imports torch, which `import vaex` must not
+
+    model = load_model(run_folder, device)
+    channels, height, width = load_config(Path(run_folder))[1]["image_shape"]
+    model.image_shape = (channels, height, width)
+    return model

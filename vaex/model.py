@@ -69,7 +69,13 @@ class Autoencoder(nn.Module):
             unconditional model.
         stochastic: whether the encoder returns a distribution.
         bf16: whether the encoder and the decoder run in bfloat16 in training mode, except for their `output_layer`.
+
+    Attributes:
+        image_shape: (C, H, W) of the images if the methods are to check what they are given, as those of a model from
+            `vaex.load` do; None in training, where it would make the device wait.
     """
+
+    image_shape: tuple[int, int, int] | None = None
 
     def __init__(
         self,
@@ -96,8 +102,18 @@ class Autoencoder(nn.Module):
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
-        """q(z|x) of images [B, C, H, W] in [0, 1], with labels int64 [B] if the model is conditional."""
-        condition = self._one_hot(labels)
+        """q(z|x) of images [B, C, H, W] in [0, 1], with labels int64 [B] if the model is conditional.
+
+        Raises:
+            ValueError: the images or labels are not such, if `image_shape` is set; or labels are missing.
+        """
+        if self.image_shape:
+            self._check("x", x, self.image_shape, 4)
+            if not 0 <= x.min() <= x.max() <= 1:
+                raise ValueError(
+                    f"x: must be from 0 to 1, not from {x.min():g} to {x.max():g}; divide 8-bit pixels by 255"
+                )
+        condition = self._one_hot(labels, len(x))
         with self._precision(x.device):
             code = (self.encoder(x) if condition is None else self.encoder(x, condition)).float()
         if not self.stochastic:
@@ -112,8 +128,13 @@ class Autoencoder(nn.Module):
             z: [..., B, latent_dim].
             labels: int64 [B], if the model is conditional.
             x: the images, for a likelihood whose scale is computed from the error in training.
+
+        Raises:
+            ValueError: z or the labels are not such, if `image_shape` is set; or labels are missing.
         """
-        condition = self._one_hot(labels)
+        if self.image_shape:
+            self._check("z", z, (self.latent_dim,))
+        condition = self._one_hot(labels, z.shape[-2])
         if condition is not None:
             z = torch.cat([z, condition.expand(*z.shape[:-1], -1)], dim=-1)
         with self._precision(z.device):
@@ -129,14 +150,38 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
         """The mean of p(x|z) at `count` samples of z from the prior, [count, C, H, W]."""
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"count={count}: must be a number of images, >= 1")
         z = torch.randn(count, self.latent_dim, device=self.device)
         return self.decode(z, labels).mean
 
-    def _one_hot(self, labels: Tensor | None) -> Tensor | None:
+    def _check(self, name: str, value: Tensor, shape: tuple[int, ...], dimensions: int | None = None) -> None:
+        """Raises ValueError unless this is a batch of finite float32 tensors of this shape on the model's device."""
+        batch = "B" if dimensions else "..., B"
+        needed = f"{name}: must be a float32 tensor [{batch}, {', '.join(map(str, shape))}] on {self.device}"
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{needed}, not a {type(value).__name__}")
+        fits = value.shape[-len(shape) :] == shape and value.ndim > len(shape) and value.numel() > 0
+        if not fits or value.ndim > (dimensions or value.ndim) or value.dtype != torch.float32:
+            raise ValueError(f"{needed}, not {str(value.dtype).removeprefix('torch.')} {list(value.shape)}")
+        if value.device != self.device:
+            raise ValueError(f"{needed}, not on {value.device}")
+        if not value.isfinite().all():
+            raise ValueError(f"{name}: must be finite, and contains NaN or infinity")
+
+    def _one_hot(self, labels: Tensor | None, count: int) -> Tensor | None:
         if not self.classes:
             return None
         if labels is None:
             raise ValueError("this model is conditional: pass labels, int64 [B]")
+        if self.image_shape and (
+            not isinstance(labels, Tensor)
+            or (labels.dtype, labels.shape, labels.device) != (torch.int64, (count,), self.device)
+            or not bool(((labels >= 0) & (labels < self.classes)).all())
+        ):
+            raise ValueError(
+                f"labels: must be an int64 tensor [{count}] on {self.device}, each from 0 to {self.classes - 1}"
+            )
         return F.one_hot(labels, self.classes).float()
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
