@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from vaex.report.collect import collect
 from vaex.report.layout import sheet_rows, views
 from vaex.report.sections import build_document, report_metrics
 from vaex.report.statistics import Ranking, Study, Summary, gap_text, rankings, student_t_quantile, study, summarize
+from vaex.text_table import csv_table
 
 Captured = pytest.CaptureFixture[str]
 
@@ -437,7 +438,57 @@ def test_nothing_of_a_folder_is_markup_in_the_page(tmp_path: Path, no_plots: Non
     page, text = report(tmp_path)
     assert not [markup for markup in (bad, "<img src=x>", "<i>", "<u>") if markup in page]
     assert bad in text and "b&<i>" in text
-    assert "<script>" not in (tmp_path / "report" / "report.md").read_text().replace("\\<", "")
+    assert not re.search("<[a-z]", (tmp_path / "report" / "report.md").read_text())
+
+
+HOSTILE = "<script>x</script>\n\n<img src=x onerror=y>`<b>`|\x1b[2J\u202e[a](javascript:x)*_$\\frac{$=1+1"
+
+
+def test_nothing_of_a_folder_is_markup_in_markdown_or_a_formula_in_the_table(tmp_path: Path) -> None:
+    """Names, options, classes, metrics and errors, wherever they are shown."""
+    name = HOSTILE.replace("/", "")
+    metric = {"key": f"own/{HOSTILE}", "title": HOSTILE, "unit": HOSTILE, "comparable": "images", "better": "lower"}
+    for beta in (1.0, 2.0):
+        run = write(
+            tmp_path / name / f"={name}{beta}", beta=beta, config={f"dataset.k{HOSTILE}".replace(".", ""): beta}
+        )
+        content = yaml.safe_load((run / "config.yaml").read_text())
+        content["dataset"] |= {"x": f"={HOSTILE}{beta}", "class_names": [f"{HOSTILE}{beta}"]}
+        content["recorded"]["choices"] |= {"dataset": HOSTILE, "likelihood": f"{HOSTILE}{beta}"}
+        (run / "config.yaml").write_text(yaml.safe_dump(content))
+        measured = json.loads((run / "results.json").read_text())
+        measured |= {metric["key"]: beta, "metrics": {metric["key"]: metric}}
+        measured |= {"about/dataset": HOSTILE, "about/likelihood": HOSTILE, "about/binarize": HOSTILE}
+        (run / "results.json").write_text(json.dumps(measured))
+    write(tmp_path / name / f"+{name}", status={"status": "failed", "error": f"@{HOSTILE.splitlines()[-1]}"})
+    cli.run("report", [str(tmp_path / name), f"--out={tmp_path / 'out'}"])
+
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert not re.search("<[a-z/!]|[^\\\\]\\[a[^\\\\]|\x1b|\u202e", text)
+    assert all(line.count("|") - line.count("\\|") in (0, header) for line, header in table_lines(text))
+    rows = list(csv.reader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
+    assert len(rows) == 4 and any(cell.startswith("'=<script>") for row in rows for cell in row)
+    assert not [cell for row in rows for cell in row if cell[:1] in "=+@\t\r" and cell]
+    assert not [cell for row in rows for cell in row if not cell.isprintable()]
+    page = (tmp_path / "out" / "report.html").read_text()
+    body = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
+    assert not re.search("<script|<img src=x|<b>|<i>", body)
+
+
+def table_lines(text: str) -> Iterator[tuple[str, int]]:
+    """Each line of a Markdown table, with the number of bars in its header."""
+    header = 0
+    for line in text.splitlines():
+        header = (header or line.count("|") - line.count("\\|")) if line.startswith("| ") else 0
+        if header:
+            yield line, header
+
+
+def test_numbers_in_the_table_stay_numbers(tmp_path: Path) -> None:
+    lines = csv_table(
+        [{"run": "-a", "x": -1.5, "y": "+1", "z": [1], "reason": "no"}, {"run": "b", "w": "−2"}], "reason"
+    )
+    assert lines == "run,x,y,w,reason\n'-a,-1.5,'+1,,no\nb,,,−2,\n"
 
 
 def test_the_page_needs_nothing_but_itself(trained: Path, tmp_path: Path) -> None:

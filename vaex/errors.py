@@ -42,5 +42,9 @@ class Interrupted(KeyboardInterrupt):
 
 def one_line(text: str) -> str:
     """The text on one line, with its control characters escaped, so that a terminal only shows it."""
-    blanks = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in blanks)
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """The text with escapes for all characters that a terminal might not just show; blanks and accents stay."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,6 +1,10 @@
-"""Tables and numbers in plain text, for the terminal."""
+"""Tables and numbers in plain text, for the terminal and for spreadsheets."""
 
-from collections.abc import Collection, Iterable, Sequence
+import csv
+import io
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from vaex.errors import printable
 
 
 def text_table(
@@ -28,7 +32,7 @@ def text_table(
     Returns:
         The lines, the header first, without spaces at their ends.
     """
-    table = [[missing if cell is None else cell for cell in row] for row in (header, *rows)]
+    table = [[missing if cell is None else printable(cell) for cell in row] for row in (header, *rows)]
     filled = [row for row in table[1:] if row]
     columns = [n for n in range(len(header)) if not (drop_empty and n) or any(row[n] != missing for row in filled)]
     widths = {n: max(len(row[n]) for row in table if row) for n in columns}
@@ -44,6 +48,31 @@ def text_table(
 
     lines = [(" " * gap).join(align(row, n) for n in columns) if row else "─" * total for row in table]
     return [(indent + line).rstrip() for line in lines]
+
+
+def csv_table(rows: Sequence[Mapping[str, object]], last: str | None = None) -> str:
+    """Rows as CSV, with a column for each key, in the order in which they first appear.
+
+    Text that a spreadsheet would run as a formula begins with an apostrophe instead. Lists and mappings are left out.
+
+    Args:
+        last: the key of the last column.
+    """
+    plain = [{str(_cell(k)): _cell(v) for k, v in row.items() if not isinstance(v, list | dict)} for row in rows]
+    columns = list(dict.fromkeys(name for row in plain for name in row if name != last))
+    if last:
+        columns.append(last)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain)
+    return file.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return "'" * value.startswith(("=", "+", "-", "@", "\t", "\r")) + printable(value)
 
 
 def end_of(text: str, width: int) -> str:

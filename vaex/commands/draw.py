@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from vaex.commands.arguments import Parser
 from vaex.commands.datasets import LatestDataset
-from vaex.errors import UserError, joined, one_line
+from vaex.errors import UserError, joined, one_line, printable
 from vaex.runs.find import find_runs, short_names
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     except OSError as error:
         raise UserError(f"{error}; give a folder that can be written: --out=…") from error
     if skipped := [run for _, incomplete in searches for run in incomplete]:
-        print(f"left out, without weights: {', '.join(map(str, skipped))}")
+        print(f"left out, without weights: {one_line(', '.join(map(str, skipped)))}")
     if problems:
         raise UserError(joined(problems))
 
@@ -161,7 +161,7 @@ def _draw(subject: Subject, run: Path, kinds: Sequence[str], out: Path | None) -
         files = kind.draw(subject)
         for file, content in files.items():
             _write(folder / file, content, events, step)
-        print(f"{name:>16}  {' '.join(str(folder / file) for file in files)}")
+        print(f"{name:>16}  {printable(' '.join(str(folder / file) for file in files))}")
     if events:
         events.close()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vaex.commands.arguments import Parser
 from vaex.commands.datasets import LatestDataset
-from vaex.errors import UserError, joined
+from vaex.errors import UserError, joined, one_line
 from vaex.runs.find import find_runs, short_names
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
         extra = [metric for measurement in measurements.values() for metric in measurement.metrics]
         print(text(rows, [*METRICS, *extra]))
     if skipped:
-        print(f"\nleft out, without weights: {', '.join(map(str, skipped))}")
+        print(f"\nleft out, without weights: {one_line(', '.join(map(str, skipped)))}")
     if options.csv:
         replace_file(options.csv, as_csv(rows).encode())
     if options.json:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vaex.commands.arguments import Parser
 from vaex.commands.datasets import LatestDataset
-from vaex.errors import UserError
+from vaex.errors import UserError, printable
 
 PAGE, MARKDOWN, TABLE = "report.html", "report.md", "runs.csv"
 
@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> None:
             replace_file(out / picture.file, picture.content)
         replace_file(out / MARKDOWN, markdown(document).encode())
         replace_file(out / PAGE, page(document).encode())
-    print("\n".join([document.lead, *document.remarks, *(str(out / name) for name in (PAGE, MARKDOWN, TABLE))]))
+    lines = [document.lead, *document.remarks, *(str(out / name) for name in (PAGE, MARKDOWN, TABLE))]
+    print("\n".join(map(printable, lines)))
 
 
 @contextmanager

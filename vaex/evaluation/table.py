@@ -1,7 +1,5 @@
 """A table of evaluated runs: as text in 120 columns, as CSV and as JSON. Imports no torch."""
 
-import csv
-import io
 import json
 import math
 import textwrap
@@ -9,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vaex.errors import printable
 from vaex.evaluation.comparison import ComparisonGroup, Description, comparison_group, ranking_group
 from vaex.evaluation.metric import Metric
-from vaex.text_table import end_of, text_table
+from vaex.text_table import csv_table, end_of, text_table
 
 WIDTH = 120
 RUN_WIDTH, LIKELIHOOD_WIDTH = 40, 28  # longest cells; a run's path is shortened further if other columns need the room
@@ -62,7 +61,7 @@ def text(rows: Iterable[Row], metrics: Sequence[Metric]) -> str:
         for row in members:
             for note in row.notes:
                 lines += textwrap.wrap(f"{row.run}: {note}", WIDTH, initial_indent="  ! ", subsequent_indent="    ")
-        parts.append("\n".join(lines))
+        parts.append("\n".join(map(printable, lines)))
     return "\n\n".join(parts)
 
 
@@ -156,10 +155,4 @@ def as_json(rows: Iterable[Row]) -> str:
 
 def as_csv(rows: Iterable[Row]) -> str:
     """Without lists and objects, such as the rate of each latent, which only the JSON has."""
-    plain = [{k: v for k, v in record.items() if not isinstance(v, list | dict)} for record in records(rows)]
-    columns = list(dict.fromkeys(name for record in plain for name in record))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain)
-    return file.getvalue()
+    return csv_table(records(rows))

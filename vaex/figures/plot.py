@@ -21,6 +21,7 @@ STYLE: Any = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), GREY),
     **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
     "font.size": 10,
+    "text.parse_math": False,  # titles and classes have names of folders
 }
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vaex.errors import printable
 from vaex.figures.figure import FigureKind, Files, Subject
 from vaex.figures.sheet import encode_png, mosaic
 
@@ -32,7 +33,7 @@ def projector(subject: Subject) -> Files:
     files: Files = {"projector/codes.tsv": "".join(f"{row}\n" for row in rows).encode()}
     metadata = ""
     if names := subject.dataset.source.class_names or subject.class_names:
-        files["projector/classes.tsv"] = "".join(f"{names[n]}\n" for n in images.labels.tolist()).encode()
+        files["projector/classes.tsv"] = "".join(f"{printable(names[n])}\n" for n in images.labels.tolist()).encode()
         metadata = '  metadata_path: "projector/classes.tsv"\n'
     sprites = _shrunk(images.pixels.cpu())
     height, width = sprites.shape[-2:]

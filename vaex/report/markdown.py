@@ -1,14 +1,16 @@
 """A report as Markdown, with its pictures in files beside it."""
 
 import re
+from html import escape
 
+from vaex.errors import printable
 from vaex.report.document import Block, Cards, Definitions, Document, Pictures, Table, Text
 
 
 def markdown(document: Document) -> str:
-    parts = [f"# {document.title}", document.lead + "."]
+    parts = [f"# {_escape(document.title)}", _escape(document.lead) + "."]
     for section in document.sections:
-        parts += [f"## {section.title}", *map(_block, section.blocks)]
+        parts += [f"## {_escape(section.title)}", *map(_block, section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -35,14 +37,17 @@ def _table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _code(cell: str) -> str:
-    return "`" + cell.replace("|", "\\|").replace("`", "'") + "`"
+def _code(text: str) -> str:
+    """As code, in which nothing can be escaped; plain if there is something to escape."""
+    return _escape(text) if re.search(r"[&<>`|\\]|[^\S ]", text) else f"`{text}`"
 
 
 def _text(text: str) -> str:
     """Escape all markup except `code` in backticks."""
-    return "".join(f"`{part}`" if n % 2 else _escape(part) for n, part in enumerate(text.split("`")))
+    parts = text.split("`")
+    return "".join(_code(part) if n % 2 and len(parts) % 2 else _escape(part) for n, part in enumerate(parts))
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"([\\|<*_\[])", r"\\\1", text))
+    """Text without markup, whichever dialect reads it: not all know a backslash before every character."""
+    return re.sub(r"([\\|*_\[\]`])", r"\\\1", escape(printable(re.sub(r"\s+", " ", text)), quote=False))

@@ -14,7 +14,7 @@ from vaex.report.collect import Run
 from vaex.report.curves import Panel
 from vaex.report.layout import Line, View
 from vaex.report.statistics import Study, Summary, groups
-from vaex.report.svg import COLOURS, INK, MARKERS, RAMP, panel, svg
+from vaex.report.svg import COLOURS, INK, MARKERS, RAMP, panel, plain, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +132,7 @@ def training_curves(panels: Iterable[Panel]) -> list[Plot]:
         labels: dict[str, None] = {}
         with panel(each.title or "Training", "step", f"{each.curves[0].key.replace('/', ' ')}, nats") as (figure, axes):
             for curve in each.curves:
-                label = "" if each.axis is None or curve.x is None else f"{each.axis.key}={curve.x:g}"
+                label = "" if each.axis is None or curve.x is None else plain(f"{each.axis.key}={curve.x:g}")
                 legend_entry = None if not label or label in labels else label
                 labels |= {label: None} if label else {}
                 colour = _ramp_colour(each.axis, curve.x)
@@ -151,7 +151,7 @@ def training_curves(panels: Iterable[Panel]) -> list[Plot]:
 def _line_style(line: Line) -> dict[str, Any]:
     marker, colour = MARKERS[line.number % len(MARKERS)], COLOURS[line.number % len(COLOURS)]
     sizes = {"linewidth": 1.6, "elinewidth": 1.1, "capsize": 2.5, "markersize": 5}
-    return {"color": colour, "marker": marker, "label": line.label, **sizes}
+    return {"color": colour, "marker": marker, "label": plain(line.label), **sizes}
 
 
 def _scale_x(axes: Axes, axis: Axis) -> None:

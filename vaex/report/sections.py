@@ -1,7 +1,5 @@
 """The sections of a report in their order, from the runs and their statistics."""
 
-import csv
-import io
 import math
 import re
 import shlex
@@ -22,6 +20,7 @@ from vaex.report.document import Block, Card, Cards, Definitions, Document, Pict
 from vaex.report.layout import sheet_rows, views
 from vaex.report.statistics import Ranking, Study, gap_text, rankings, study, summary_text
 from vaex.report.svg import standalone
+from vaex.text_table import csv_table
 
 FILES = "files"  # the folder of pictures, beside the page
 LONGEST_NAME = 80  # characters of a picture's file name; file systems allow 255 bytes
@@ -391,11 +390,6 @@ def runs_csv(runs: Sequence[Run]) -> str:
     lines = []
     for run in runs:
         axes = {axis.key: design.value(run, axis) for axis in design.axes}
-        values = {name: value for name, value in run.results.items() if not isinstance(value, list | dict)}
-        lines.append({"run": run.name, **axes, "seed": run.seed, "status": run.status, **values, "reason": run.reason})
-    columns = list(dict.fromkeys(name for line in lines for name in line if name != "reason"))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [*columns, "reason"], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return file.getvalue()
+        values = {"seed": run.seed, "status": run.status, **run.results, "reason": run.reason}
+        lines.append({"run": run.name, **axes, **values})
+    return csv_table(lines, last="reason")

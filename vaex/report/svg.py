@@ -46,12 +46,17 @@ def panel(title: str, xlabel: str, ylabel: str) -> Iterator[tuple[Figure, Axes]]
         figure = Figure(figsize=(4.6, 3.4))
         # With fixed margins, adjacent panels are aligned, and matplotlib need not draw twice to measure the text.
         axes = figure.add_axes((0.16, 0.27, 0.8, 0.63))
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set(xlabel=plain(xlabel), ylabel=plain(ylabel))
         if len(title) > LONGEST_TITLE:
             title = title[: LONGEST_TITLE - 1] + "…"
-        axes.set_title(title, fontsize=11 if len(title) <= LONG_TITLE else 8.5)
+        axes.set_title(plain(title), fontsize=11 if len(title) <= LONG_TITLE else 8.5)
         axes.grid(color=INK, alpha=0.12, linewidth=0.8)
         yield figure, axes
+
+
+def plain(text: str) -> str:
+    """The text as matplotlib shows it, without formulas between dollar signs."""
+    return text.replace("$", r"\$")
 
 
 def svg(figure: Figure) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vaex.errors import UserError
+from vaex.errors import UserError, printable
 
 
 def run_folders(paths: Iterable[Path], *, completed: bool = False) -> list[Path]:
@@ -47,12 +47,13 @@ def find_runs(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def short_names(runs: list[Path]) -> list[str]:
-    """The path of each run from the folder that contains them all; a single run's from the working directory."""
+    """The path of each run from the folder that contains them all; a single run's from the working directory.
+
+    Control characters are escaped.
+    """
     paths = [os.path.relpath(run) for run in runs]
-    if len(paths) == 1:
-        return paths
-    shared = os.path.commonpath(paths)
-    return [os.path.relpath(path, shared) for path in paths]
+    shared = os.path.commonpath(paths) if len(paths) > 1 else "."
+    return [printable(os.path.relpath(path, shared)) for path in paths]
 
 
 def _walk(path: Path, names: set[str]) -> Iterator[Path]:

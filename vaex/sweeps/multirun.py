@@ -21,7 +21,7 @@ from vaex.config.compose import compose, hydra_of
 from vaex.config.identity import is_incidental
 from vaex.config.overrides import parse_overrides, with_text
 from vaex.config.schema import DATA
-from vaex.errors import Interrupted, UserError
+from vaex.errors import Interrupted, UserError, one_line
 from vaex.runs.reading import parse_yaml
 from vaex.sweeps.command import Command, read_command
 from vaex.sweeps.folder import JobState, SweepFolder, announce
@@ -139,7 +139,11 @@ def jobs_table(jobs: Sequence[JobState]) -> str:
     titles = list(dict.fromkeys(title for job in jobs for title in job.numbers()))
     rows = [[job.name, job.status, *(job.numbers().get(title) for title in titles)] for job in jobs]
     lines = text_table(["job", "status", *titles], rows, left={0, 1}, indent="", gap=2, missing="")
-    errors = [(job.name, job.error.splitlines()[0]) for job in jobs if job.error and job.status != "completed"]
+    errors = [
+        (one_line(job.name), one_line(job.error.splitlines()[0]))
+        for job in jobs
+        if job.error and job.status != "completed"
+    ]
     return "\n".join([*lines, *(f"! {name}: {error}" for name, error in errors)])
 
 
@@ -151,7 +155,7 @@ def _print_report(folder: SweepFolder) -> None:
         match parse_yaml(search.read_text(encoding="utf-8")):
             case {"best_params": {**best}, "best_value": float(elbo)}:
                 values = " ".join(f"{key}={value}" for key, value in best.items())
-                print(f"{'best':>15}  {values}: a validation ELBO of {elbo:.2f} nats")
+                print(f"{'best':>15}  {one_line(values)}: a validation ELBO of {elbo:.2f} nats")
     print(f"{'report':>15}  vaex report {path}")
     print(f"{'full evaluation':>15}  vaex eval {path}")
     print(f"{'TensorBoard':>15}  tensorboard --logdir {path} --host 127.0.0.1")
