@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from vaex.errors import Interrupted
 from vaex.training.signals import held_back, request_stop, stop_on_signals, stop_on_signals_for_life
@@ -23,10 +24,11 @@ def stop_runs_on_signals(launcher: str) -> Iterator[None]:
         Interrupted: at the end of the block, if there was a signal.
     """
     if launcher == "joblib_local":
-        from joblib.externals.loky.backend import resource_tracker
+        from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
 
-        with held_back():  # a signal to all processes would end the tracker, and joblib then prints tracebacks
-            resource_tracker.ensure_running()
+        for tracker in (resource_tracker, tracker_of_joblib):
+            with held_back():  # a signal to all processes would end the tracker, and another one would print tracebacks
+                tracker.ensure_running()
     ended = threading.Event()
     with stop_on_signals() as stop:
 
