@@ -504,6 +504,20 @@ def test_student_t_for_any_degrees_of_freedom(freedom: float) -> None:
     assert standard.log_normalizer == pytest.approx(float(expected), abs=1e-12)
 
 
+@pytest.mark.parametrize("family, reference", [(Gaussian, scipy.stats.norm), (Laplace, scipy.stats.laplace)])
+@pytest.mark.parametrize("loc", [-0.01, 0.3, 0.97, 0.999])
+def test_the_moments_of_bins_are_those_of_their_masses(family: type, reference, loc: float) -> None:
+    """Also of a narrow distribution near 1, where E[X²] and E[X]² have most of their digits in common."""
+    likelihood = family(image_shape=SHAPE, scale=fixed(1e-3), bounded_mean=False, discretize=True)
+    distribution = likelihood(torch.full(SHAPE, loc))
+    levels = np.arange(LEVELS) / 255
+    edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
+    mass = np.diff(reference.cdf((edges - float(np.float32(loc))) / 1e-3))
+    mean = mass @ levels
+    assert distribution.mean.item() == pytest.approx(mean, abs=2e-6)
+    assert distribution.variance.item() == pytest.approx(mass @ (levels - mean) ** 2, rel=1e-3, abs=1e-12)
+
+
 def test_infinite_degrees_of_freedom_are_refused() -> None:
     with pytest.raises(ValueError, match="degrees_of_freedom=inf: must be a finite number > 2"):
         StudentT(image_shape=SHAPE, scale=fixed(1.0), bounded_mean=True, degrees_of_freedom=math.inf)
