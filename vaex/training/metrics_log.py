@@ -115,8 +115,10 @@ class MetricsLog:
 
     def hyperparameters(self, values: dict[str, Any], metrics: list[str]) -> None:
         """Log the run's row of the hparams table. PyTorch's `add_hparams` would add it as another TensorBoard run."""
-        experiment, start, self._end = hparams(values, dict.fromkeys(metrics, math.nan))  # type: ignore[no-untyped-call]
-        for summary in (experiment, start, custom_scalars(LAYOUT)):  # type: ignore[no-untyped-call]
+        _, start, self._end = hparams(values, dict.fromkeys(metrics, math.nan))  # type: ignore[no-untyped-call]
+        # Without the summary of an experiment, TensorBoard makes the columns from the values of all runs that it shows;
+        # with it, from those of one run.
+        for summary in (start, custom_scalars(LAYOUT)):  # type: ignore[no-untyped-call]
             self._add_summary(summary, 0)
 
     def finish(self) -> None:
