@@ -369,7 +369,7 @@ def test_a_foreign_sweep_has_only_options_of_vaex_and_plain_values(
     outside = f"{'../' * 20}{callback.lstrip('/')}"
     for value in (
         f"experiment={outside}",  # Hydra reads options outside the config folder
-        f"+experiment={callback}",
+        f"experiment={callback}",
         f"experiment=[{outside}]",
         f"likelihood/scale={outside}",
         f"+experiment@hydra.callbacks={outside}",

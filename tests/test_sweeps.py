@@ -25,6 +25,7 @@ from vaex.config.overrides import parse_overrides
 from vaex.errors import Interrupted, UserError
 from vaex.runs.folder import RunFolder
 from vaex.sweeps import resources
+from vaex.sweeps.command import Command
 from vaex.sweeps.folder import SweepFolder
 from vaex.sweeps.grid import each_value_once
 from vaex.sweeps.multirun import jobs_table
@@ -311,6 +312,14 @@ def test_names_of_jobs() -> None:
 def test_other_values_have_other_names_that_a_folder_can_have(values: list[str]) -> None:
     one, other = (job_name([f"a.b={value}"]) for value in values)
     assert one != other and "/" not in one and "\0" not in one and len(one.encode()) < 255
+
+
+def test_values_are_told_from_what_makes_hydra_run_or_write_something() -> None:
+    engine = ["--config-dir", "configs", "hydra/launcher=basic", "+hydra.job.env_set.A=b"]
+    values = ["beta=1,2", "experiment=tune", "dataset.source.root='a b'", "~corruption", "+dataset@x=mnist"]
+    written = [value.replace("experiment", "+experiment") for value in values]
+    command = Command([*engine[:2], "-m", *written, *engine[2:], "sweep=old"])
+    assert command.engine == engine and command.values == values
 
 
 def test_a_planned_job_names_its_folder() -> None:

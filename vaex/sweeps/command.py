@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from vaex.config.compose import parse_arguments
-from vaex.config.overrides import folder_of
+from vaex.config.overrides import folder_of, without_plus
 from vaex.errors import UserError
 from vaex.sweeps.folder import SweepFolder
 
@@ -26,6 +26,7 @@ class Command:
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
+        arguments = without_plus(arguments)  # as parse_arguments has the overrides
         self.flags = parse_arguments(arguments)
         overrides = [override for override in self.flags.overrides if not override.startswith(FOLDER_KEYS)]
         for override in overrides:
