@@ -448,6 +448,7 @@ REFUSED = Measurement(refuse, ())
 SKIPPED = Measurement(refuse, (), why_not=lambda evaluation: "no darkness: it is day")
 TAKEN = Measurement(brightness, (Metric("test/mse", "MSE"),))
 TWICE = Measurement(lambda evaluation: {"test/elbo": 0.0}, ())
+TEXT = Measurement(lambda evaluation: {"test/brightest": "the first"}, ())
 TENSOR = Measurement(lambda evaluation: {"test/x": evaluation.images.pixels}, ())
 """
 
@@ -474,6 +475,7 @@ def test_a_users_metric_joins_the_table_and_results_json_declares_it(
         ("TAKEN", "declares test/mse"),
         ("TWICE", "test/elbo: two measurements return it"),
         ("TENSOR", "test/x: is a Tensor"),
+        ("TEXT", "test/brightest is 'the first'; a measurement returns it under another key, such as text/NAME"),
         ("brightness", "must be a vaex.evaluation.measure.Measurement, and is a function"),
         ("MISSING", "has no MISSING"),
     ):

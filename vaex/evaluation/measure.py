@@ -17,6 +17,7 @@ from vaex.evaluation.metric import Metric
 from vaex.evaluation.split import SplitBatch, ToFloat, batches, images_at_once
 from vaex.model import Autoencoder
 from vaex.objectives import Objective
+from vaex.runs.reading import check_results
 
 
 @dataclass(frozen=True)
@@ -126,5 +127,9 @@ def measure(evaluation: Evaluation, measurements: Iterable[Measurement]) -> tupl
                 raise UserError(f"{key}: two measurements return it; rename one")
             if not isinstance(value, int | float | str | list):
                 raise UserError(f"{key}: is a {type(value).__name__}; a measurement returns numbers, texts and lists")
+            try:
+                check_results({key: value})  # or no command could read results.json again
+            except ValueError as error:
+                raise UserError(f"{error}; a measurement returns it under another key, such as text/NAME") from error
         evaluation.results.update(values)
     return evaluation.results, reasons
