@@ -282,6 +282,7 @@ class TestRunFolders:
         for old, new, part in (
             ("latent_dim: 20", "latent_dim: twenty", "latent_dim=twenty: must be of type int"),
             ("seed: 0", "sede: 0", "sede: no such key"),
+            ("architecture:", "old_architecture:", "architecture"),
             ("dataset:", "dataset: 3\nold:", "config.yaml"),
             ("recorded:", "recorder:", "config.yaml: damaged"),
             ("image_shape:", "image_shapes:", "config.yaml: lacks recorded.image_shape"),
