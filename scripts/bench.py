@@ -148,7 +148,7 @@ def idx_files(root: Path) -> Dataset[Any]:
 
 
 def pictures(*, height: int = 64, width: int = 64, count: int = 4096) -> Source:
-    """Coloured blobs with some noise: what is on them makes no difference to the speed of training."""
+    """Colored blobs with some noise: what is on them makes no difference to the speed of training."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 6, 6, generator=generator)
     smooth = F.interpolate(coarse, size=(height, width), mode="bilinear")
@@ -168,7 +168,7 @@ class Case:
 
 
 SQUARES = ["likelihood=gaussian", "likelihood/scale=fixed", "likelihood.scale.value=0.70710678"]
-COLOURS = ["~dataset.source", "+dataset.source._target_=bench.pictures", "dataset.validation=256"]
+COLORS = ["~dataset.source", "+dataset.source._target_=bench.pictures", "dataset.validation=256"]
 CASES = {
     "mlp": Case(
         "MLP 784-400-20, MNIST",
@@ -184,20 +184,20 @@ CASES = {
         lambda: TutorialConv(1, 28, [32, 64, 128]),
     ),
     "conv64": Case(
-        "conv 32-64-128-256, 64 × 64 colour",
+        "conv 32-64-128-256, 64 × 64 color",
         [
             "architecture=conv",
             "architecture.widths=[32,64,128,256]",
             "architecture.activation=relu",
             *SQUARES,
-            *COLOURS,
+            *COLORS,
         ],
         64,
         lambda: TutorialConv(3, 64, [32, 64, 128, 256]),
     ),
     "vit64": Case(
-        "ViT, patch 8, width 256, depth 4 + 4, 64 × 64 colour",
-        ["architecture=vit", "architecture.patch_size=8", *SQUARES, *COLOURS],
+        "ViT, patch 8, width 256, depth 4 + 4, 64 × 64 color",
+        ["architecture=vit", "architecture.patch_size=8", *SQUARES, *COLORS],
         64,
         TutorialViT,
     ),
@@ -209,10 +209,10 @@ CASES = {
 
 def tutorial(case: Case, device: torch.device, in_memory: bool = False) -> Run:
     """A DataLoader that converts image by image, eager Adam, `.item()` in every step."""
-    colour = COLOURS[0] in case.overrides
+    color = COLORS[0] in case.overrides
     root = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, root)
-    data = InMemory(pictures().train) if in_memory else jpeg_folder(root) if colour else idx_files(root)
+    data = InMemory(pictures().train) if in_memory else jpeg_folder(root) if color else idx_files(root)
     # On a CPU, workers would take the cores from the training; examples have them beside a GPU only.
     workers: dict[str, Any] = {"num_workers": os.cpu_count(), "pin_memory": True} if device.type == "cuda" else {}
     loader: DataLoader[Any] = DataLoader(data, batch_size=case.batch_size, shuffle=True, drop_last=True, **workers)
@@ -249,7 +249,7 @@ def training_step(case: Case, device: torch.device, *settings: str) -> tuple[Tra
     overrides = [*case.overrides, f"batch_size={case.batch_size}", f"device={device}", *settings]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = check(compose("train", overrides))
-    with patch.dict(os.environ, VAEX_TRUST="bench"):  # a config may name only trusted functions, and COLOURS names one
+    with patch.dict(os.environ, VAEX_TRUST="bench"):  # a config may name only trusted functions, and COLORS names one
         experiment = build(config)
     experiment.model.train()
     step = TrainingStep(experiment, experiment.dataset.train.to(device), config.trainer.clip_norm)
@@ -329,7 +329,7 @@ def contenders(case: Case, device: torch.device) -> dict[str, Callable[[Case], R
             "bf16, captured": vaex("precision=bf16", captured=True),
             "bf16, compiled, captured": vaex("precision=bf16", "trainer.compile=true", captured=True),
         }
-    if COLOURS[0] not in case.overrides:
+    if COLORS[0] not in case.overrides:
         del chosen[IN_MEMORY]
     return chosen
 

@@ -4,7 +4,7 @@
 
 The plots show the negative log-likelihood of a Gaussian and a Laplace against their scale, with the minimum at √MSE and
 MAE; the gradient at a pixel as its error shrinks, for squared, absolute and log-mean-squared errors; and the
-log-normaliser and the mean of the continuous Bernoulli. All curves are computed by vaex's own likelihoods. This script
+log-normalizer and the mean of the continuous Bernoulli. All curves are computed by vaex's own likelihoods. This script
 needs matplotlib: `pip install -e '.[plots]'`.
 """
 
@@ -40,15 +40,15 @@ def plot_nll(axes: Axes) -> dict[str, float]:
     torch.manual_seed(0)
     scales = torch.logspace(-3.5, 0.5, 2001)
     ratios = {}
-    for spread, colour in ((0.005, "C0"), (0.05, "C1"), (0.3, "C2")):
+    for spread, color in ((0.005, "C0"), (0.05, "C1"), (0.3, "C2")):
         x = spread * torch.randn(PIXELS)
         for family, style, best in (
             (Gaussian, "-", x.square().mean().sqrt()),
             (Laplace, "--", x.abs().mean()),
         ):
             nll = nll_against_scale(family, x, scales)
-            axes.plot(scales, nll, style, color=colour, label=f"{family.__name__}, RMSE {x.square().mean().sqrt():.2g}")
-            axes.plot(best, nll.min(), "o", color=colour, markersize=5)
+            axes.plot(scales, nll, style, color=color, label=f"{family.__name__}, RMSE {x.square().mean().sqrt():.2g}")
+            axes.plot(best, nll.min(), "o", color=color, markersize=5)
             ratios[f"{family.__name__} {spread}"] = (scales[nll.argmin()] / best).item()
     axes.set(xscale="log", ylim=(-6, 8), xlabel="scale", ylabel="nats per pixel")
     axes.set_title("Negative log-likelihood; dots at √MSE and MAE")
@@ -72,14 +72,14 @@ def plot_gradients(axes: Axes) -> None:
         likelihood = family(image_shape=PIXELS, scale=rule, bounded_mean=False)
         return [gradient(likelihood, e, e if others is None else others) for e in errors.tolist()]
 
-    for label, colour, style, values in (
+    for label, color, style, values in (
         ("squared error, sigma 1: shrinks", "C0", "-", curve(Gaussian, False, 0.1)),
         ("absolute error, b 1: constant", "C1", "-", curve(Laplace, False, 0.1)),
         ("log MSE (optimal sigma), other errors stay: shrinks", "C2", "-", curve(Gaussian, True, 0.1)),
         ("log MSE, all errors shrink together: grows", "C2", "--", curve(Gaussian, True, None)),
         ("log MAE (optimal b), all errors shrink together: grows equally", "C3", ":", curve(Laplace, True, None)),
     ):
-        axes.plot(errors, values, style, color=colour, label=label, linewidth=2)
+        axes.plot(errors, values, style, color=color, label=label, linewidth=2)
     axes.set(xscale="log", yscale="log", xlabel="error of the pixel", ylabel="|gradient| at its mean")
     axes.invert_xaxis()
     axes.set_title("Gradient as the error shrinks")
@@ -92,8 +92,8 @@ def plot_continuous_bernoulli(normalizer: Axes, mean: Axes) -> None:
     # The density is C(θ) θ^x (1-θ)^(1-x), so log C = -log((e^η - 1)/η) - log(1 - θ).
     normalizer.plot(theta, -log_normalizer(eta) - torch.log1p(-theta))
     normalizer.set(xlabel="θ", ylabel="log C(θ), nats")
-    normalizer.set_title("Continuous Bernoulli: log-normaliser, minimum log 2 at θ = ½")
-    normalizer.axhline(math.log(2), color="grey", linewidth=0.5)
+    normalizer.set_title("Continuous Bernoulli: log-normalizer, minimum log 2 at θ = ½")
+    normalizer.axhline(math.log(2), color="gray", linewidth=0.5)
 
     likelihood = ContinuousBernoulli(image_shape=(1, 1, 1), bound=1e9)
     logits = torch.linspace(-100, 100, 4001)
@@ -102,7 +102,7 @@ def plot_continuous_bernoulli(normalizer: Axes, mean: Axes) -> None:
     mean.plot(logits, distribution.parameter.flatten(), "--", label="parameter θ, which is often shown instead")
     mean.plot(math.log(0.9999 / 0.0001), 0.8915, "o", color="C0", markersize=5)
     mean.annotate("θ = 0.9999: mean 0.8915", (9.21, 0.8915), (30, 0.75), fontsize=8, arrowprops={"arrowstyle": "-"})
-    mean.set(xlabel="logit η", ylabel="grey")
+    mean.set(xlabel="logit η", ylabel="gray")
     mean.set_title("Continuous Bernoulli: the mean is not the parameter")
     mean.legend(fontsize=7)
 

@@ -145,8 +145,8 @@ def plots(rows: Sequence[Cell], docs: Path) -> None:
     )
     axes.set_yticks(range(len(ranked)), [cell.name for cell, _ in ranked])
     axes.set(xlabel="bits/dim, lower is better", title="MNIST, beta 1, three seeds", xlim=(0, 10))
-    axes.axvline(8, color="grey", linestyle=":")
-    axes.text(8.05, len(ranked) / 2, "all levels alike", color="grey", fontsize="small", va="center")
+    axes.axvline(8, color="gray", linestyle=":")
+    axes.text(8.05, len(ranked) / 2, "all levels alike", color="gray", fontsize="small", va="center")
     axes.grid(alpha=0.3)
     figure.savefig(docs / "figures" / "which_likelihood_bits.png", dpi=110)
 
@@ -209,7 +209,7 @@ def against_rate(plt: Any, rows: Sequence[Cell], docs: Path) -> None:
         axes.grid(alpha=0.3, which="both")
     for n, family in enumerate(families):
         grid[0].plot([], [], "os^Dv*P"[n % 7], color=f"C{n}", label=family)
-    grid[0].plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: a scale for each pixel")
+    grid[0].plot([], [], "o", color="gray", markerfacecolor="none", label="hollow: a scale for each pixel")
     grid[0].legend(fontsize="small")
     figure.savefig(docs / "figures" / "which_likelihood_rate.png", dpi=90)
 

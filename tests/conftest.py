@@ -129,16 +129,16 @@ SPRITES = ["dataset.source.rotations=2", "dataset.source.positions=2", "dataset.
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of colour pictures in two classes: bright and dark gradients with some noise."""
+    """A folder of color pictures in two classes: bright and dark gradients with some noise."""
     folder = tmp_path_factory.mktemp("pictures")
     ramp = np.linspace(0, 100, 40)
     noise = np.random.default_rng(0)
     for name, offset in (("bright", 120), ("dark", 20)):
         (folder / name).mkdir()
         for n in range(60):
-            grey = offset + ramp[None, :, None] * (n / 60) + ramp[:36, None, None] * (1 - n / 60)
-            colour = grey * np.array([1.0, 0.8, 0.6]) + noise.uniform(0, 20, (36, 40, 3))
-            Image.fromarray(colour.clip(0, 255).astype(np.uint8)).save(folder / name / f"{n}.png")
+            gray = offset + ramp[None, :, None] * (n / 60) + ramp[:36, None, None] * (1 - n / 60)
+            color = gray * np.array([1.0, 0.8, 0.6]) + noise.uniform(0, 20, (36, 40, 3))
+            Image.fromarray(color.clip(0, 255).astype(np.uint8)).save(folder / name / f"{n}.png")
     return folder
 
 

@@ -79,9 +79,9 @@ def test_what_is_scored_does_not_depend_on_how_the_run_was_trained() -> None:
     for option in ("none", "uniform"):
         assert scored_pixels(likelihood("density"), dataset(dequantize=option)) == "(k+u)/256"
         assert to_float(likelihood("density"), dataset(dequantize=option)) is dequantize
-    grey = dataset().test.pixels
+    gray = dataset().test.pixels
     assert scored_pixels(likelihood("mass", "uint8"), dataset()) == "k/255"
-    assert torch.equal(to_float(likelihood("mass", "uint8"), dataset())(grey), grey.float() / 255)
+    assert torch.equal(to_float(likelihood("mass", "uint8"), dataset())(gray), gray.float() / 255)
 
 
 def test_dequantized_pixels_stay_inside_their_bins() -> None:

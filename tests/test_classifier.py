@@ -24,8 +24,8 @@ from vaex.evaluation.classifier import (
 
 
 @pytest.fixture
-def colours() -> Source:
-    """Two classes of small colour images, told apart by which half is bright; some noise."""
+def colors() -> Source:
+    """Two classes of small color images, told apart by which half is bright; some noise."""
     pixels = torch.randint(0, 60, (120, 3, 9, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(120) % 2
     pixels[labels == 0, :, :4] += 150
@@ -88,29 +88,29 @@ def test_images_of_any_size(shape: tuple[int, int, int]) -> None:
 
 
 def test_a_second_call_loads_what_the_first_trained(
-    colours: Source, tmp_path: Path, request: pytest.FixtureRequest
+    colors: Source, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     cache = tmp_path / "not" / "yet"
-    first, first_hash = classifier_for(colours, cache, epochs=40)
-    assert accuracy(first, colours.test) > 0.95
+    first, first_hash = classifier_for(colors, cache, epochs=40)
+    assert accuracy(first, colors.test) > 0.95
     (file,) = cache.iterdir()
-    assert hash_of(colours.train) in file.name
+    assert hash_of(colors.train) in file.name
     assert first_hash == hashlib.sha256(file.read_bytes()).hexdigest()
 
     request.getfixturevalue("no_training")
-    second, second_hash = classifier_for(colours, cache, epochs=40)
+    second, second_hash = classifier_for(colors, cache, epochs=40)
     assert second_hash == first_hash
-    assert torch.equal(features_of(first, colours.test.pixels), features_of(second, colours.test.pixels))
+    assert torch.equal(features_of(first, colors.test.pixels), features_of(second, colors.test.pixels))
     assert not second.training and not any(parameter.requires_grad for parameter in second.parameters())
-    other = Source(train=Images(colours.train.pixels, 1 - colours.train.labels), test=colours.test, classes=2)
+    other = Source(train=Images(colors.train.pixels, 1 - colors.train.labels), test=colors.test, classes=2)
     with pytest.raises(AssertionError, match="trained"):
         classifier_for(other, cache)
 
 
-def test_training_is_a_function_of_the_seed_and_leaves_the_random_state(colours: Source) -> None:
+def test_training_is_a_function_of_the_seed_and_leaves_the_random_state(colors: Source) -> None:
     state = torch.random.get_rng_state()
     for epochs in (0, 1):
-        trained = [train_classifier(colours.train, 2, seed=seed, epochs=epochs) for seed in (0, 0, 1)]
+        trained = [train_classifier(colors.train, 2, seed=seed, epochs=epochs) for seed in (0, 0, 1)]
         weights = [classifier.hidden.weight for classifier in trained]
         assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
         assert not any(classifier.training for classifier in trained)
@@ -127,15 +127,15 @@ def test_equal_weights_have_equal_hashes(tmp_path: Path) -> None:
 
 
 def test_damaged_weights_are_refused(
-    colours: Source, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    colors: Source, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier_for(colours, tmp_path, epochs=1)
+    classifier_for(colors, tmp_path, epochs=1)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     for content in (whole[:-9], b"", whole.replace(b"hidden.weight", b"widden.height")):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="delete it to train again") as caught:
-            classifier_for(colours, tmp_path)
+            classifier_for(colors, tmp_path)
         assert "\n" not in str(caught.value)
     broken = bytearray(MNIST_WEIGHTS.read_bytes())
     broken[-1] ^= 1
@@ -145,9 +145,9 @@ def test_damaged_weights_are_refused(
         classifier_for(source, tmp_path)
 
 
-def test_unlabelled_images_are_refused(colours: Source) -> None:
-    with pytest.raises(ValueError, match="2 classes or more, got 1; use a labelled dataset"):
-        train_classifier(colours.train, 1, seed=0, epochs=1)
+def test_unlabeled_images_are_refused(colors: Source) -> None:
+    with pytest.raises(ValueError, match="2 classes or more, got 1; use a labeled dataset"):
+        train_classifier(colors.train, 1, seed=0, epochs=1)
 
 
 def test_shifts_move_whole_pixels_and_repeat_the_border() -> None:

@@ -26,17 +26,17 @@ def test_split_is_of_the_known_sizes_and_loses_nothing(source: Source) -> None:
     assert data.image_shape == (1, 28, 28) and data.classes == 10
     assert torch.equal(torch.cat([data.train.pixels, data.validation.pixels]), source.train.pixels)
     assert source.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    assert source.train.pixels[0, 0, 5, 12] == 3  # the first grey pixel of the first five
+    assert source.train.pixels[0, 0, 5, 12] == 3  # the first gray pixel of the first five
 
 
 def test_floats_are_k_over_255_exactly(source: Source) -> None:
-    grey = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(dataset(source).to_float(grey), torch.arange(256) / 255)
+    gray = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(dataset(source).to_float(gray), torch.arange(256) / 255)
 
 
 def test_dequantized_floats_fill_their_level(source: Source) -> None:
-    grey = torch.arange(256, dtype=torch.uint8).repeat(2000, 1)
-    x = dataset(source, dequantize="uniform").to_float(grey) * 256 - grey
+    gray = torch.arange(256, dtype=torch.uint8).repeat(2000, 1)
+    x = dataset(source, dequantize="uniform").to_float(gray) * 256 - gray
     assert 0 <= x.min() and x.max() <= 1
     assert x.mean().item() == pytest.approx(0.5, abs=0.005)
     assert x.var().item() == pytest.approx(1 / 12, abs=0.001)
@@ -52,7 +52,7 @@ def test_static_binarization_is_the_same_on_all_machines_and_for_all_splits(sour
     assert torch.equal(again.train.pixels[:2000], data.train.pixels)
 
 
-def test_a_pixel_is_sampled_with_its_grey_as_probability() -> None:
+def test_a_pixel_is_sampled_with_its_gray_as_probability() -> None:
     levels = torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8)
     share = sample_binary(levels.repeat(100_000, 1), seed=3).float().mean(0) / 255
     p = levels / 255
@@ -61,11 +61,11 @@ def test_a_pixel_is_sampled_with_its_grey_as_probability() -> None:
 
 def test_dynamic_binarization_samples_each_time_and_threshold_never(source: Source) -> None:
     source = Source(source.train[:100], source.test[:100], 10)
-    grey = source.test.pixels
+    gray = source.test.pixels
     dynamic = dataset(source, binarize="dynamic", validation=0)
-    a, b = dynamic.to_float(grey), dynamic.to_float(grey)
+    a, b = dynamic.to_float(gray), dynamic.to_float(gray)
     assert set(a.unique().tolist()) == {0.0, 1.0} and not torch.equal(a, b)
-    assert torch.equal(dataset(source, binarize="threshold", validation=0).test.pixels == 255, grey / 255 >= 0.5)
+    assert torch.equal(dataset(source, binarize="threshold", validation=0).test.pixels == 255, gray / 255 >= 0.5)
 
 
 def test_invalid_options_are_refused_by_name(source: Source) -> None:

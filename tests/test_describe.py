@@ -284,7 +284,7 @@ def test_an_option_of_the_user(
     [
         (["likelihood=laplce"], ["likelihood=laplce", "did you mean laplace"]),
         (["batch_size=1001"], ["batch_size=1001", "1000 training images"]),
-        (["likelihood=bernoulli"], ["grey", "dataset.binarize"]),
+        (["likelihood=bernoulli"], ["gray", "dataset.binarize"]),
         (["-m", "beta=1,2"], ["-m", "KEY=VALUE"]),
         (["resume=runs/1"], ["resume=runs/1", "takes no run"]),
         (["--config-dir=/no/such"], ["--config-dir=/no/such", "no such folder"]),

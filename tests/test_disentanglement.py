@@ -313,7 +313,7 @@ def test_one_latent_is_enough() -> None:
 def test_a_factor_of_a_single_value_is_left_out() -> None:
     codes, few = PERFECT[:240], FACTORS[:240]
     factors = torch.cat([torch.full_like(few[:, :1], 2), few], dim=1)
-    scores = disentanglement(codes, factors, [Factor("colour", 3, False), *DESCRIBED])
+    scores = disentanglement(codes, factors, [Factor("color", 3, False), *DESCRIBED])
     assert scores == disentanglement(codes, few, DESCRIBED)
 
 

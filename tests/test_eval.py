@@ -41,7 +41,7 @@ RUNS = {
     "sweep/noisy": ["dataset.dequantize=uniform"],
     "optimal": ["likelihood/scale=optimal", "conditional=true"],
     "coin": ["likelihood=bernoulli", "dataset.binarize=static"],
-    "grey": ["likelihood=cross_entropy"],
+    "gray": ["likelihood=cross_entropy"],
     "code": ["objective=ae"],
 }
 SETTINGS = ["steps=12", "device=cpu", "figures.kinds=[]", "trainer.threads=1"]
@@ -95,7 +95,7 @@ def test_only_numbers_of_the_same_images_are_ranked_together(evaluated: Evaluate
         ("8-bit images: mnist, 300 test images of 1 × 28 × 28, given the label", ("optimal",), "same 8-bit images"),
         ("8-bit images", ("sweep/wide", "sweep/noisy"), "the probability of the same 8-bit images"),
         ("Binary images", ("coin",), "one-bit images"),
-        ("cross_entropy, a pseudo-likelihood", ("grey",), "the probability of no image"),
+        ("cross_entropy, a pseudo-likelihood", ("gray",), "the probability of no image"),
         ("Autoencoders", ("code",), "no bound"),
     ]
     assert len(groups) == len(expected)
@@ -123,8 +123,8 @@ def test_what_training_wrote_stays_and_comes_out_again(evaluated: Evaluated) -> 
 
 
 def test_scores_of_the_image(evaluated: Evaluated) -> None:
-    wide, noisy, coin, grey, code = (
-        evaluated.after[name] for name in ("sweep/wide", "sweep/noisy", "coin", "grey", "code")
+    wide, noisy, coin, gray, code = (
+        evaluated.after[name] for name in ("sweep/wide", "sweep/noisy", "coin", "gray", "code")
     )
     bits = 784 * math.log(2)
     for run, offset, pixels in ((wide, 8, "(k+u)/256"), (noisy, 8, "(k+u)/256"), (coin, 0, "binary")):
@@ -140,9 +140,9 @@ def test_scores_of_the_image(evaluated: Evaluated) -> None:
     assert noisy["test/elbo_dequantized"] == pytest.approx(noisy["test/elbo"], rel=1e-6)
     assert wide["test/image_elbo"] == pytest.approx(wide["test/elbo_dequantized"] - 784 * math.log(256))
     assert coin["test/image_elbo"] == coin["test/elbo"]
-    for run in (grey, code):
+    for run in (gray, code):
         assert not {"test/nll", "test/bits_per_dim", "test/nll_bound"} & set(run)
-    assert grey["test/image_elbo"] == grey["test/elbo"] and "test/elbo" not in code and "test/image_elbo" not in code
+    assert gray["test/image_elbo"] == gray["test/elbo"] and "test/elbo" not in code and "test/image_elbo" not in code
 
 
 def test_training_scores_the_image_where_its_elbo_is_a_bound(evaluated: Evaluated) -> None:
@@ -161,7 +161,7 @@ def test_training_scores_the_image_where_its_elbo_is_a_bound(evaluated: Evaluate
 def test_csv_and_json_hold_the_results_in_the_order_of_the_table(evaluated: Evaluated) -> None:
     with (evaluated.folder / "all.csv").open() as file:
         rows = list(csv.DictReader(file))
-    names = ["optimal", "sweep/wide", "sweep/noisy", "coin", "grey", "code"]
+    names = ["optimal", "sweep/wide", "sweep/noisy", "coin", "gray", "code"]
     assert [row["run"] for row in rows] == names
     assert [row["rank"] for row in rows] == ["1", "1", "2", "1", "", ""]
     assert float(rows[1]["test/nll"]) == evaluated.after["sweep/wide"]["test/nll"] and rows[5]["test/elbo"] == ""
@@ -182,7 +182,7 @@ def test_a_later_evaluation_from_the_elbo_has_the_standard_error_of_the_elbo(a_r
 
 @pytest.fixture(scope="module", params=[3, 1])
 def few(request: pytest.FixtureRequest, source: Source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A run with this number of labelled test images."""
+    """A run with this number of labeled test images."""
     folder = tmp_path_factory.mktemp("few")
     for name, part, count in (("train", source.train, 60), ("t10k", source.test, request.param)):
         write_idx(folder / f"{name}-images-idx3-ubyte.gz", part.pixels[:count, 0])
@@ -279,17 +279,17 @@ def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(evaluated: 
 
 @pytest.mark.parametrize(
     ("name", "fid"),
-    [("sweep/noisy", "none"), ("optimal", "none"), ("coin", "none"), ("grey", "none"), SLOW_FID],
+    [("sweep/noisy", "none"), ("optimal", "none"), ("coin", "none"), ("gray", "none"), SLOW_FID],
 )
 def test_no_batch_size_changes_a_number(evaluated: Evaluated, name: str, fid: Literal["none", "noise"]) -> None:
     config, _ = load_config(evaluated.folder / name)
     model, dataset = load_model(evaluated.folder / name), load_dataset(config.dataset)
-    if name == "grey":  # whose pixels are not random yet
+    if name == "gray":  # whose pixels are not random yet
         dataset.binarize = "dynamic"
     numbers = []
     for batch_size in (7, 64, 300):
         objective = create("objective", {**config.objective, "samples": 2})
-        corruption = {"coin": GaussianNoise(std=0.3), "grey": Masking(fraction=0.3)}.get(name, lambda x: x)
+        corruption = {"coin": GaussianNoise(std=0.3), "gray": Masking(fraction=0.3)}.get(name, lambda x: x)
         evaluation = Evaluation(
             model, objective, dataset, corruption, 3, images_per_batch=batch_size, fid=fid, latent="mixture"
         )

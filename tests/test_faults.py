@@ -54,7 +54,7 @@ UNFIT = [
     ("architecture=conv architecture.widths=[4,4,4,4,4,4]", ["architecture.widths", "28 × 28", "at most 4"]),
     ("architecture=conv architecture.widths=[]", ["architecture.widths=[]", ">= 1"]),
     ("architecture=resnet architecture.groups=3", ["architecture.groups=3", "divide"]),
-    ("likelihood=bernoulli", ["likelihood Bernoulli", "grey", "dataset.binarize=", "likelihood=cross_entropy"]),
+    ("likelihood=bernoulli", ["likelihood Bernoulli", "gray", "dataset.binarize=", "likelihood=cross_entropy"]),
     ("+likelihood.foo=3", ["likelihood", "foo"]),
     ("+likelihood.image_shape=[1,2,3]", ["likelihood.image_shape", "leave it out"]),
     ("likelihood._target_=torch.nn.Identity", ["likelihood._target_", "Identity", "Likelihood"]),
@@ -134,7 +134,7 @@ class TestData:
         assert "cifar-10-python.tar.gz not found" in error and "dataset.source.download=true" in error
         assert_incomplete(tmp_path / "run")
 
-    def test_a_grey_model_meets_colour(
+    def test_a_gray_model_meets_color(
         self, here: Here, tiny: list[str], said: Said, pictures: Path, tmp_path: Path
     ) -> None:
         """The images changed after the run was trained."""

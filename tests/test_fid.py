@@ -1,4 +1,4 @@
-"""Fréchet distance against closed forms and scipy, and the neighbour measures on sets whose answer can be counted."""
+"""Fréchet distance against closed forms and scipy, and the neighbor measures on sets whose answer can be counted."""
 
 import math
 
@@ -140,7 +140,7 @@ def test_density_and_coverage_of_a_counted_set() -> None:
     assert coverage == 3 / 6
 
 
-def test_neighbours_leave_out_the_point_itself_and_a_ball_is_closed() -> None:
+def test_neighbors_leave_out_the_point_itself_and_a_ball_is_closed() -> None:
     real = line(0, 4, 10)  # for k=1: [-4,4] [0,8] [4,16]; for k=2: [-10,10] [-2,10] [0,20]
     assert precision_recall(real, line(-4, 16, 17, -5), k=1)[0] == 2 / 4
     assert precision_recall(real, line(20, 21, -10, -11), k=2)[0] == 2 / 4

@@ -141,7 +141,7 @@ def mean_of(model: Autoencoder, z: Tensor, labels: Tensor | None = None) -> Tens
 def test_every_path_goes_from_one_reconstruction_to_the_other(classes: int) -> None:
     model, images = build(classes=classes), pictures()
     with torch.no_grad():
-        model.decoder.linear.weight.mul_(4)  # so that neighbours on a path differ visibly
+        model.decoder.linear.weight.mul_(4)  # so that neighbors on a path differ visibly
     sheet = drawn("interpolation", model, images, count=1)
     first, second = (0, 3) if classes else (0, 1)  # of the same class if the model is conditional
     x, labels = to_float(images.pixels), images.labels
@@ -307,8 +307,8 @@ def test_principal_components_are_those_of_the_svd() -> None:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(200, 6, generator=generator) * torch.tensor([1.0, 5.0, 0.2, 3.0, 1.5, 0.0]) + 7
     mean, directions, share = latents.principal(z)
-    centred = z.double().numpy() - z.double().numpy().mean(0)
-    _, singular, vectors = np.linalg.svd(centred, full_matrices=False)
+    centered = z.double().numpy() - z.double().numpy().mean(0)
+    _, singular, vectors = np.linalg.svd(centered, full_matrices=False)
     np.testing.assert_allclose(share.numpy(), singular**2 / (singular**2).sum(), atol=1e-12)
     np.testing.assert_allclose(np.abs((directions.numpy() * vectors).sum(1)), np.ones(6), rtol=1e-9)
     assert (directions.gather(1, directions.abs().argmax(1, keepdim=True)) > 0).all()
@@ -318,9 +318,9 @@ def test_principal_components_are_those_of_the_svd() -> None:
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
 def test_panels_of_latents_stand_beside_each_other(latent_dim: int) -> None:
     images = pictures()
-    labelled = subject(build(latent_dim), images, title="a run")
-    unlabelled = subject(build(latent_dim, stochastic=False), images, title="another", class_names=())
-    both = latents.plot([labelled, unlabelled])
+    labeled = subject(build(latent_dim), images, title="a run")
+    unlabeled = subject(build(latent_dim, stochastic=False), images, title="another", class_names=())
+    both = latents.plot([labeled, unlabeled])
     assert both.dtype == torch.uint8 and both.shape == (3, 620, 1370)
     left, right = both[..., :620], both[..., 620:1240]
     assert left.float().std() > 5 and right.float().std() > 5
@@ -338,20 +338,20 @@ def test_a_map_is_of_the_predicted_scale_on_one_range_for_all(channels: int) -> 
         distribution = model.decode(model.encode(x).mean)
         log_scale = distribution.log_scale.exp().mean(1, keepdim=True).log()
     low, high = log_scale.min(), log_scale.max()
-    maps = scale.colour((log_scale - low) / (high - low))
+    maps = scale.color((log_scale - low) / (high - low))
     for n in range(3):
         ((top, left),) = places(sheet, x[n].expand(3, SIDE, SIDE))
         assert places(sheet, distribution.mean[n].expand(3, SIDE, SIDE)) == [(top + 62, left)]
         assert places(sheet, maps[n]) == [(top + 124, left)]
 
 
-def test_colours_are_viridis() -> None:
+def test_colors_are_viridis() -> None:
     from matplotlib import colormaps
 
     values = torch.linspace(0, 1, 9)  # and between these in straight lines
     expected = torch.from_numpy(colormaps["viridis"](values.numpy())[:, :3]).float()
-    torch.testing.assert_close(scale.colour(values.view(1, 1, 1, -1))[0, :, 0].T, expected, rtol=0, atol=0.003)
-    between = scale.colour(torch.linspace(0, 1, 101).view(1, 1, 1, -1)).mean(1).flatten()
+    torch.testing.assert_close(scale.color(values.view(1, 1, 1, -1))[0, :, 0].T, expected, rtol=0, atol=0.003)
+    between = scale.color(torch.linspace(0, 1, 101).view(1, 1, 1, -1)).mean(1).flatten()
     assert (between.diff() > 0).all()
 
 

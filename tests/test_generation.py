@@ -80,9 +80,9 @@ def test_a_distribution_that_cannot_be_sampled_is_an_error(dataset: Dataset) -> 
 
 
 def test_images_without_labels_have_no_distances_unless_requested(dataset: Dataset) -> None:
-    unlabelled = Dataset(source=replace(dataset.source, classes=0), validation=0, binarize="none", dequantize="none")
+    unlabeled = Dataset(source=replace(dataset.source, classes=0), validation=0, binarize="none", dequantize="none")
     for fid, reasons in ((None, ["no FID: the images have no labels to train a classifier with"]), ("none", [])):
-        assert measure(Evaluation(copying(0.5), AE(), unlabelled, fid=fid), [GENERATION]) == ({}, reasons)
+        assert measure(Evaluation(copying(0.5), AE(), unlabeled, fid=fid), [GENERATION]) == ({}, reasons)
 
 
 def test_other_data_get_a_classifier_of_their_own(dataset: Dataset, tmp_path: Path, monkeypatch) -> None:

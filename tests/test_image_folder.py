@@ -40,14 +40,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def save(path: Path, colour: object = 0, mode: str = "RGB", size: tuple[int, int] = (8, 8), **options: object) -> Path:
+def save(path: Path, color: object = 0, mode: str = "RGB", size: tuple[int, int] = (8, 8), **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path, **options)
+    Image.new(mode, size, color).save(path, **options)
     return path
 
 
 def fill(root: Path, count: int = 20, labels: tuple[str, ...] = ("a", "b"), start: int = 0) -> None:
-    """Pictures whose grey is their number, under the label that their number gives."""
+    """Pictures whose gray is their number, under the label that their number gives."""
     for n in range(start, start + count):
         save(root / labels[n % len(labels)] / f"{n}.png", n, "L")
 
@@ -56,12 +56,12 @@ def load(root: Path | str | None, size: int = 8, channels: int = 1, test: float 
     return image_folder(root=root if root is None else str(root), size=size, channels=channels, test=test)
 
 
-def greys(source: Source) -> tuple[list[int], list[int]]:
+def grays(source: Source) -> tuple[list[int], list[int]]:
     return source.train.pixels[:, 0, 0, 0].tolist(), source.test.pixels[:, 0, 0, 0].tolist()
 
 
 def one(path: Path, size: int = 8, channels: int = 3, crop: int | None = None) -> list[int]:
-    """The colour of a picture of a single one."""
+    """The color of a picture of a single one."""
     flat = decode(path, size=size, channels=channels, crop=crop).reshape(channels, -1)
     assert (flat == flat[:, :1]).all()
     return flat[:, 0].tolist()
@@ -77,7 +77,7 @@ def unfinished(cache: Path) -> list[Path]:
 
 
 class TestPixels:
-    def test_colours_are_kept_in_any_lossless_mode(self, root: Path) -> None:
+    def test_colors_are_kept_in_any_lossless_mode(self, root: Path) -> None:
         assert one(save(root / "a.png", (200, 30, 90))) == [200, 30, 90]
         assert one(save(root / "a.bmp", (200, 30, 90))) == [200, 30, 90]
         assert one(save(root / "a.tif", (200, 30, 90))) == [200, 30, 90]
@@ -97,34 +97,34 @@ class TestPixels:
         assert one(save(root / "k.tif", (0, 0, 0, 102), "CMYK")) == [153] * 3
         assert one(save(root / "c.jpg", (255, 0, 0, 0), "CMYK")) == pytest.approx([0, 255, 255], abs=2)
 
-    def test_colour_becomes_luma_and_grey_stays(self, root: Path) -> None:
-        for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 30, 90)):
-            luma = np.dot((0.299, 0.587, 0.114), colour)  # ITU-R BT.601
-            assert one(save(root / "a.png", colour), channels=1) == [round(luma)]
-        for grey in (0, 77, 255):
-            assert one(save(root / "l.png", grey, "L"), channels=1) == [grey]
+    def test_color_becomes_luma_and_gray_stays(self, root: Path) -> None:
+        for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 30, 90)):
+            luma = np.dot((0.299, 0.587, 0.114), color)  # ITU-R BT.601
+            assert one(save(root / "a.png", color), channels=1) == [round(luma)]
+        for gray in (0, 77, 255):
+            assert one(save(root / "l.png", gray, "L"), channels=1) == [gray]
 
     @pytest.mark.parametrize("alpha, share", [(0, 0), (51, 0.2), (255, 1)])
     def test_transparency_shows_white(self, alpha: int, share: float, root: Path) -> None:
         shown = [round(share * value + (1 - share) * 255) for value in (200, 30, 90)]
         assert one(save(root / "rgba.png", (200, 30, 90, alpha), "RGBA")) == shown
-        grey = round(share * 100 + (1 - share) * 255)
-        assert one(save(root / "la.png", (100, alpha), "LA")) == [grey] * 3
-        assert one(save(root / "la.png", (100, alpha), "LA"), channels=1) == [grey]
+        gray = round(share * 100 + (1 - share) * 255)
+        assert one(save(root / "la.png", (100, alpha), "LA")) == [gray] * 3
+        assert one(save(root / "la.png", (100, alpha), "LA"), channels=1) == [gray]
 
-    def test_a_transparent_colour_shows_white(self, root: Path) -> None:
+    def test_a_transparent_color_shows_white(self, root: Path) -> None:
         palette = Image.new("P", (8, 8), 1)
         palette.putpalette([1, 2, 3, 200, 30, 90])
         palette.save(root / "p.png", transparency=1)
         palette.save(root / "bytes.png", transparency=bytes([255, 51]))
         palette.save(root / "p.gif", transparency=1)
         assert one(root / "p.png") == one(root / "p.gif") == [255] * 3
-        assert one(root / "bytes.png") == [244, 210, 222]  # 0.2 of the colour and 0.8 of white
+        assert one(root / "bytes.png") == [244, 210, 222]  # 0.2 of the color and 0.8 of white
         assert one(save(root / "l.png", 100, "L", transparency=100)) == [255] * 3
         assert one(save(root / "rgb.png", (1, 2, 3), transparency=(1, 2, 3))) == [255] * 3
 
     @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-    def test_16_bit_grey_is_scaled_not_clipped(self, suffix: str, root: Path) -> None:
+    def test_16_bit_gray_is_scaled_not_clipped(self, suffix: str, root: Path) -> None:
         for value in (0, 255, 257 * 40 + 200, 257 * 100, 65535):
             Image.fromarray(np.full((8, 8), value, np.uint16)).save(root / f"a.{suffix}")
             assert one(root / f"a.{suffix}", channels=1) == [round(value / 257)]
@@ -163,11 +163,11 @@ class TestPixels:
         assert (decode(root / "x.png", size=5, channels=3, crop=5) == noise[2:7, 7:12].transpose(2, 0, 1)).all()
 
     def test_a_gradient_keeps_its_slope_and_place(self, root: Path) -> None:
-        grey = np.tile(np.arange(0, 240, dtype=np.uint8), (240, 1))
-        Image.fromarray(grey).save(root / "x.png")
+        gray = np.tile(np.arange(0, 240, dtype=np.uint8), (240, 1))
+        Image.fromarray(gray).save(root / "x.png")
         small = decode(root / "x.png", size=40, channels=1, crop=None)[0]
-        centres = (np.arange(40) + 0.5) * 6 - 0.5  # of each pixel, in pixels of the picture
-        assert np.abs(small - centres)[:, 1:-1].max() <= 1
+        centers = (np.arange(40) + 0.5) * 6 - 0.5  # of each pixel, in pixels of the picture
+        assert np.abs(small - centers)[:, 1:-1].max() <= 1
         assert (small == small[:1]).all()
         cut = decode(root / "x.png", size=40, channels=1, crop=80)[0]
         assert np.abs(cut - (80 + (np.arange(40) + 0.5) * 2 - 0.5))[:, 1:-1].max() <= 1
@@ -196,7 +196,7 @@ class TestPixels:
             decode(root / "wide.png", size=10, channels=1, crop=31)
 
     def test_an_animation_shows_its_first_frame(self, root: Path) -> None:
-        frames = [Image.new("RGB", (8, 8), colour) for colour in ((200, 30, 90), (0, 0, 0))]
+        frames = [Image.new("RGB", (8, 8), color) for color in ((200, 30, 90), (0, 0, 0))]
         for name in ("a.gif", "a.webp", "a.png"):
             options = {"lossless": True} if name == "a.webp" else {}
             frames[0].save(root / name, save_all=True, append_images=frames[1:], **options)
@@ -220,7 +220,7 @@ class TestFolder:
             assert part.pixels.dtype == torch.uint8 and part.pixels.shape[1:] == (1, 8, 8)
             assert part.labels.dtype == torch.int64
             assert [[1, 2, 0][n % 3] for n in part.pixels[:, 0, 0, 0].tolist()] == part.labels.tolist()
-        assert sorted(sum(greys(source), [])) == list(range(40))
+        assert sorted(sum(grays(source), [])) == list(range(40))
 
     def test_suffixes_in_any_case_at_any_depth_and_hidden_files_not(self, root: Path) -> None:
         for n, name in enumerate(("A.PNG", "b.JpG", "deep/er/c.tiff", "d.jpeg", "x y/ü.webp", "f.TIF", "g.gif")):
@@ -241,15 +241,15 @@ class TestFolder:
 
     def test_added_pictures_move_none_between_the_splits(self, root: Path) -> None:
         fill(root, 60)
-        train, test = greys(load(root))
+        train, test = grays(load(root))
         fill(root, 120, start=60)
-        more_train, more_test = greys(load(root))
+        more_train, more_test = grays(load(root))
         assert [n for n in more_train if n < 60] == train and [n for n in more_test if n < 60] == test
         assert len(more_train) + len(more_test) == 180
 
     def test_a_larger_fraction_takes_more_into_the_same_split(self, root: Path, cache: Path) -> None:
         fill(root, 200)
-        small, large = set(greys(load(root, test=0.1))[1]), set(greys(load(root, test=0.4))[1])
+        small, large = set(grays(load(root, test=0.1))[1]), set(grays(load(root, test=0.4))[1])
         assert small < large
         assert abs(len(small) - 20) < 4 * (200 * 0.1 * 0.9) ** 0.5
         assert abs(len(large) - 80) < 4 * (200 * 0.4 * 0.6) ** 0.5
@@ -259,7 +259,7 @@ class TestFolder:
         from hashlib import sha256
 
         fill(root, 50)
-        train, test = greys(load(root))
+        train, test = grays(load(root))
         names = {n: f"{'ab'[n % 2]}/{n}.png" for n in range(50)}
         assert train + test == sorted(range(50), key=lambda n: sha256(names[n].encode()).hexdigest())
         assert all(int(sha256(names[n].encode()).hexdigest()[:8], 16) >= 0.7 * 2**32 for n in test)
@@ -284,7 +284,7 @@ class TestFolder:
         fill(root / held_out, 6, ("b", "c"), start=100)
         save(root / "elsewhere" / "x.png", 255, "L")
         source = load(root)
-        train, test = greys(source)
+        train, test = grays(source)
         assert sorted(train) == list(range(12)) and sorted(test) == list(range(100, 106))
         assert source.class_names == ("a", "b", "c")
         assert [1 + n % 2 for n in test] == source.test.labels.tolist()
@@ -296,7 +296,7 @@ class TestFolder:
         for start, name in enumerate(("train", "valid", "test")):
             fill(root / name, 6, start=10 * start)
         (root / "valid" / "a" / "broken.png").touch()
-        train, test = greys(load(root))
+        train, test = grays(load(root))
         assert [n // 10 for n in train] == [0] * 6 + [1] * 6 and sorted(test) == list(range(20, 26))
         assert "dataset.validation=6" in caplog.text
 
@@ -305,13 +305,13 @@ class TestFolder:
         fill(root / train, 12, ("a", "b"))
         fill(root / test, 6, ("a", "b"), start=100)
         source = load(root)
-        assert sorted(greys(source)[0]) == list(range(12)) and sorted(greys(source)[1]) == list(range(100, 106))
+        assert sorted(grays(source)[0]) == list(range(12)) and sorted(grays(source)[1]) == list(range(100, 106))
         assert source.class_names == ("a", "b")
 
     def test_folders_beside_the_splits_are_left_out_by_name(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
         for start, name in enumerate(("training", "testing", "extras")):
             fill(root / name, 6, start=10 * start)
-        train, test = greys(load(root))
+        train, test = grays(load(root))
         assert sorted(train + test) == [*range(6), *range(10, 16)]
         assert "'extras' left out: beside the folders of the splits" in caplog.text
 
@@ -344,13 +344,13 @@ class TestFolder:
         fill(root, 20)
         save(root / "preview.png", 255, "L")
         source = load(root)
-        assert 255 not in sum(greys(source), []) and source.class_names == ("a", "b")
+        assert 255 not in sum(grays(source), []) and source.class_names == ("a", "b")
         assert "'preview.png' left out" in caplog.text
 
     def test_beside_a_single_sub_folder_they_are_taken(self, root: Path) -> None:
         fill(root, 20, ("a", "."))
         source = load(root)
-        assert sorted(sum(greys(source), [])) == list(range(20)) and source.classes == 0
+        assert sorted(sum(grays(source), [])) == list(range(20)) and source.classes == 0
 
     def test_a_class_without_good_pictures_keeps_its_label(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
         fill(root, 20, ("a", "c"))
@@ -370,15 +370,15 @@ class TestFormats:
         for suffix, name in sorted(Image.registered_extensions().items()):
             if name not in Image.SAVE or name not in Image.OPEN or name in pictures.NOT_DECODED:
                 continue
-            for mode, colour in (("RGB", (200, 200, 200)), ("L", 200), ("1", 1)):  # some hold only one of these
+            for mode, color in (("RGB", (200, 200, 200)), ("L", 200), ("1", 1)):  # some hold only one of these
                 with contextlib.suppress(OSError, ValueError, KeyError):
-                    Image.new(mode, (32, 32), colour).save(root / f"x{suffix}")
+                    Image.new(mode, (32, 32), color).save(root / f"x{suffix}")
                     expected[f"x{suffix}"] = 255 if mode == "1" else 200
                     break
                 (root / f"x{suffix}").unlink(missing_ok=True)
         assert {"x.jfif", "x.avif", "x.webp", "x.bmp", "x.tif", "x.gif", "x.jp2", "x.tga"} <= expected.keys()
-        for name, grey in expected.items():
-            assert one(root / name, channels=1) == pytest.approx([grey], abs=3), name
+        for name, gray in expected.items():
+            assert one(root / name, channels=1) == pytest.approx([gray], abs=3), name
         source = load(root, test=0.5)
         assert len(source.train) + len(source.test) == len(expected)
 
@@ -425,7 +425,7 @@ class TestLinks:
         (root / "similar").symlink_to(tmp_path / "root-of-another")
         (root / "a" / "up").symlink_to("../..")
         (root / "a" / "nothing.png").symlink_to("nowhere.png")
-        assert sorted(sum(greys(load(root)), [])) == list(range(20))
+        assert sorted(sum(grays(load(root)), [])) == list(range(20))
         message = next(m for m in caplog.messages if "lead out of the folder" in m)
         assert "'out'" in message and "'similar'" in message and "2 more" in message and "\n" not in message
 
@@ -443,7 +443,7 @@ class TestLinks:
         (root / "self").symlink_to("self")
         (root / "a" / "twice.png").symlink_to("0.png")
         source = load(root)
-        assert sorted(sum(greys(source), [])) == list(range(20)) and source.class_names == ("a", "b")
+        assert sorted(sum(grays(source), [])) == list(range(20)) and source.class_names == ("a", "b")
 
     def test_links_within_lead_to_what_is_not_there_itself(self, root: Path) -> None:
         fill(root / ".pool", 20)
@@ -452,12 +452,12 @@ class TestLinks:
         (root / "y" / "linked.png").symlink_to("../.pool/b/1.png")
         source = load(root)
         assert source.class_names == ("x", "y")
-        assert sorted(sum(greys(source), [])) == sorted([*range(0, 20, 2), 1, 99])
+        assert sorted(sum(grays(source), [])) == sorted([*range(0, 20, 2), 1, 99])
 
     def test_the_root_may_be_a_link(self, root: Path, tmp_path: Path) -> None:
         fill(root, 20)
         (tmp_path / "link").symlink_to(root)
-        assert greys(load(tmp_path / "link")) == greys(load(root))
+        assert grays(load(tmp_path / "link")) == grays(load(root))
 
 
 class TestErrors:
@@ -526,7 +526,7 @@ class TestBadFiles:
         (root / "b" / "bomb.pgm").write_bytes(bomb)
         for _ in range(2):
             caplog.clear()
-            train, test = greys(source := load(root))
+            train, test = grays(source := load(root))
             assert sorted(train + test) == list(range(100))
             assert [n % 2 for n in train] == source.train.labels.tolist()
             warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -581,20 +581,20 @@ class TestCache:
 
     def test_pictures_are_decoded_once(self, root: Path, cache: Path, tmp_path: Path, closed: Callable) -> None:
         fill(root)
-        first = greys(load(root))
+        first = grays(load(root))
         assert len(entries(cache)) == 1 and not unfinished(cache)
         closed()
-        assert greys(load(root)) == first
+        assert grays(load(root)) == first
         root.rename(tmp_path / "moved")
-        assert greys(load(tmp_path / "moved")) == first
+        assert grays(load(tmp_path / "moved")) == first
         with pytest.raises(ValueError, match="decoded again"):
             load(tmp_path / "moved", size=9)
 
     def test_the_pixels_are_mapped_and_writing_to_them_is_private(self, root: Path) -> None:
         fill(root)
-        before = greys(load(root))
+        before = grays(load(root))
         load(root).train.pixels.zero_()
-        assert greys(load(root)) == before
+        assert grays(load(root)) == before
         if os.path.exists("/proc/self/maps"):
             kept = load(root)
             assert "pixels.npy" in Path("/proc/self/maps").read_text() and len(kept.train)
@@ -642,7 +642,7 @@ class TestCache:
     def test_damage_is_noticed(self, file: str, root: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
         fill(root, 40)
         (root / "a" / "bad.png").touch()
-        before = greys(load(root))
+        before = grays(load(root))
         path = entries(cache)[0] / file
         whole = path.read_bytes()
         name = whole.index(b"a/2.png") if file == "index.json" else 9
@@ -652,11 +652,11 @@ class TestCache:
             for content in (bytes(flipped), whole[:place], b""):
                 path.write_bytes(content)
                 caplog.clear()
-                assert greys(load(root)) == before
+                assert grays(load(root)) == before
                 assert "decoded again" in caplog.text
                 assert path.read_bytes() == whole and len(entries(cache)) == 1
         path.unlink()
-        assert greys(load(root)) == before
+        assert grays(load(root)) == before
 
     def test_a_large_entry_is_sampled_to_its_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pictures, "PAGE", 16)
@@ -677,10 +677,10 @@ class TestCache:
     ) -> None:
         fill(root)
         (root / "a" / "bad.png").touch()
-        first = greys(load(root))
+        first = grays(load(root))
         monkeypatch.setenv("VAEX_CACHE", "/proc/can/not/be")
         caplog.clear()
-        assert greys(load(root)) == first
+        assert grays(load(root)) == first
         messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(messages) == 2 and "/proc/can/not/be/pictures: can't be written" in messages[0]
         assert "bad.png" in messages[1] and "failed.txt" not in messages[1]
@@ -749,13 +749,13 @@ def wait_until(condition: Callable[[], object]) -> None:
 class TestTogether:
     def test_what_killed_processes_leave_is_removed_and_does_not_count(self, root: Path, cache: Path) -> None:
         fill(root)
-        first = greys(load(root))
+        first = grays(load(root))
         (entry,) = entries(cache)
         (entry / "index.json").unlink()  # as if it had been killed before the end
         for folder in (entry, cache / "of-other-pictures"):
             folder.mkdir(exist_ok=True)
             (folder / "pixels.npy.1.tmp").write_bytes(b"half of it")
-        assert greys(load(root)) == first
+        assert grays(load(root)) == first
         assert entries(cache) == [entry] and not unfinished(cache)
 
     def test_two_at_once_decode_once(self, root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -789,7 +789,7 @@ class TestTogether:
     ) -> None:
         caplog.set_level(logging.INFO)
         fill(root)
-        first = greys(load(root))
+        first = grays(load(root))
         (entry,) = entries(cache)
         shutil.rmtree(entry)
         with ThreadPoolExecutor(1) as pool:
@@ -798,7 +798,7 @@ class TestTogether:
                 waiting = pool.submit(load, root)
                 wait_until(lambda: "waiting for it" in caplog.text)
                 raise InterruptedError
-            assert greys(waiting.result()) == first
+            assert grays(waiting.result()) == first
         assert entries(cache) == [entry] and not unfinished(cache)
 
 

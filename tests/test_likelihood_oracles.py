@@ -233,7 +233,7 @@ PREDICTED = {
 # With one pixel the two rules are the same, so that one family is enough for the second.
 @pytest.mark.parametrize("name, rule", [*((name, PerPixel) for name in PREDICTED), ("gaussian", PerImage)])
 def test_predicted_scales_on_the_whole_grid(name: str, rule: type) -> None:
-    """Raw outputs up to 30 for the location and for the log scale: from one grey level to 3e12."""
+    """Raw outputs up to 30 for the location and for the log scale: from one gray level to 3e12."""
     family, more = PREDICTED[name]
     scale = rule(image_shape=SHAPE, floor=1 / 255, init=0.3)
     more = more | ({"degrees_of_freedom": 5.0} if family is StudentT else {})
@@ -318,7 +318,7 @@ def test_mixture_is_the_mixture_of_its_bins() -> None:
 
 
 def test_conditional_channels_are_a_chain_of_mixtures() -> None:
-    """The mass of all 256³ colours can't be summed; summing out the last channel leaves the chain of the first two."""
+    """The mass of all 256³ colors can't be summed; summing out the last channel leaves the chain of the first two."""
     shape = (3, 1, 1)
     likelihood = DiscretizedLogisticMixture(
         image_shape=shape, components=2, conditional_channels=True, floor=0.0005, init=0.1
@@ -328,15 +328,15 @@ def test_conditional_channels_are_a_chain_of_mixtures() -> None:
     distribution = likelihood(h)
     levels = torch.arange(LEVELS) / 255
 
-    def colours(*channels: torch.Tensor) -> torch.Tensor:
+    def colors(*channels: torch.Tensor) -> torch.Tensor:
         return torch.stack(torch.broadcast_tensors(*channels), 1)[..., None, None]
 
     for r, g in ((0.0, 1.0), (0.4, 0.2)):
-        total = torch.logsumexp(distribution.log_prob(colours(torch.tensor(r), torch.tensor(g), levels)), 0)
-        other = torch.logsumexp(distribution.log_prob(colours(torch.tensor(r), torch.tensor(g), levels.flip(0))), 0)
+        total = torch.logsumexp(distribution.log_prob(colors(torch.tensor(r), torch.tensor(g), levels)), 0)
+        other = torch.logsumexp(distribution.log_prob(colors(torch.tensor(r), torch.tensor(g), levels.flip(0))), 0)
         torch.testing.assert_close(total, other)
     green = torch.stack(
-        [torch.logsumexp(distribution.log_prob(colours(torch.tensor(0.4), g, levels)), 0) for g in levels]
+        [torch.logsumexp(distribution.log_prob(colors(torch.tensor(0.4), g, levels)), 0) for g in levels]
     )
     red = torch.logsumexp(green, 0)
     k = torch.log_softmax(h[:2, 0, 0], 0)
@@ -353,7 +353,7 @@ def test_conditional_channels_are_a_chain_of_mixtures() -> None:
 
 
 @pytest.mark.parametrize("components, seed", [(1, 5), (4, 11)])
-def test_the_mean_of_conditional_channels_is_that_of_all_colours(components: int, seed: int) -> None:
+def test_the_mean_of_conditional_channels_is_that_of_all_colors(components: int, seed: int) -> None:
     likelihood = DiscretizedLogisticMixture(
         image_shape=(3, 1, 1), components=components, conditional_channels=True, floor=0.0005, init=0.1
     )

@@ -151,7 +151,7 @@ def test_the_bound_grows_with_samples_towards_the_evidence() -> None:
 
 
 def test_both_gradients_of_the_importance_weighted_bound_have_one_mean() -> None:
-    """And the doubly reparametrised one of the encoder strays less from it; the decoder's is the same draw by draw."""
+    """And the doubly reparametrized one of the encoder strays less from it; the decoder's is the same draw by draw."""
     model, batch = model_and_batch("latent_dim=3")
     encoder, decoder = list(model.encoder.parameters()), list(model.decoder.parameters())
 

@@ -200,7 +200,7 @@ def test_what_varies_with_what() -> None:
     assert per_dimension.scale.raw.requires_grad
 
 
-def test_equal_beta_times_sigma_squared_have_equal_minimisers() -> None:
+def test_equal_beta_times_sigma_squared_have_equal_minimizers() -> None:
     """The gradients of the two losses are proportional at any weights, so that their zeros are the same."""
     from vaex.objectives import VAE, Batch
 

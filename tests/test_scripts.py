@@ -202,8 +202,8 @@ def test_the_networks_of_the_benchmark_have_the_same_size(name: str) -> None:
     from vaex.build import build_model
 
     case = bench.CASES[name]
-    colour = "64" in name
-    shape = (3, 64, 64) if colour else (1, 28, 28)
+    color = "64" in name
+    shape = (3, 64, 64) if color else (1, 28, 28)
     own = build_model(composed(*case.overrides), shape, classes=1, stochastic=True)
     tutorial = case.network()
 

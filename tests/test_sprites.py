@@ -130,7 +130,7 @@ def test_rotations_are_counterclockwise_and_symmetries_exact(stamps: Tensor) -> 
         assert torch.equal(shape[:, 0], shape[:, 0].flip(-1))  # upright
     rows = heart[:, 0].sum(-1)
     assert (rows[:, :16].max(1).values > rows[:, 17:].max(1).values).all()  # its lobes are above, its tip below
-    heights = heart[:, 0, :, 16].sum(-1)  # from the notch, 3/5 of a lobe's radius above its centre, to the tip
+    heights = heart[:, 0, :, 16].sum(-1)  # from the notch, 3/5 of a lobe's radius above its center, to the tip
     assert (heights - torch.tensor(SCALES) * 7.2 * (3 + 41 / 3) / 5).abs().max() < 0.15
 
     at = torch.arange(-16.0, 17.0, dtype=torch.float64)
@@ -151,10 +151,10 @@ def test_only_images_without_antialiasing_are_binary(antialias: bool) -> None:
     assert dataset.binary is not antialias
 
 
-def test_a_color_multiplies_the_grey_picture() -> None:
-    grey, colored = (by_factors(drawn(rotations=3, positions=2, colors=colors, test=10)) for colors in (0, 6))
+def test_a_color_multiplies_the_gray_picture() -> None:
+    gray, colored = (by_factors(drawn(rotations=3, positions=2, colors=colors, test=10)) for colors in (0, 6))
     for color, picture in zip(PALETTE, colored, strict=True):
-        expected = grey.to(torch.float64) / 255 * torch.tensor(color)[:, None, None]
+        expected = gray.to(torch.float64) / 255 * torch.tensor(color)[:, None, None]
         assert (picture - expected).abs().max() < 1
 
 

@@ -200,9 +200,9 @@ def write_celeba(folder: Path, patch: Patch, zipped: bool = False, **options: ob
                 path.unlink()
         (folder / "img_align_celeba").rmdir()
     patch.setattr(datasets.CelebA, "file_list", [(f"id of {name}", md5(folder / name), name) for name in files])
-    centres = (np.arange(64) + 0.5) * 148 / 64 - 0.5  # of the 64 pixels, in those of the square
+    centers = (np.arange(64) + 0.5) * 148 / 64 - 0.5  # of the 64 pixels, in those of the square
     squares = np.empty((6, 3, 64, 64))
-    squares[:, 0], squares[:, 1] = 15 + centres, 35 + centres[:, None]
+    squares[:, 0], squares[:, 1] = 15 + centers, 35 + centers[:, None]
     squares[:, 2] = np.array(blues)[:, None, None]
     train, test = [0, 3, 5, 2], [1, 4]  # validation last
     return Case(

@@ -130,7 +130,7 @@ def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:
     name = f"likelihood {type(likelihood).__name__}"
     if likelihood.support == "binary" and not dataset.binary:
         raise UserError(
-            f"{name}: needs binary images, and these are grey; "
+            f"{name}: needs binary images, and these are gray; "
             "set dataset.binarize=threshold|static|dynamic, or use likelihood=cross_entropy"
         )
     if likelihood.support == "open_unit_interval" and dataset.dequantize == "none":

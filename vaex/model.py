@@ -93,7 +93,7 @@ class Autoencoder(nn.Module):
         self.latent_dim, self.classes = latent_dim, classes
         self.stochastic, self.bf16 = stochastic, bf16
         for layer in filter(None, map(output_layer, (encoder, decoder) if bf16 else ())):
-            # bfloat16 has a step of one grey level at a location of 1/2, and would round mean and log_var as coarsely.
+            # bfloat16 has a step of one gray level at a location of 1/2, and would round mean and log_var as coarsely.
             layer.forward = partial(_in_float32, layer.forward)
 
     @property

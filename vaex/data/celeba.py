@@ -1,4 +1,4 @@
-"""CelebA, Liu et al. 2015: aligned faces of celebrities, cropped to a centred square and scaled down."""
+"""CelebA, Liu et al. 2015: aligned faces of celebrities, cropped to a centered square and scaled down."""
 
 import os
 import tempfile
@@ -33,7 +33,7 @@ def celeba(*, root: str | None, download: bool, size: int, crop: int, attribute:
             which is then unpacked there; None for datasets/celeba in the cache folder.
         download: whether to download missing files.
         size: height and width of the result in pixels.
-        crop: side in pixels of the square cut from the centre of the 178 × 218 before scaling; often 148 or 140.
+        crop: side in pixels of the square cut from the center of the 178 × 218 before scaling; often 148 or 140.
         attribute: one of the forty in `list_attr_celeba.txt`, such as Smiling, as label 0 or 1; None for no labels.
 
     Raises:

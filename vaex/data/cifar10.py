@@ -21,7 +21,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def cifar10(*, root: str | None, download: bool) -> Source:
-    """50,000 training and 10,000 test pictures of 32 × 32 pixels in colour, in ten classes.
+    """50,000 training and 10,000 test pictures of 32 × 32 pixels in color, in ten classes.
 
     Args:
         root: the folder of the archive, which is read without unpacking it, or of the unpacked cifar-10-batches-py;

@@ -52,7 +52,7 @@ def image_folder(*, root: str | None, size: int, channels: int, test: float) -> 
     Args:
         root: the folder.
         size: side of the square images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         test: fraction of the pictures in the test split, if the folder has no sub-folders for the splits.
 
     Raises:
@@ -89,9 +89,9 @@ def image_folder(*, root: str | None, size: int, channels: int, test: float) -> 
     if len(class_names) < 2:
         class_names = []
     else:
-        unlabelled = [picture.name for part in parts for picture in part if not picture.label]
-        if unlabelled:
-            log.warning(f"{root}: {_enumerate(unlabelled)} left out: beside the folders of the classes, not in one")
+        unlabeled = [picture.name for part in parts for picture in part if not picture.label]
+        if unlabeled:
+            log.warning(f"{root}: {_enumerate(unlabeled)} left out: beside the folders of the classes, not in one")
         parts = [[picture for picture in part if picture.label] for part in parts]
 
     if splits:

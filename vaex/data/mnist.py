@@ -11,7 +11,7 @@ EMBEDDED = Path(__file__).parent / "embedded" / "mnist"
 
 
 def mnist(*, root: str | None = None) -> Source:
-    """60,000 training and 10,000 test images of 28 × 28 grey pixels in ten classes.
+    """60,000 training and 10,000 test images of 28 × 28 gray pixels in ten classes.
 
     Args:
         root: the folder of the four `.gz` files under their original names; None for the files in the package.

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, Kuzushiji-MNIST and EMNIST: 28 × 28 grey pictures in MNIST's file format.
+"""Fashion-MNIST, Kuzushiji-MNIST and EMNIST: 28 × 28 gray pictures in MNIST's file format.
 
 Sources: Xiao et al. 2017; Clanuwat et al. 2018; Cohen et al. 2017.
 """

@@ -21,7 +21,7 @@ def omniglot(*, root: str | None, download: bool, size: int) -> Source:
     The two sets share no character and no alphabet, so a label of one would mean nothing in the other. Training images
     are in the order of their alphabets, so a validation split of 1,900 images is the last three alphabets, which the
     model isn't trained on. The published images are binary, 105 × 105, with black strokes on white. They are scaled
-    down with a triangle filter, which turns thin strokes grey, and inverted, to look like MNIST. These are not the
+    down with a triangle filter, which turns thin strokes gray, and inverted, to look like MNIST. These are not the
     24,345 / 8,070 images of Burda et al. 2015, which mix all alphabets: their likelihoods can't be compared with these.
 
     Args:

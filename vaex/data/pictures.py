@@ -1,10 +1,10 @@
 """Picture files -> uint8 images of one size, decoded once into the cache folder and mapped from there.
 
-A picture is turned upright by its EXIF tag, converted to grey or RGB, cropped to its central square and resized:
+A picture is turned upright by its EXIF tag, converted to gray or RGB, cropped to its central square and resized:
 
 - Transparent pixels become white, the usual background of such pictures.
-- Colours become grey by ITU-R 601-2 luma. 16-bit grey keeps its whole range, k/65535 -> k/255 rounded. Pixels with
-  more bits or real values are refused, since their range isn't known. CMYK is converted without colour profiles.
+- Colors become gray by ITU-R 601-2 luma. 16-bit gray keeps its whole range, k/65535 -> k/255 rounded. Pixels with
+  more bits or real values are refused, since their range isn't known. CMYK is converted without color profiles.
 - The filter is an antialiased triangle (Pillow's BILINEAR, also torchvision's default). Its weights are positive;
   bicubic and Lanczos filters overshoot at edges, and clipping then accumulates pixels at 0 and 1, which distorts
   densities. Pillow's box filter uses whole pixels only, which shifts edges if the ratio isn't an integer.
@@ -112,7 +112,7 @@ def decode_pictures(
         files: picture files in `root`, at least one.
         root: a folder. It may be moved without losing the cache entry.
         size: side of the images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         crop: side of the central square that is cut out before resizing, in pixels; None for the largest square.
 
     Returns:
@@ -126,7 +126,7 @@ def decode_pictures(
         if value is not None and value < 1:
             raise ValueError(f"dataset.source.{key}={value}: must be at least 1 pixel")
     if channels not in (1, 3):
-        raise ValueError(f"dataset.source.channels={channels}: must be 1 (grey) or 3 (RGB)")
+        raise ValueError(f"dataset.source.channels={channels}: must be 1 (gray) or 3 (RGB)")
     start = os.path.join(root, "")
     names = [str(file).removeprefix(start) for file in files]
     pictures = Pictures(files=files, names=names, root=root, size=size, channels=channels, crop=crop)
@@ -160,10 +160,10 @@ def _flat(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError("pixels are real-valued: their range isn't known")
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("grey values exceed 16 bits: their range isn't known")
-        image = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise ValueError("gray values exceed 16 bits: their range isn't known")
+        image = Image.fromarray(((gray * 255 + 32767) // 65535).astype(np.uint8))
     elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")

@@ -60,10 +60,10 @@ def sprites(
     Args:
         size: pixels along an edge, an even number from 16 to 128.
         antialias: whether a pixel's brightness is the share that the sprite covers, in 64 steps; otherwise a pixel is
-            lit if at least half of it is covered, and grey images are binary.
+            lit if at least half of it is covered, and gray images are binary.
         scales, rotations: number of values.
         positions: number of values along each of x and y, at most size / 2.
-        colors: 0 for grey images with one channel, or the number of hues of images with three.
+        colors: 0 for gray images with one channel, or the number of hues of images with three.
         test: number of test images.
 
     Raises:
@@ -119,7 +119,7 @@ def _permutation(count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _Grid:
-    """All combinations of factors. A stamp is a sprite without its position, centred in the smallest square for it."""
+    """All combinations of factors. A stamp is a sprite without its position, centered in the smallest square for it."""
 
     size: int
     antialias: bool
@@ -135,8 +135,8 @@ class _Grid:
     @property
     def values(self) -> tuple[int, ...]:
         """Number of values of each factor. The last factor varies fastest from row to row of the grid."""
-        grey = (len(SHAPES), self.scales, self.rotations, self.positions, self.positions)
-        return (self.colors, *grey) if self.colors else grey
+        gray = (len(SHAPES), self.scales, self.rotations, self.positions, self.positions)
+        return (self.colors, *gray) if self.colors else gray
 
     @property
     def pixels_shape(self) -> tuple[int, int, int, int]:
@@ -149,7 +149,7 @@ class _Grid:
     def coverage(self, shape: int, scale: int, rotation: int) -> NDArray[np.int64]:
         """How many of the SAMPLES² samples in each pixel lie in the sprite: [stamp_size, stamp_size]."""
         count = self.stamp_size * SAMPLES
-        sample = 2 * np.arange(count, dtype=np.int64) + 1 - count  # from the centre; samples are 2 units apart
+        sample = 2 * np.arange(count, dtype=np.int64) + 1 - count  # from the center; samples are 2 units apart
         angle = 2 * math.pi * rotation / self.rotations
         cos, sin = round(ONE * math.cos(angle)), round(ONE * math.sin(angle))
         # Coordinates of each sample along the sprite's axes, with y upwards. Below 2²², so squares are exact.
@@ -170,7 +170,7 @@ class _Grid:
             inside = (b * x) ** 2 + (a * y) ** 2 <= (b * length(a)) ** 2
         else:
             radius = length(LOBE_RADIUS)
-            x, y = abs(x), y - 179 * radius // 400  # origin between the lobes' centres, at ±4/5 of a radius
+            x, y = abs(x), y - 179 * radius // 400  # origin between the lobes' centers, at ±4/5 of a radius
             inside = (15 * x + 20 * y <= 12 * radius) & (20 * x - 15 * y <= 41 * radius)
             inside |= (5 * x - 4 * radius) ** 2 + (5 * y) ** 2 <= (5 * radius) ** 2
         blocks = inside.reshape(self.stamp_size, SAMPLES, self.stamp_size, SAMPLES)

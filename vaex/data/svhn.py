@@ -13,7 +13,7 @@ FILES = ("train_32x32.mat", "test_32x32.mat")
 
 
 def svhn(*, root: str | None, download: bool) -> Source:
-    """73,257 training and 26,032 test pictures of 32 × 32 pixels in colour, in ten classes. Label 0 is the digit 0.
+    """73,257 training and 26,032 test pictures of 32 × 32 pixels in color, in ten classes. Label 0 is the digit 0.
 
     The authors' 531,131 additional, easier images (`extra`) are not used, as in most papers.
 

@@ -105,7 +105,7 @@ def train_classifier(images: Images, classes: int, *, seed: int, epochs: int) ->
         ValueError: if there are fewer than two classes.
     """
     if classes < 2:
-        raise ValueError(f"the classifier needs labels of 2 classes or more, got {classes}; use a labelled dataset")
+        raise ValueError(f"the classifier needs labels of 2 classes or more, got {classes}; use a labeled dataset")
     device = images.pixels.device
     channels, height, width = images.pixels.shape[1:]
     batch_size = min(BATCH_SIZE, len(images))

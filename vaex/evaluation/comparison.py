@@ -171,7 +171,7 @@ def _probability(about: Description, results: Results) -> ComparisonGroup | None
     if _is_binary(results):
         title, order, score = "Binary images", 1, "test/nll_bound"
         reason = (
-            "These are probabilities of one-bit images. Another dataset, another binarization and grey images are "
+            "These are probabilities of one-bit images. Another dataset, another binarization and gray images are "
             "other data."
         )
     else:

@@ -1,4 +1,4 @@
-"""How good the images are that a model generates: samples and reconstructions against the grey test images.
+"""How good the images are that a model generates: samples and reconstructions against the gray test images.
 
 z of the samples comes from the prior, or from a mixture fitted to the codes of training images, which is also how an
 autoencoder without a prior can generate. An image is the likelihood's mean, or a sample with its pixel noise. The two

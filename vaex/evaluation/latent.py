@@ -120,7 +120,7 @@ def _spread_centers(codes: Tensor, count: int) -> Tensor:
     """Greedy k-means++ (Arthur & Vassilvitskii 2007): codes far from each other, [count, latent_dim]."""
     generator = torch.Generator().manual_seed(0)
     centers = codes[torch.randint(len(codes), (1,), generator=generator)]
-    distance = (codes - centers).square().sum(1)  # to the nearest centre
+    distance = (codes - centers).square().sum(1)  # to the nearest center
     candidates = 2 + int(math.log(count))
     while len(centers) < count:
         # The tiny addend keeps the probabilities valid when every code is a center.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaex.figures.figure import FigureKind, Files, Subject
-from vaex.figures.plot import GREY, needs_matplotlib, render, styled_figure
+from vaex.figures.plot import GRAY, needs_matplotlib, render, styled_figure
 from vaex.runs.reading import read_metrics
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _panel(axis: Axes, name: str, train: Series | None, validation: Series | Non
         room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         axis.set_ylim(low - room, high + room)
     axis.locator_params(axis="x", integer=True)
-    axis.grid(color=GREY, alpha=0.15)
+    axis.grid(color=GRAY, alpha=0.15)
     axis.legend(fontsize=9)
 
 

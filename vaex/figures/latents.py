@@ -1,4 +1,4 @@
-"""Codes of test images, coloured by class; of more than two latents, their first two principal components."""
+"""Codes of test images, colored by class; of more than two latents, their first two principal components."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from vaex.figures.figure import FigureKind, Files, Subject
-from vaex.figures.plot import GREY, needs_matplotlib, render, styled_figure
+from vaex.figures.plot import GRAY, needs_matplotlib, render, styled_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PRIOR_RADIUS = 2.0  # standard deviations of the prior, marked by a circle or two lines
 PRIOR = f"prior, {PRIOR_RADIUS:g} std"
-PRIOR_STYLE: Any = {"color": GREY, "linestyle": "--", "linewidth": 1}
+PRIOR_STYLE: Any = {"color": GRAY, "linestyle": "--", "linewidth": 1}
 LEGEND = 20  # classes that fit into the legend
 
 
@@ -30,8 +30,8 @@ def principal(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     z = z.double()
     mean = z.mean(0)
-    centred = z - mean
-    variance, vectors = torch.linalg.eigh(centred.T @ centred)  # ascending
+    centered = z - mean
+    variance, vectors = torch.linalg.eigh(centered.T @ centered)  # ascending
     variance, directions = variance.flip(0).clamp(min=0), vectors.T.flip(0)
     largest = directions.abs().argmax(1, keepdim=True)
     directions = directions * directions.gather(1, largest).sign()
@@ -76,15 +76,15 @@ def _scatter(axis: Axes, subject: Subject) -> None:
     for n in range(max(1, classes)):
         chosen = points[labels == n] if classes else points
         name = class_names[n] if 0 < classes <= LEGEND else None
-        axis.scatter(chosen[:, 0], chosen[:, 1], s=7, color=colour(n, classes), alpha=0.8, label=name, linewidths=0)
+        axis.scatter(chosen[:, 0], chosen[:, 1], s=7, color=color(n, classes), alpha=0.8, label=name, linewidths=0)
     if dimensions > 1 and stochastic:
         angle = torch.linspace(0, 2 * math.pi, 200)
         circle = origin + PRIOR_RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
         axis.plot(circle[:, 0], circle[:, 1], label=PRIOR, **PRIOR_STYLE)
 
 
-def colour(label: int, classes: int) -> tuple[float, ...]:
-    """One of ten or twenty distinct colours; of a circle of hues if there are more classes."""
+def color(label: int, classes: int) -> tuple[float, ...]:
+    """One of ten or twenty distinct colors; of a circle of hues if there are more classes."""
     from matplotlib import colormaps
 
     if classes <= 20:

@@ -16,9 +16,9 @@ from vaex.figures.sheet import INK
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GREY = f"#{INK:02x}{INK:02x}{INK:02x}"
+GRAY = f"#{INK:02x}{INK:02x}{INK:02x}"
 STYLE: Any = {
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), GRAY),
     **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
     "font.size": 10,
     "text.parse_math": False,  # titles and classes have names of folders

@@ -49,13 +49,13 @@ def scale(subject: Subject) -> Files:
     count, _, height, width = images.x.shape
     maps = values.expand(count, *values.shape[-3:]).mean(1, keepdim=True)
     low, high = maps.min().item(), maps.max().item()
-    colours = colour((maps.log() - math.log(low)) / max(math.log(high / low), 1e-6))
+    colors = color((maps.log() - math.log(low)) / max(math.log(high / low), 1e-6))
     pair = pair.expand(2, count, 3, height, width)
-    sheet = grid(torch.cat([pair, colours[None]]), rows=["image", "mean", "scale"])
+    sheet = grid(torch.cat([pair, colors[None]]), rows=["image", "mean", "scale"])
     return {"scale.png": framed(beside(sheet, _legend(low, high, sheet.shape[1])))}
 
 
-def colour(values: Tensor) -> Tensor:
+def color(values: Tensor) -> Tensor:
     """[N, 1, H, W] in [0, 1] -> RGB [N, 3, H, W] in [0, 1]."""
     anchors = torch.tensor(VIRIDIS) / 255
     position = values[:, 0].clamp(0, 1) * (len(anchors) - 1)
@@ -64,10 +64,10 @@ def colour(values: Tensor) -> Tensor:
 
 
 def _legend(low: float, high: float, height: int) -> Tensor:
-    """A logarithmic colour bar with five numbers."""
+    """A logarithmic color bar with five numbers."""
     bar_height = height - 20
     bar = blank(height, 80).repeat(3, 1, 1)
-    ramp = colour(torch.linspace(1, 0, bar_height).view(1, 1, -1, 1).expand(-1, -1, -1, 16))[0]
+    ramp = color(torch.linspace(1, 0, bar_height).view(1, 1, -1, 1).expand(-1, -1, -1, 16))[0]
     paste(bar, (ramp * 255).round().to(torch.uint8), 10, 0)
     for position in torch.linspace(0, 1, 5).tolist():
         label = text(f"{low ** (1 - position) * high**position:.2g}")

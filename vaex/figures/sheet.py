@@ -1,6 +1,6 @@
 """Sheets: images, grids of images with labels, and lines of text, put beside and above each other.
 
-A sheet is uint8 [1 or 3, height, width], with dark grey text on white. Sheets of different sizes and numbers of
+A sheet is uint8 [1 or 3, height, width], with dark gray text on white. Sheets of different sizes and numbers of
 channels can be combined.
 """
 
@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 BACKGROUND, INK = 255, 64
 TEXT = 14  # height of letters in pixels
-MARGIN = 14  # pixels around a labelled sheet and between its parts
+MARGIN = 14  # pixels around a labeled sheet and between its parts
 GAP = 2  # pixels between images
 LEGIBLE = 56  # pixels that the longer side of an image has at least
 
@@ -91,7 +91,7 @@ def blank(height: int, width: int) -> Tensor:
 
 
 def paste(sheet: Tensor, part: Tensor, top: int, x: int, align: float = 0) -> None:
-    """Copy `part` into the sheet, its left side (align 0), centre (0.5) or right side (1) at x, cut at the edges."""
+    """Copy `part` into the sheet, its left side (align 0), center (0.5) or right side (1) at x, cut at the edges."""
     left = max(0, min(sheet.shape[2] - part.shape[2], x - round(align * part.shape[2])))
     target = sheet[:, top : top + part.shape[1], left : left + part.shape[2]]
     target.copy_(part[:, : target.shape[1], : target.shape[2]])
@@ -135,7 +135,7 @@ def encode_png(sheet: Tensor) -> bytes:
 
 def encode_gif(sheets: Sequence[Tensor], milliseconds: int) -> bytes:
     """An animation that repeats forever. The sheets are of one size, and each is visible for so many milliseconds."""
-    # 52 levels of grey (or of each colour), white among them, take half the space of 256.
+    # 52 levels of gray (or of each color), white among them, take half the space of 256.
     frames = [to_image((sheet.float() / 5).round().mul(5).to(torch.uint8)) for sheet in sheets]
     buffer = BytesIO()
     frames[0].save(

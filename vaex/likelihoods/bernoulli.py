@@ -1,6 +1,6 @@
-"""Bernoulli likelihood from logits, and the same formula on grey pixels. Nats per image.
+"""Bernoulli likelihood from logits, and the same formula on gray pixels. Nats per image.
 
-log p = x·h - softplus(h). For x in {0, 1} this is a probability. For grey x in (0, 1) it is minus the cross-entropy
+log p = x·h - softplus(h). For x in {0, 1} this is a probability. For gray x in (0, 1) it is minus the cross-entropy
 between two Bernoulli distributions. It is not normalized over any set of images: a pseudo-likelihood, which can be
 compared only with other values of itself.
 """
@@ -60,7 +60,7 @@ class Bernoulli(BernoulliFormula):
 
 
 class CrossEntropy(BernoulliFormula):
-    """Cross-entropy on grey pixels, as in tutorials: a pseudo-likelihood."""
+    """Cross-entropy on gray pixels, as in tutorials: a pseudo-likelihood."""
 
     support = "unit_interval"
     kind = "pseudo"

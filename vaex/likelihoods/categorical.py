@@ -1,6 +1,6 @@
 """Categorical likelihood over the 256 levels k/255 of every channel of every pixel. Nats per image.
 
-It assumes nothing about neighbouring levels, so the other likelihoods, which do, can be compared with it.
+It assumes nothing about neighboring levels, so the other likelihoods, which do, can be compared with it.
 """
 
 import torch

@@ -147,7 +147,7 @@ class DiscretizedLogisticMixture(Likelihood):
         if components < 1:
             raise ValueError(f"likelihood.components={components}: must be >= 1")
         if conditional_channels and image_shape[0] == 1:
-            raise ValueError("likelihood.conditional_channels=true: grey images have one channel; set it to false")
+            raise ValueError("likelihood.conditional_channels=true: gray images have one channel; set it to false")
         self.components, self.conditional_channels = components, conditional_channels
         self.soft_floor = SoftFloor(floor=floor, init=init)
         levels = (torch.arange(components) + 0.5) / components

@@ -3,7 +3,7 @@ rule, and bins accept every rule but the optimal ones.
 
 All rules return a log scale. Learned and predicted scales have a soft floor, log floor + softplus(raw - log floor), as
 in sigma-VAE (Rybkin et al. 2021); without a floor the likelihood of an exactly predicted pixel is unbounded. An image
-with 256 grey levels carries no information below one level, 1/255.
+with 256 gray levels carries no information below one level, 1/255.
 
 An optimal scale maximizes the likelihood of the error: sigma* = √MSE for a Gaussian, b* = MAE for a Laplace. It is a
 function of x, so the log-probability under it is not a bound on log p(x); sigma-VAE trains this way. In evaluation mode

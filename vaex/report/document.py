@@ -47,7 +47,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file beside the page. The page itself contains a plot as `svg`, and a sheet as labelled `strips` of PNG."""
+    """A file beside the page. The page itself contains a plot as `svg`, and a sheet as labeled `strips` of PNG."""
 
     file: str
     title: str

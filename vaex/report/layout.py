@@ -9,12 +9,12 @@ from vaex.report.axes import Axis, as_number, value_text
 from vaex.report.collect import Run, Value
 from vaex.report.statistics import Configuration, Study, Summary
 
-MOST_LINES = 8  # the number of colours
+MOST_LINES = 8  # the number of colors
 
 
 @dataclass(frozen=True)
 class Line:
-    """Configurations that differ only in the value along the plot. `number` decides the colour, equal in all plots."""
+    """Configurations that differ only in the value along the plot. `number` decides the color, equal in all plots."""
 
     label: str
     number: int
@@ -89,7 +89,7 @@ def views(study: Study) -> list[View]:
 
 
 def sheet_rows(study: Study) -> list[tuple[str, list[tuple[str, Run]]]]:
-    """The sheets of pictures: each a title and labelled rows along the first view, with the first seed of each.
+    """The sheets of pictures: each a title and labeled rows along the first view, with the first seed of each.
 
     If nothing numeric was swept, one sheet has a row for each configuration. Configurations without a completed run
     have no row.

@@ -14,7 +14,7 @@ from vaex.report.collect import Run
 from vaex.report.curves import Panel
 from vaex.report.layout import Line, View
 from vaex.report.statistics import Study, Summary, groups
-from vaex.report.svg import COLOURS, INK, MARKERS, RAMP, panel, plain, svg
+from vaex.report.svg import COLORS, INK, MARKERS, RAMP, panel, plain, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +101,7 @@ def rate_distortion(view: View, study: Study) -> list[Plot]:
 
 
 def _rates(view: View, rate: Metric, metric: Metric, group: ComparisonGroup, title: str) -> Plot | None:
-    """Points labelled by the swept value; None if no line has two points."""
+    """Points labeled by the swept value; None if no line has two points."""
     lines = []
     for line in view.lines:
         pairs = [(x, c.summary(rate), c.summary(metric, group)) for x, c in line.members]
@@ -126,7 +126,7 @@ def _rates(view: View, rate: Metric, metric: Metric, group: ComparisonGroup, tit
 
 
 def training_curves(panels: Iterable[Panel]) -> list[Plot]:
-    """A thin curve for each run, coloured by the swept value, which has the same colour in all panels."""
+    """A thin curve for each run, colored by the swept value, which has the same color in all panels."""
     plots = []
     for each in panels:
         labels: dict[str, None] = {}
@@ -135,8 +135,8 @@ def training_curves(panels: Iterable[Panel]) -> list[Plot]:
                 label = "" if each.axis is None or curve.x is None else plain(f"{each.axis.key}={curve.x:g}")
                 legend_entry = None if not label or label in labels else label
                 labels |= {label: None} if label else {}
-                colour = _ramp_colour(each.axis, curve.x)
-                axes.plot(curve.steps, curve.values, color=colour, linewidth=1.3, alpha=0.85, label=legend_entry)
+                color = _ramp_color(each.axis, curve.x)
+                axes.plot(curve.steps, curve.values, color=color, linewidth=1.3, alpha=0.85, label=legend_entry)
             last = max(curve.steps[-1] for curve in each.curves)
             points = [point for curve in each.curves for point in zip(curve.steps, curve.values, strict=True)]
             values = [value for step, value in points if step > START * last]
@@ -149,9 +149,9 @@ def training_curves(panels: Iterable[Panel]) -> list[Plot]:
 
 
 def _line_style(line: Line) -> dict[str, Any]:
-    marker, colour = MARKERS[line.number % len(MARKERS)], COLOURS[line.number % len(COLOURS)]
+    marker, color = MARKERS[line.number % len(MARKERS)], COLORS[line.number % len(COLORS)]
     sizes = {"linewidth": 1.6, "elinewidth": 1.1, "capsize": 2.5, "markersize": 5}
-    return {"color": colour, "marker": marker, "label": plain(line.label), **sizes}
+    return {"color": color, "marker": marker, "label": plain(line.label), **sizes}
 
 
 def _scale_x(axes: Axes, axis: Axis) -> None:
@@ -209,7 +209,7 @@ def _add_legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
     figure.legend(loc="lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
 
-def _ramp_colour(axis: Axis | None, value: float | None) -> str:
+def _ramp_color(axis: Axis | None, value: float | None) -> str:
     if axis is None or value is None:
-        return COLOURS[0]
+        return COLORS[0]
     return RAMP[round(axis.numbers.index(value) * (len(RAMP) - 1) / max(1, len(axis.numbers) - 1))]

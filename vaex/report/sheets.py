@@ -22,7 +22,7 @@ MOST_ROWS = 8  # models in a sheet
 MOST_MODELS = 40  # in a report
 SEED = 1  # of z
 
-Rows = tuple[str, Sequence[tuple[str, Run]]]  # title of a sheet, and its labelled runs from top to bottom
+Rows = tuple[str, Sequence[tuple[str, Run]]]  # title of a sheet, and its labeled runs from top to bottom
 Models = Sequence[tuple[str, Autoencoder]]
 
 

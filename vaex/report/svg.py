@@ -1,4 +1,4 @@
-"""Figures of matplotlib as SVG that takes its text colour and fonts from the page around it."""
+"""Figures of matplotlib as SVG that takes its text color and fonts from the page around it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#0d0d0d"  # replaced by the text colour of the page
+INK = "#0d0d0d"  # replaced by the text color of the page
 
-# Legible on white and on near-black; with the markers, also distinguishable for the colour-blind.
-COLOURS = ("#3b7dd8", "#e07b1f", "#1f9e77", "#c2559d", "#8a6fdf", "#b58900", "#17a2b8", "#d1495b")
+# Legible on white and on near-black; with the markers, also distinguishable for the color-blind.
+COLORS = ("#3b7dd8", "#e07b1f", "#1f9e77", "#c2559d", "#8a6fdf", "#b58900", "#17a2b8", "#d1495b")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 RAMP = ("#3b6fd8", "#2b94c4", "#22a08a", "#7d9b2c", "#cf8a1c", "#dd5f2a", "#cf3f5b")  # low to high, equally light
 

@@ -28,7 +28,7 @@ def start_message(
     conditional = f", given the label of {model.classes} classes" if model.classes else ""
     kind: str = likelihood.kind
     if kind == "pseudo":
-        kind = "pseudo-likelihood: not a probability of grey images, and comparable only with itself"
+        kind = "pseudo-likelihood: not a probability of gray images, and comparable only with itself"
     scale = f", {choices['likelihood/scale']} scale" if "likelihood/scale" in choices else ""
     bounds = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in likelihood.bounds().items())
     device = experiment.device
