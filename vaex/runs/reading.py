@@ -30,7 +30,7 @@ log = logging.getLogger("vaex")
 
 
 class _Loader(get_yaml_loader()):  # type: ignore[misc]
-    """OmegaConf's loader without aliases: nine lines of them can stand for a gigabyte."""
+    """OmegaConf's loader, a SafeLoader, without aliases: nine lines of them can stand for a gigabyte."""
 
     def compose_node(self, parent: object, index: object) -> object:
         if self.check_event(yaml.AliasEvent):
@@ -41,7 +41,7 @@ class _Loader(get_yaml_loader()):  # type: ignore[misc]
 def parse_yaml(text: str) -> Any:
     """The content of a YAML text. Raises ValueError if it is damaged, or contains aliases or objects."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _Loader(text).get_single_data()
     except Exception as error:  # depending on the damage
         raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
 
