@@ -1,6 +1,7 @@
 """Sweeps: each job is run once, whatever happens to it, and gives the numbers of a run of its own."""
 
 import json
+import mmap
 import os
 import re
 import shutil
@@ -465,9 +466,10 @@ def test_a_paused_run_is_resumed_from_its_checkpoint(here: Here, tiny: list[str]
 
 def test_memory_of_a_process_is_its_own() -> None:
     before = resources.private_memory(os.getpid())
-    block = bytearray(b"x") * (256 * 2**20)
+    block = mmap.mmap(-1, 256 * 2**20, flags=mmap.MAP_PRIVATE)  # not memory that this process once used and freed
+    block.write(b"x" * len(block))
     assert 200 * 2**20 < resources.private_memory(os.getpid()) - before < 300 * 2**20
-    del block
+    block.close()
     assert resources.private_memory(2**30) == 0
     assert 0 < resources.available_memory() < 2**50 and resources.cores() >= 1
 
