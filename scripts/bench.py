@@ -288,8 +288,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in PRODUCTS or "scaled_dot_product" in name:
-            kept = torch.utils._pytree.tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, args)
-            self.calls.append((func, kept, kwargs or {}))
+            detached_args = torch.utils._pytree.tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, args)
+            self.calls.append((func, detached_args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

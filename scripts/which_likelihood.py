@@ -22,6 +22,8 @@ from typing import Any
 
 from likelihood_table import NETWORK, ROOT, UNIFORM, evaluate
 
+from vaex.report.statistics import student_t_quantile
+
 TWO, FEW, MANY = "beta=1,4", "beta=0.25,1,4", "beta=0.25,1,2,4,8"
 COMMON = [
     NETWORK,
@@ -71,7 +73,7 @@ class Cell:
             return None
         if len(values) < 2:
             return values[0], math.nan
-        t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}[len(values)]
+        t = student_t_quantile(len(values) - 1)
         return statistics.mean(values), t * statistics.stdev(values) / math.sqrt(len(values))
 
 

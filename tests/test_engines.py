@@ -94,10 +94,10 @@ def test_a_search_finds_the_highest_validation_elbo(tiny: list[str], tmp_path: P
     values = {run.parent: json.loads(run.read_text())["monitored"] for run in runs}
     assert len(values) == 4
     best = max(values, key=values.__getitem__)
-    found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
-    assert found["best_value"] == values[best]
+    optimum = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert optimum["best_value"] == values[best]
     config = yaml.safe_load((best / "config.yaml").read_text())
-    assert found["best_params"] == {"beta": config["beta"], "optimizer.lr": config["optimizer"]["lr"]}
+    assert optimum["best_params"] == {"beta": config["beta"], "optimizer.lr": config["optimizer"]["lr"]}
     lines = [json.loads(line) for line in (best / "metrics.jsonl").read_text().splitlines()]
     validation = [line["validation/elbo"] for line in lines if "validation/elbo" in line]
     assert values[best] in validation

@@ -196,7 +196,11 @@ def test_more_pictures_are_refused_by_resume_and_the_run_can_go_on_without_them(
     home: Path, here: Here, said: Said
 ) -> None:
     run = home / "run"
-    kept = {path.name: path.read_bytes() for path in [run / "config.yaml", *(run / "checkpoints").iterdir()]}
+
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in [run / "config.yaml", *(run / "checkpoints").iterdir()]}
+
+    before = contents()
     Image.new("L", (8, 8), 9).save(home / "pics" / "a" / "another.png")
     error = said(here, f"resume={run}", "steps=4")
     counts = results(run)
@@ -206,7 +210,7 @@ def test_more_pictures_are_refused_by_resume_and_the_run_can_go_on_without_them(
         f"{count + 1} {name} images instead of {count}" in error
         for name, count in (("training", counts["train"]), ("test", counts["test"]))
     )
-    assert {path.name: path.read_bytes() for path in [run / "config.yaml", *(run / "checkpoints").iterdir()]} == kept
+    assert contents() == before
     assert json.loads((run / "status.json").read_text())["status"] == "completed"  # as it was
     (home / "pics" / "a" / "another.png").unlink()
     here(f"resume={run}", "steps=4")

@@ -270,9 +270,9 @@ class TestFolder:
 
         for form in ("\u00e9", "e\u0301"):
             save(root / form / "caf\u00e9" / f"{form}.png")
-        found = _find_pictures(str(root), str(root), [], [])
-        assert len({p.label for p in found}) == 1
-        assert len({p.position for p in found}) == 1 and len({p.file for p in found}) == 2
+        pictures = _find_pictures(str(root), str(root), [], [])
+        assert len({p.label for p in pictures}) == 1
+        assert len({p.position for p in pictures}) == 1 and len({p.file for p in pictures}) == 2
 
     def test_labels_are_mixed_in_what_becomes_the_validation_split(self, root: Path) -> None:
         fill(root, 200, ("a", "b"))
@@ -596,8 +596,8 @@ class TestCache:
         load(root).train.pixels.zero_()
         assert grays(load(root)) == before
         if os.path.exists("/proc/self/maps"):
-            kept = load(root)
-            assert "pixels.npy" in Path("/proc/self/maps").read_text() and len(kept.train)
+            source = load(root)
+            assert "pixels.npy" in Path("/proc/self/maps").read_text() and len(source.train)
 
     def test_any_change_makes_a_new_entry(self, root: Path, cache: Path) -> None:
         files = [save(root / f"{n}.png", n, "L") for n in range(3)]

@@ -58,9 +58,9 @@ def same_run(one: Path, other: Path) -> None:
     """Everything except durations is equal."""
     for name, tensor in load_file(one / "model.safetensors").items():
         assert torch.equal(tensor, load_file(other / "model.safetensors")[name]), name
-    kept = Checkpoints(one / "checkpoints"), Checkpoints(other / "checkpoints")
-    assert kept[0].steps()[-1] == kept[1].steps()[-1]
-    states = [checkpoints.load(checkpoints.steps()[-1]) for checkpoints in kept]
+    checkpoints = Checkpoints(one / "checkpoints"), Checkpoints(other / "checkpoints")
+    assert checkpoints[0].steps()[-1] == checkpoints[1].steps()[-1]
+    states = [of_run.load(of_run.steps()[-1]) for of_run in checkpoints]
     assert_same(*(state["optimizer"] for state in states))
     assert_same(*(state["random"] for state in states))
     timed = {"train/seconds", "train/images_per_second"}

@@ -293,8 +293,8 @@ def test_the_best_weights_are_kept_and_can_be_the_ones_tested(here: Here, tiny: 
     best = steps[losses.index(min(losses))]
     assert best != steps[-1]
     assert json.loads((run / "status.json").read_text())["best_step"] == best
-    kept = Checkpoints(run / "checkpoints").steps()
-    assert set(kept) == set(steps[-2:]) | {best}
+    checkpoint_steps = Checkpoints(run / "checkpoints").steps()
+    assert set(checkpoint_steps) == set(steps[-2:]) | {best}
     model = package.load(run).state_dict()
     assert_equal(dict(model), Checkpoints(run / "checkpoints").load(best)["model"])
 

@@ -1,4 +1,4 @@
-"""Find the override that Hydra could not apply, by comparing each with the config tree."""
+"""Overrides of the command line: read and write them, and find the one that Hydra could not apply."""
 
 import difflib
 import os
@@ -86,7 +86,7 @@ def expand_data(arguments: Sequence[str]) -> list[str]:
         if name != "--data":
             others.append(argument)
         elif path := path or next(remaining, ""):
-            overrides.append(f"{DATA}={QuotedString(text=path, quote=Quote.single).with_quotes()}")
+            overrides.append(with_text(DATA, path))
         else:
             raise UserError("--data: needs the path of the images, such as --data /data/flowers")
     return others + overrides

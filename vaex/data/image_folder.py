@@ -142,18 +142,18 @@ def _split_folders(root: str, folder: str) -> list[str]:
     Raises:
         ValueError: a split has two folders, or one is missing.
     """
-    found: dict[str, list[str]] = {"training": [], "validation": [], "test": []}
+    split_names: dict[str, list[str]] = {"training": [], "validation": [], "test": []}
     others: list[str] = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if os.path.isdir(entry.path) and entry.name[0] != "." and _contains(folder, os.path.realpath(entry.path)):
             split = SPLITS.get(entry.name.lower())
-            (found[split] if split else others).append(entry.name)
-    names = [name for folders in found.values() for name in folders]
+            (split_names[split] if split else others).append(entry.name)
+    names = [name for folders in split_names.values() for name in folders]
     if not names:
         return []
-    held_out = found["test"] or found["validation"]
-    if found["training"] and held_out:
-        for split, folders in found.items():
+    held_out = split_names["test"] or split_names["validation"]
+    if split_names["training"] and held_out:
+        for split, folders in split_names.items():
             if len(folders) > 1:
                 raise ValueError(
                     f"dataset.source.root={root}: holds {' and '.join(folders)}, and each may be the {split} split; "
@@ -161,9 +161,9 @@ def _split_folders(root: str, folder: str) -> list[str]:
                 )
         if others:
             log.warning(f"{root}: {_enumerate(others)} left out: beside the folders of the splits, not in one")
-        order = [*found["training"], *(found["validation"] if found["test"] else []), *held_out]
+        order = [*split_names["training"], *(split_names["validation"] if split_names["test"] else []), *held_out]
         return [os.path.join(folder, name) for name in order]
-    missing = "test" if found["training"] else "train"
+    missing = "test" if split_names["training"] else "train"
     if not others:
         raise ValueError(
             f"dataset.source.root={root}: holds {names[0]} but no {missing}; "

@@ -12,17 +12,16 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vaex.errors import UserError
 from vaex.sweeps import resources
 from vaex.sweeps.plan import planned_name
 from vaex.sweeps.scheduler import Job, Scheduler
 from vaex.sweeps.worker import Worker, train_job
-from vaex.training.signals import held_back, stop_on_signals
+from vaex.training.signals import block_signals, stop_on_signals
 
 # All of vaex, so that no job mixes in an edit made during the sweep. An optimizer imports torch._dynamo.
 PRELOADED = ["vaex.sweeps.job", "vaex.sweeps.worker", "vaex.train", "torch._dynamo"]
@@ -64,14 +63,7 @@ class LocalLauncher(Launcher):
             jobs.append(Job(sweep / planned_name(overrides), partial(Worker, context, train)))
         with stop_on_signals() as stop:
             Scheduler(jobs, share.workers, gpus, stop).run()
-        return [_job_return(job, overrides) for job, overrides in zip(jobs, job_overrides, strict=True)]
-
-
-def _job_return(job: Job, overrides: Sequence[str]) -> JobReturn:
-    error = job.outcome.error
-    result = JobReturn(overrides=overrides, status=JobStatus.FAILED if error else JobStatus.COMPLETED)
-    result.return_value = UserError(error) if error else job.outcome.value
-    return result
+        return [job.outcome.job_return(overrides) for job, overrides in zip(jobs, job_overrides, strict=True)]
 
 
 def _start_server() -> None:
@@ -79,9 +71,9 @@ def _start_server() -> None:
 
     Its end would look like the end of all jobs.
     """
-    with held_back():
+    with block_signals():
         resource_tracker.ensure_running()
-    with held_back():  # again, since this tracker lets signals through once it has started
+    with block_signals():  # again, since this tracker lets signals through once it has started
         forkserver.ensure_running()
 
 

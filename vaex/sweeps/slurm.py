@@ -19,7 +19,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -96,7 +96,7 @@ class SlurmLauncher(Launcher):
             if jobs:
                 self._submit(jobs)
             outcomes = self._wait(list(overrides), stop)
-        return [_job_return(outcomes[name], job) for name, job in overrides.items()]
+        return [outcomes[name].job_return(job) for name, job in overrides.items()]
 
     def _check(self) -> None:
         """Raises UserError if no jobs can be submitted from here."""
@@ -201,9 +201,3 @@ class SlurmLauncher(Launcher):
                 reported.add(reason)
                 text = f"{count} job{'s' * (count > 1)} pending in the queue of Slurm: {reason}"
                 tqdm.write(text + remedy(reason, self.options), file=sys.stderr)
-
-
-def _job_return(outcome: Outcome, overrides: Sequence[str]) -> JobReturn:
-    result = JobReturn(overrides=overrides, status=JobStatus.FAILED if outcome.error else JobStatus.COMPLETED)
-    result.return_value = UserError(outcome.error) if outcome.error else outcome.value
-    return result

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
 from vaex.errors import Interrupted
-from vaex.training.signals import held_back, request_stop, stop_on_signals, stop_on_signals_for_life
+from vaex.training.signals import block_signals, request_stop, stop_on_signals, stop_on_signals_for_life
 
 INTERVAL = 0.5  # seconds between two looks
 
@@ -27,7 +27,9 @@ def stop_runs_on_signals(launcher: str) -> Iterator[None]:
         from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
 
         for tracker in (resource_tracker, tracker_of_joblib):
-            with held_back():  # a signal to all processes would end the tracker, and another one would print tracebacks
+            with (
+                block_signals()
+            ):  # a signal to all processes would end the tracker, and another one would print tracebacks
                 tracker.ensure_running()
     ended = threading.Event()
     with stop_on_signals() as stop:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -13,7 +13,7 @@ from hydra import version
 from hydra._internal.callbacks import Callbacks
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobStatus, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
@@ -31,6 +31,12 @@ class Outcome:
 
     value: float | None = None
     error: str | None = None
+
+    def job_return(self, overrides: Sequence[str]) -> JobReturn:
+        """The same, as Hydra's sweepers read it."""
+        result = JobReturn(overrides=overrides, status=JobStatus.FAILED if self.error else JobStatus.COMPLETED)
+        result.return_value = UserError(self.error) if self.error else self.value
+        return result
 
 
 class Worker:

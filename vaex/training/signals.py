@@ -119,7 +119,7 @@ def stop_on_signals_for_life() -> None:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Hold signals back. A process started in the `with` block does so until it calls `stop_on_signals_for_life`."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
