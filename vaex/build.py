@@ -14,6 +14,8 @@ from vaex.errors import UserError
 from vaex.evaluation.split import evaluating
 from vaex.experiment import Experiment
 from vaex.likelihoods.base import Likelihood
+from vaex.likelihoods.gaussian import StandardGaussian
+from vaex.likelihoods.location_scale import default_floor
 from vaex.model import Autoencoder
 from vaex.objectives import Objective
 from vaex.runs.folder import CONFIG, WEIGHTS, RunFolder
@@ -78,6 +80,8 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     condition_features = classes if config.conditional else 0
     likelihood = create("likelihood", config.likelihood, image_shape=image_shape)
     likelihood = instance_of(Likelihood, "likelihood", likelihood, defines=("support", "kind", "forward"))
+    if likelihood.scale is not None:  # a likelihood that sets no floor of its own has a Gaussian's
+        likelihood.scale.resolve_floor(lambda: default_floor(StandardGaussian(), discretize=False))
     encoder = create(
         "architecture.encoder",
         encoder_group,

@@ -23,6 +23,7 @@ from vaex.data.dataset import Dataset, changed_splits
 from vaex.errors import Interrupted, UserError
 from vaex.evaluation.bound import as_results, freeze_scales
 from vaex.evaluation.comparison import PREFIX
+from vaex.evaluation.floor import floor_cost
 from vaex.evaluation.metrics import describe
 from vaex.experiment import Experiment
 from vaex.runs.folder import RunFolder
@@ -159,6 +160,7 @@ def _train(
             "train/skipped_steps": progress.skipped,
             "train/seconds": progress.seconds,
             "train/images_per_second": session.images_seen / progress.step_seconds,
+            **floor_cost(model, dataset.train, dataset.to_float),
             "model/parameters": experiment.parameters,
             **{f"likelihood/{name}": value for name, value in model.likelihood.bounds().items()},
         }

@@ -14,13 +14,14 @@ from vaex.evaluation.bound import BOUND
 from vaex.evaluation.calibration import CALIBRATION
 from vaex.evaluation.comparison import PREFIX, Description
 from vaex.evaluation.disentanglement import DISENTANGLEMENT
+from vaex.evaluation.floor import FLOOR
 from vaex.evaluation.generation import GENERATION
 from vaex.evaluation.metric import Metric
 from vaex.evaluation.reconstruction import RECONSTRUCTION
 from vaex.model import Autoencoder
 
 # In the order in which `vaex eval` runs them.
-MEASUREMENTS = (BOUND, RECONSTRUCTION, GENERATION, DISENTANGLEMENT, CALIBRATION, PROBABILITY)
+MEASUREMENTS = (BOUND, RECONSTRUCTION, GENERATION, DISENTANGLEMENT, CALIBRATION, PROBABILITY, FLOOR)
 
 # Those of `vaex train`, in the order of the summary after training.
 HEADLINES: tuple[Metric, ...] = BOUND.metrics

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vaex.likelihoods.floor import AT_FLOOR
 from vaex.likelihoods.scale import LikelihoodScale
 
 # A density with support open_unit_interval may be infinite at exactly 0 or 1.
@@ -133,6 +134,21 @@ class Likelihood(nn.Module):
     def bounds(self) -> dict[str, float]:
         """Every clip on which an unbounded log-probability depends; results.json reports them with the numbers."""
         return {} if self.scale is None or self.scale.floor is None else {"scale_floor": self.scale.floor}
+
+    def at_floor(self, distribution: PixelDistribution) -> Tensor | None:
+        """Whether a pixel's scale is within 5 % of its floor, or another parameter of the limit in `bounds`.
+
+        Returns:
+            0 to 1, broadcastable to [..., C, H, W]; None if there is no such limit.
+        """
+        scale = distribution.scale
+        if self.scale is None or self.scale.floor is None or scale is None:
+            return None
+        return (scale <= AT_FLOOR * self.scale.floor).float()
+
+    def floor_bits(self) -> float | None:
+        """Bits/dim that this limit costs at most on a pixel whose level is known; None if it is not known."""
+        return None
 
     def freeze(self, error: Tensor) -> None:
         """Set what is computed from errors to a fixed value for evaluation; by default there is nothing to set.

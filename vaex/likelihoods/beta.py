@@ -6,10 +6,12 @@ are bounded to [1/cap, cap]. It is computed in float64, because its terms are hu
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vaex.likelihoods.base import Likelihood, PixelDistribution
+from vaex.likelihoods.base import LEVELS, Likelihood, PixelDistribution
+from vaex.likelihoods.floor import AT_FLOOR, cost_of_floor
 
 
 class BetaDistribution(PixelDistribution):
@@ -58,6 +60,18 @@ def _sample_log_gamma(concentration: Tensor) -> Tensor:
     return torch._standard_gamma(concentration + 1).log() - exponential / concentration
 
 
+def bits_of_known_level(beta: Tensor) -> Tensor:
+    """Bits/dim at each larger concentration [N] of a pixel whose level is known to be 85 (or 170).
+
+    These levels need the largest concentration: the variance of a mean m is about m (1-m)² / β, largest at m = ⅓.
+    """
+    nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(16))
+    x, middle = (85.5 + nodes / 2) / LEVELS, 85.5 / LEVELS
+    alpha = 1 + (beta - 1) * middle / (1 - middle)  # the mode is in the middle of the bin
+    log_density = BetaDistribution(alpha[:, None], beta[:, None]).log_prob_of_pixels(x)
+    return math.log2(LEVELS) - log_density @ (weights / 2) / math.log(2)
+
+
 class Beta(Likelihood):
     """Log concentrations are log(cap) · tanh(h / log(cap)), so that `cap` is the largest concentration."""
 
@@ -76,6 +90,14 @@ class Beta(Likelihood):
 
     def bounds(self) -> dict[str, float]:
         return {"concentration_cap": self.cap}
+
+    def at_floor(self, distribution: PixelDistribution) -> Tensor | None:
+        if not isinstance(distribution, BetaDistribution):
+            return None
+        return (torch.maximum(distribution.alpha, distribution.beta) >= self.cap / AT_FLOOR).float()
+
+    def floor_bits(self) -> float | None:
+        return cost_of_floor(lambda log_scale: bits_of_known_level(torch.exp(-log_scale)), 1 / self.cap)
 
     def forward(self, h: Tensor, x: Tensor | None = None) -> BetaDistribution:
         size = math.log(self.cap)

@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from vaex.likelihoods.base import Likelihood, PixelDistribution
+from vaex.likelihoods.base import LEVELS, Likelihood, PixelDistribution
+from vaex.likelihoods.floor import AT_FLOOR, cost_of_floor
 
 
 def log_normalizer(eta: Tensor) -> Tensor:
@@ -83,6 +84,12 @@ class ContinuousBernoulliDistribution(PixelDistribution):
             return torch.where(eta > 0, 1 - decreasing, decreasing)
 
 
+def bits_of_known_black(size: Tensor) -> Tensor:
+    """Bits/dim at each logit -size [N] of a pixel that is known to be black; no level but white needs such a logit."""
+    mean = 0.5 / LEVELS  # of x = u/256; the log density is linear in x
+    return math.log2(LEVELS) + (log_normalizer(-size) + size * mean) / math.log(2)
+
+
 class ContinuousBernoulli(Likelihood):
     """η = bound · tanh(h / bound). Clipping λ to [ε, 1 - ε] corresponds to a bound of log(1/ε - 1)."""
 
@@ -98,6 +105,14 @@ class ContinuousBernoulli(Likelihood):
 
     def bounds(self) -> dict[str, float]:
         return {"logit_bound": self.bound}
+
+    def at_floor(self, distribution: PixelDistribution) -> Tensor | None:
+        if not isinstance(distribution, ContinuousBernoulliDistribution):
+            return None
+        return (distribution.eta.abs() >= self.bound / AT_FLOOR).float()
+
+    def floor_bits(self) -> float | None:
+        return cost_of_floor(lambda log_scale: bits_of_known_black(torch.exp(-log_scale)), 1 / self.bound)
 
     def forward(self, h: Tensor, x: Tensor | None = None) -> ContinuousBernoulliDistribution:
         return ContinuousBernoulliDistribution(self.bound * torch.tanh(h / self.bound))

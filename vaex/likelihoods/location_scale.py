@@ -7,10 +7,12 @@ With `discretize` a pixel is one of the 256 levels k/255, and its probability is
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vaex.likelihoods.base import MAX_LEVEL, Likelihood, PixelDistribution, sum_event
+from vaex.likelihoods.base import LEVELS, MAX_LEVEL, Likelihood, PixelDistribution, sum_event
+from vaex.likelihoods.floor import MOST_BITS, cost_of_floor, highest_floor
 from vaex.likelihoods.scale import LikelihoodScale
 
 
@@ -190,6 +192,24 @@ def log_bin_mass(value: Tensor, loc: Tensor, log_scale: Tensor, standard: Standa
     return torch.where(first | last, tail, standard.log_interval(center, width))
 
 
+def bits_of_known_level(log_scale: Tensor, standard: Standard, discretize: bool) -> Tensor:
+    """Bits/dim at each log scale [N] of a pixel whose level is known, with the location in the middle of its bin."""
+    if discretize:
+        width = torch.exp(-log_scale) / MAX_LEVEL
+        return -standard.log_interval(torch.zeros_like(width), width) / math.log(2)
+    # (k+u)/256 with u uniform on [0, 1]. A symmetric density is smooth on either side of the middle, u = ½.
+    nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(16))
+    offsets = (nodes + 1) / (4 * LEVELS)
+    kernel = standard.log_kernel(offsets * torch.exp(-log_scale)[:, None]) @ (weights / 2)
+    return (standard.log_normalizer + log_scale - kernel) / math.log(2) + math.log2(LEVELS)
+
+
+def default_floor(standard: Standard, discretize: bool) -> float:
+    """The floor that the statement of vaex.likelihoods.floor gives for a family."""
+    most_bits = MOST_BITS["mass" if discretize else "density"]
+    return highest_floor(lambda log_scale: bits_of_known_level(log_scale, standard, discretize), most_bits)
+
+
 class LocationScale(Likelihood):
     """Base class of location-scale likelihoods, which set `standard`.
 
@@ -234,6 +254,7 @@ class LocationScale(Likelihood):
         self.discretize = discretize
         self.kind = "mass" if discretize else "density"
         self.support = "uint8" if discretize else "real"
+        scale.resolve_floor(lambda: default_floor(self.standard, discretize))
         if discretize:
             self.formula = "−log(F(x + 1/510) − F(x − 1/510)), F the family's distribution function"
 
@@ -249,6 +270,11 @@ class LocationScale(Likelihood):
 
     def freeze(self, error: Tensor) -> None:
         self.scale.freeze(error, self.standard.optimal_log_scale)
+
+    def floor_bits(self) -> float | None:
+        if self.scale.floor is None:
+            return None
+        return cost_of_floor(lambda log_s: bits_of_known_level(log_s, self.standard, self.discretize), self.scale.floor)
 
     def sum_of_inverse_scale(self, distribution: PixelDistribution, power: int) -> Tensor | None:
         """Sum over pixels of scale^-power, averaged over the batch; None for a discretized distribution."""

@@ -4,6 +4,7 @@ All channels of a pixel share the component. With `conditional_channels` the loc
 on the preceding channels, as in eq. 3 of the paper.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vaex.likelihoods.base import MAX_LEVEL, Likelihood, PixelDistribution
-from vaex.likelihoods.location_scale import DiscretizedDistribution, log_bin_mass
+from vaex.likelihoods.floor import AT_FLOOR, cost_of_floor
+from vaex.likelihoods.location_scale import DiscretizedDistribution, bits_of_known_level, log_bin_mass
 from vaex.likelihoods.logistic import StandardLogistic
 from vaex.likelihoods.scale import SoftFloor
 
@@ -97,6 +99,10 @@ class LogisticMixtureDistribution(PixelDistribution):
     def cdf_below(self, value: Tensor) -> Tensor:
         return self._mixed(self._components.cdf_below(value.unsqueeze(-4)))
 
+    def weight_below(self, scale: float) -> Tensor:
+        """Weight of the components whose scale is at most `scale`, [..., C, H, W]."""
+        return self._mixed((self.log_scale <= math.log(scale)).float())
+
     def _mixed(self, components: Tensor) -> Tensor:
         return (self.log_weights.exp() * components).sum(-4)
 
@@ -149,11 +155,24 @@ class DiscretizedLogisticMixture(Likelihood):
         if conditional_channels and image_shape[0] == 1:
             raise ValueError("likelihood.conditional_channels=true: gray images have one channel; set it to false")
         self.components, self.conditional_channels = components, conditional_channels
+        self.floor = floor
         self.soft_floor = SoftFloor(floor=floor, init=init)
         levels = (torch.arange(components) + 0.5) / components
         # Initial locations are spread over [0, 1], so that components differ from the start. Later they may leave it:
         # only a location beyond 0 or 1 gives an end bin all the mass.
         self.register_buffer("start", levels.view(components, 1, 1, 1), persistent=False)
+
+    def bounds(self) -> dict[str, float]:
+        return {"scale_floor": self.floor}
+
+    def at_floor(self, distribution: PixelDistribution) -> Tensor | None:
+        """The weight of the components whose scale is at the floor."""
+        if not isinstance(distribution, LogisticMixtureDistribution):
+            return None
+        return distribution.weight_below(AT_FLOOR * self.floor)
+
+    def floor_bits(self) -> float | None:
+        return cost_of_floor(lambda log_scale: bits_of_known_level(log_scale, LOGISTIC, discretize=True), self.floor)
 
     def _channels(self, image_channels: int) -> tuple[int, int, int]:
         """Number of decoder channels for log weights, for locations (and as many for scales), and for coefficients."""

@@ -2,8 +2,8 @@
 rule, and bins accept every rule but the optimal ones.
 
 All rules return a log scale. Learned and predicted scales have a soft floor, log floor + softplus(raw - log floor), as
-in sigma-VAE (Rybkin et al. 2021); without a floor the likelihood of an exactly predicted pixel is unbounded. An image
-with 256 gray levels carries no information below one level, 1/255.
+in sigma-VAE (Rybkin et al. 2021); without a floor the likelihood of an exactly predicted pixel is unbounded. A floor of
+None is the family's, which costs every family the same (vaex.likelihoods.floor).
 
 An optimal scale maximizes the likelihood of the error: sigma* = √MSE for a Gaussian, b* = MAE for a Laplace. It is a
 function of x, so the log-probability under it is not a bound on log p(x); sigma-VAE trains this way. In evaluation mode
@@ -23,6 +23,8 @@ from torch.nn import functional as F
 # which the result keeps with size 1.
 OptimalLogScale = Callable[[Tensor, tuple[int, ...]], Tensor]
 
+NO_FLOOR = "likelihood.scale.floor=null: the likelihood must call scale.resolve_floor(); or set a number"
+
 
 class LikelihoodScale(nn.Module):
     """Base class of scale rules.
@@ -33,13 +35,16 @@ class LikelihoodScale(nn.Module):
         depends_on_x: whether the scale in training mode is computed from the error x - loc.
         learned: whether the scale changes because the optimizer changes weights.
         warning: what a user should know before trusting the numbers of a run with this rule.
-        floor: lowest scale; None if there is none.
+        floor: lowest scale; None if there is none, or until `resolve_floor` sets it.
     """
 
     depends_on_x: ClassVar[bool] = False
     learned: ClassVar[bool] = True
     warning: ClassVar[str | None] = None
     floor: float | None = None
+
+    def resolve_floor(self, default: Callable[[], float]) -> None:
+        """Set a floor that the config leaves to the likelihood; by default there is none to set."""
 
     def out_channels(self, image_channels: int) -> int:
         """Number of decoder channels that the rule needs in addition to those of the location."""
@@ -100,20 +105,29 @@ class SoftFloorScale(LikelihoodScale):
 
     Args:
         image_shape: (channels, height, width).
-        floor: lowest scale.
+        floor: lowest scale; None for the family's.
         init: the scale at the start of training, where `unbounded` is 0.
     """
 
-    def __init__(self, *, image_shape: tuple[int, int, int], floor: float, init: float) -> None:
+    def __init__(self, *, image_shape: tuple[int, int, int], floor: float | None, init: float) -> None:
         super().__init__()
-        self.floor = floor
-        self.soft_floor = SoftFloor(floor=floor, init=init)
+        self.init = _positive("init", init)
+        self.soft_floor: SoftFloor | None = None
+        if floor is not None:
+            self.resolve_floor(lambda: floor)
+
+    def resolve_floor(self, default: Callable[[], float]) -> None:
+        if self.floor is None:
+            self.floor = default()
+            self.soft_floor = SoftFloor(floor=self.floor, init=self.init)
 
     def unbounded(self, h: Tensor) -> Tensor:
         """The real numbers to which the soft floor is applied."""
         raise NotImplementedError
 
     def forward(self, h: Tensor, error: Tensor | None, optimal_log_scale: OptimalLogScale) -> Tensor:
+        if self.soft_floor is None:
+            raise ValueError(NO_FLOOR)
         log_scale: Tensor = self.soft_floor(self.unbounded(h))
         return log_scale
 
@@ -121,7 +135,7 @@ class SoftFloorScale(LikelihoodScale):
 class Shared(SoftFloorScale):
     """One learned number for all images, channels and pixels."""
 
-    def __init__(self, *, image_shape: tuple[int, int, int], floor: float, init: float) -> None:
+    def __init__(self, *, image_shape: tuple[int, int, int], floor: float | None, init: float) -> None:
         super().__init__(image_shape=image_shape, floor=floor, init=init)
         self.raw = nn.Parameter(torch.zeros(1, 1, 1))
 
@@ -132,7 +146,7 @@ class Shared(SoftFloorScale):
 class PerDimension(SoftFloorScale):
     """One learned number for each channel of each pixel, shared by all images."""
 
-    def __init__(self, *, image_shape: tuple[int, int, int], floor: float, init: float) -> None:
+    def __init__(self, *, image_shape: tuple[int, int, int], floor: float | None, init: float) -> None:
         super().__init__(image_shape=image_shape, floor=floor, init=init)
         self.raw = nn.Parameter(torch.zeros(image_shape))
 
@@ -172,11 +186,15 @@ class OptimalScale(LikelihoodScale):
     frozen: Tensor
     batches: Tensor
 
-    def __init__(self, *, image_shape: tuple[int, int, int], floor: float) -> None:
+    def __init__(self, *, image_shape: tuple[int, int, int], floor: float | None) -> None:
         super().__init__()
-        self.floor = _positive("floor", floor)
+        self.floor = None if floor is None else _positive("floor", floor)
         self.register_buffer("frozen", torch.zeros(self.frozen_shape(image_shape)))  # log scale of evaluation mode
         self.register_buffer("batches", torch.zeros(()))  # number of batches in the running mean `frozen`
+
+    def resolve_floor(self, default: Callable[[], float]) -> None:
+        if self.floor is None:
+            self.floor = default()
 
     def frozen_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         return (1, 1, 1)
@@ -206,7 +224,8 @@ class OptimalScale(LikelihoodScale):
         self.frozen.copy_(self._floored(best).view_as(self.frozen))
 
     def _floored(self, log_scale: Tensor) -> Tensor:
-        assert self.floor is not None
+        if self.floor is None:
+            raise ValueError(NO_FLOOR)
         return log_scale.clamp(min=math.log(self.floor))
 
 

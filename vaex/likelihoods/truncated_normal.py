@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from vaex.likelihoods.base import Likelihood, PixelDistribution
+from vaex.likelihoods.floor import cost_of_floor
 from vaex.likelihoods.gaussian import StandardGaussian
+from vaex.likelihoods.location_scale import bits_of_known_level, default_floor
 from vaex.likelihoods.scale import LikelihoodScale
 
 NORMAL = StandardGaussian()
@@ -107,7 +109,14 @@ class TruncatedNormal(Likelihood):
         super().__init__(image_shape=image_shape)
         if scale.depends_on_x:
             raise ValueError("likelihood/scale: a truncated normal has no optimal scale; use likelihood/scale=shared")
+        # At gray levels it is a Gaussian. Black and white cost less: there, half of a wider Gaussian is as narrow.
+        scale.resolve_floor(lambda: default_floor(NORMAL, discretize=False))
         self.scale = scale
+
+    def floor_bits(self) -> float | None:
+        if self.scale.floor is None:
+            return None
+        return cost_of_floor(lambda log_s: bits_of_known_level(log_s, NORMAL, discretize=False), self.scale.floor)
 
     def forward(self, h: Tensor, x: Tensor | None = None) -> TruncatedNormalDistribution:
         channels = self.image_shape[0]

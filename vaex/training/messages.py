@@ -11,6 +11,8 @@ from vaex.evaluation.metrics import HEADLINES
 from vaex.experiment import Experiment
 from vaex.training.session import Settings
 
+WORTH_SAYING = 0.01  # bits/dim that a floor costs
+
 
 def start_message(
     experiment: Experiment, settings: Settings, processes: int, choices: Mapping[str, str], path: Path
@@ -100,6 +102,12 @@ def end_message(experiment: Experiment, results: Mapping[str, Any], path: Path, 
         if beta is not None and key.startswith(prefix):
             error = key.removeprefix(prefix).upper()
             lines.append(("beta", f"{float(beta):g} here is {value:.3g} × KL beside a mean {error}"))
+    if results.get("train/floor_bits", 0) >= WORTH_SAYING:
+        share, bits = results["train/floor_share"], results["train/floor_bits"]
+        limit = " and ".join(experiment.model.likelihood.bounds()).replace("_", " ")
+        lines.append(
+            ("floor", f"{share:.0%} of the training pixels are at the {limit}: costs up to {bits:.2f} bits/dim")
+        )
     seconds, rate = results["train/seconds"], results["train/images_per_second"]
     quoted = shlex.quote(str(path))
     # The outputs folder, if the run is inside one, so that TensorBoard shows all runs together.
