@@ -142,18 +142,18 @@ for family, bounded, scale in itertools.product(DENSITIES, (True, False), [1e-4,
     def make(family=family, bounded=bounded, scale=scale, more=more, **extra) -> Likelihood:
         return family(image_shape=SHAPE, scale=fixed(scale), bounded_mean=bounded, **more, **extra)
 
-    if scale >= SCALES[0]:
-        CASES[name] = Case(make, density(family, bounded, scale), PIXELS)
-    # At a scale of 1e-4 the rounding of a location inside [0, 1] decides on the number.
-    if family in CDFS and (scale >= SCALES[0] or not bounded):
+    if bounded and scale < SCALES[0]:
+        continue  # the rounding of a location inside [0, 1] decides on the number
+    CASES[name] = Case(make, density(family, bounded, scale), PIXELS)
+    if family in CDFS:
         CASES[f"{name}-bins"] = Case(lambda make=make: make(discretize=True), mass(family, bounded, scale), PIXELS)
-for bound in (9.21, 100.0, 1000.0):
+for bound in (9.21, 100.0, 389.0, 1000.0):
     CASES[f"continuous_bernoulli-{bound}"] = Case(
         lambda bound=bound: ContinuousBernoulli(image_shape=SHAPE, bound=bound),
         continuous_bernoulli(bound),
         PIXELS + INSIDE,
     )
-for cap in (10.0, 1000.0):
+for cap in (10.0, 1000.0, 79_000.0):
     CASES[f"beta-{cap}"] = Case(lambda cap=cap: Beta(image_shape=SHAPE, cap=cap), beta(cap), INSIDE, outputs=2)
 for scale in SCALES:
     CASES[f"truncated_normal-{scale:.3g}"] = Case(
@@ -216,7 +216,7 @@ def test_log_prob_and_its_gradient_on_the_whole_grid(name: str) -> None:
     assert_gradients(gradient[::every], rows[::every], case.oracle, "bounded" in name)
 
 
-def soft_floor(raw: mp.mpf, floor: float = 1 / 255, init: float = 0.3) -> mp.mpf:
+def soft_floor(raw: mp.mpf, floor: float, init: float = 0.3) -> mp.mpf:
     """Scale of a predicted or learned rule."""
     low = mp.log(mp.mpf(floor))
     offset = mp.log(mp.expm1(mp.log(mp.mpf(init)) - low))
@@ -231,11 +231,14 @@ PREDICTED = {
 
 
 # With one pixel the two rules are the same, so that one family is enough for the second.
-@pytest.mark.parametrize("name, rule", [*((name, PerPixel) for name in PREDICTED), ("gaussian", PerImage)])
-def test_predicted_scales_on_the_whole_grid(name: str, rule: type) -> None:
-    """Raw outputs up to 30 for the location and for the log scale: from one gray level to 3e12."""
+@pytest.mark.parametrize(
+    "name, rule, floor",
+    [*((name, PerPixel, floor) for name in PREDICTED for floor in (1 / 255, None)), ("gaussian", PerImage, 1 / 255)],
+)
+def test_predicted_scales_on_the_whole_grid(name: str, rule: type, floor: float | None) -> None:
+    """Raw outputs up to 30 for the location and the log scale: from one gray level, or the family's floor, to 3e12."""
     family, more = PREDICTED[name]
-    scale = rule(image_shape=SHAPE, floor=1 / 255, init=0.3)
+    scale = rule(image_shape=SHAPE, floor=floor, init=0.3)
     more = more | ({"degrees_of_freedom": 5.0} if family is StudentT else {})
     bounded = family is not TruncatedNormal
     more = more | ({"bounded_mean": True} if bounded else {})
@@ -245,7 +248,7 @@ def test_predicted_scales_on_the_whole_grid(name: str, rule: type) -> None:
     got = likelihood(h).log_prob(rows[:, :1, None, None])
 
     def oracle(x: mp.mpf, raw_loc: mp.mpf, raw_scale: mp.mpf) -> mp.mpf:
-        s = soft_floor(raw_scale)
+        s = soft_floor(raw_scale, scale.floor)
         if family is TruncatedNormal:
             return truncated(s)(x, raw_loc)
         return (mass if more.get("discretize") else density)(family, True, s)(x, raw_loc)

@@ -35,7 +35,10 @@ def highest_floor(level_bits: LevelBits, most_bits: float) -> float:
         grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
         within = int((level_bits(grid) - best <= most_bits).long().cumprod(0).sum())
         if not 0 < within < POINTS:
-            raise ValueError(f"no floor costs {most_bits} bits/dim on a pixel whose level is known; set one")
+            raise ValueError(
+                f"likelihood.scale.floor=null: no floor costs {most_bits} bits/dim on a pixel whose level is known; "
+                "set likelihood.scale.floor to a number"
+            )
         low, high = grid[within - 1].item(), grid[within].item()
     exponent = math.floor(low / math.log(10)) - 2
     return float(f"{math.floor(math.exp(low) / 10.0**exponent)}e{exponent}")
