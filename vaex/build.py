@@ -19,6 +19,7 @@ from vaex.likelihoods.location_scale import default_floor
 from vaex.model import Autoencoder
 from vaex.objectives import Objective
 from vaex.runs.folder import CONFIG, WEIGHTS, RunFolder
+from vaex.start import fit_start
 
 
 def build(config: Config) -> Experiment:
@@ -34,19 +35,21 @@ def build(config: Config) -> Experiment:
     torch.manual_seed(config.seed)
     objective = create("objective", config.objective)
     objective = instance_of(Objective, "objective", objective, defines=("stochastic", "forward")).to(device)
-    model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic).to(device)
+    model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic)
     _check_support(model.likelihood, dataset)
     if objective.weighs_samples and model.likelihood.depends_on_x:
         raise UserError(
             "objective=iwae: weights samples of z by p(x|z), which an optimal scale computes from x itself; use "
             "likelihood/scale=shared, or objective=vae"
         )
+    if config.start == "data":
+        fit_start(model, dataset)
+    model = model.to(device)
     groups = _parameter_groups(model, config.optimizer)
     optimizer = instance_of(torch.optim.Optimizer, "optimizer", create("optimizer", config.optimizer, params=groups))
-    learning_rate = float(optimizer.param_groups[0]["lr"])
-    lr = torch.tensor(learning_rate, device=device)
+    learning_rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
         if device.type == "cuda" and "capturable" in group:
             group["capturable"] = True  # needed in a CUDA graph
     return Experiment(
@@ -55,7 +58,7 @@ def build(config: Config) -> Experiment:
         objective=objective,
         corruption=create("corruption", config.corruption),
         optimizer=optimizer,
-        learning_rate=learning_rate,
+        learning_rates=learning_rates,
         schedule=schedule,
         steps=steps,
         device=device,
@@ -212,10 +215,17 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _parameter_groups(model: Autoencoder, optimizer: Group) -> list[dict[str, Any]]:
-    """Parameter groups in which weight decay, if the optimizer has it, excludes biases and learned scales."""
-    parameters = list(model.parameters())
-    if not optimizer.get("weight_decay"):
-        return [{"params": parameters}]
-    weights = [p for name, p in model.named_parameters() if p.ndim > 1 and not name.startswith("likelihood.")]
-    ids = {id(p) for p in weights}
-    return [{"params": weights}, {"params": [p for p in parameters if id(p) not in ids], "weight_decay": 0.0}]
+    """Parameter groups with the learning rate of each learned scale, and without weight decay on biases and scales."""
+    scale = model.likelihood.scale
+    own = list(scale.parameters()) if scale is not None and scale.lr is not None else []
+    ids = {id(parameter) for parameter in own}
+    others = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in ids}
+    groups: list[dict[str, Any]] = [{"params": list(others.values())}]
+    if optimizer.get("weight_decay"):
+        weights = [p for name, p in others.items() if p.ndim > 1 and not name.startswith("likelihood.")]
+        weight_ids = {id(parameter) for parameter in weights}
+        rest = [parameter for parameter in others.values() if id(parameter) not in weight_ids]
+        groups = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
+    if own and scale is not None:
+        groups.append({"params": own, "lr": scale.lr} | ({"weight_decay": 0.0} if len(groups) > 1 else {}))
+    return groups

@@ -17,7 +17,7 @@ class Experiment:
 
     Attributes:
         corruption: maps x to the encoder's input; the identity unless the run has a corruption.
-        learning_rate: the optimizer's learning rate before the schedule.
+        learning_rates: of each parameter group of the optimizer, before the schedule; the networks' is the first.
         schedule: 0-based step -> factor on the learning rate.
         steps: optimizer steps of the whole run.
     """
@@ -27,7 +27,7 @@ class Experiment:
     objective: Objective
     corruption: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
-    learning_rate: float
+    learning_rates: tuple[float, ...]
     schedule: Callable[[int], float]
     steps: int
     device: torch.device

@@ -1,5 +1,7 @@
 """The autoencoder: encoder, posterior q(z|x), prior N(0, I), decoder, likelihood p(x|z) and an optional condition.
 
+The decoder's output is added to a constant offset, the output of the best model that ignores z (see vaex.start).
+
 The encoder and the decoder may run in bfloat16 during training, except for their last layers. Everything else runs in
 float32, as does all of evaluation.
 """
@@ -71,11 +73,13 @@ class Autoencoder(nn.Module):
         bf16: whether the encoder and the decoder run in bfloat16 in training mode, except for their `output_layer`.
 
     Attributes:
+        offset: added to the decoder's output, [out_channels of the likelihood, H, W]; zero unless vaex.start sets it.
         image_shape: (C, H, W) of the images if the methods are to check what they are given, as those of a model from
             `vaex.load` do; None in training, where it would make the device wait.
     """
 
     image_shape: tuple[int, int, int] | None = None
+    offset: Tensor
 
     def __init__(
         self,
@@ -92,6 +96,8 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.classes = latent_dim, classes
         self.stochastic, self.bf16 = stochastic, bf16
+        channels, height, width = likelihood.image_shape
+        self.register_buffer("offset", torch.zeros(likelihood.out_channels(channels), height, width))
         for layer in filter(None, map(output_layer, (encoder, decoder) if bf16 else ())):
             # bfloat16 has a step of one gray level at a location of 1/2, and would round mean and log_var as coarsely.
             layer.forward = partial(_in_float32, layer.forward)
@@ -138,7 +144,7 @@ class Autoencoder(nn.Module):
         if condition is not None:
             z = torch.cat([z, condition.expand(*z.shape[:-1], -1)], dim=-1)
         with self._precision(z.device):
-            h = self.decoder(z.flatten(0, -2)).float()
+            h = self.decoder(z.flatten(0, -2)).float() + self.offset
         distribution: PixelDistribution = self.likelihood(h.unflatten(0, z.shape[:-1]), x)
         return distribution
 
@@ -154,6 +160,10 @@ class Autoencoder(nn.Module):
             raise ValueError(f"count={count}: must be a number of images, >= 1")
         z = torch.randn(count, self.latent_dim, device=self.device)
         return self.decode(z, labels).mean
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        state_dict.setdefault(f"{prefix}offset", torch.zeros_like(self.offset))  # older versions had no offset
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _check(self, name: str, value: Tensor, shape: tuple[int, ...], dimensions: int | None = None) -> None:
         """Raises ValueError unless this is a batch of finite float32 tensors of this shape on the model's device."""

@@ -68,6 +68,7 @@ class Config:
     trainer: TrainerConfig = MISSING
     figures: FiguresConfig = MISSING
     sweep: SweepConfig = MISSING
+    start: str = "zero"  # of a run of an older version, whose config has no such key
     experiment: str | None = None
 
 
@@ -227,6 +228,7 @@ def _check_ranges(c: Config) -> None:
         (c.steps is None or c.steps >= 1, "steps", ">= 1 optimizer step, or null to use epochs"),
         (0 <= c.seed < 2**31, "seed", f"from 0 to {2**31 - 1}"),
         (re.fullmatch(devices, c.device), "device", "auto, cpu, cuda or cuda:N"),
+        (c.start in ("data", "zero"), "start", "data or zero"),
         (c.precision in ("float32", "bf16"), "precision", "float32 or bf16"),
         (trainer.log_every >= 1, "trainer.log_every", ">= 1 step"),
         (trainer.validate_every >= 1, "trainer.validate_every", ">= 1 epoch"),

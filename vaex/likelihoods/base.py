@@ -131,6 +131,17 @@ class Likelihood(nn.Module):
         """
         raise NotImplementedError
 
+    def clamp_offset(self, offset: Tensor) -> Tensor:
+        """The nearest constant decoder output from which training can start; by default every output is one.
+
+        A likelihood that squashes h overrides this, because the slope of a saturated function is too small to learn
+        from.
+
+        Args:
+            offset: [out_channels, H, W] or [out_channels, 1, 1].
+        """
+        return offset
+
     def bounds(self) -> dict[str, float]:
         """Every clip on which an unbounded log-probability depends; results.json reports them with the numbers."""
         return {} if self.scale is None or self.scale.floor is None else {"scale_floor": self.scale.floor}

@@ -25,8 +25,10 @@ class CategoricalDistribution(PixelDistribution):
         return torch.softmax(self.logits, dim=-1)
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
-        level = (value * MAX_LEVEL).round().long().expand(self.logits.shape[:-1]).unsqueeze(-1)
-        return self.logits.gather(-1, level).squeeze(-1) - torch.logsumexp(self.logits, dim=-1)
+        level = (value * MAX_LEVEL).round().long()
+        shape = torch.broadcast_shapes(level.shape, self.logits.shape[:-1])
+        logits, level = self.logits.expand(*shape, LEVELS), level.expand(shape).unsqueeze(-1)
+        return logits.gather(-1, level).squeeze(-1) - torch.logsumexp(self.logits, dim=-1)
 
     @property
     def mean(self) -> Tensor:

@@ -15,6 +15,8 @@ from vaex.likelihoods.base import LEVELS, MAX_LEVEL, Likelihood, PixelDistributi
 from vaex.likelihoods.floor import MOST_BITS, cost_of_floor, highest_floor
 from vaex.likelihoods.scale import LikelihoodScale
 
+LARGEST_START = 4.0  # largest |logit| of a location at the start of training, 2 % from an end of [0, 1]
+
 
 class Standard:
     """Base class of symmetric distributions with location 0 and scale 1.
@@ -267,6 +269,12 @@ class LocationScale(Likelihood):
         log_scale = self.scale(h[..., channels:, :, :], error, self.standard.optimal_log_scale)
         distribution = DiscretizedDistribution if self.discretize else LocationScaleDistribution
         return distribution(loc, log_scale, self.standard)
+
+    def clamp_offset(self, offset: Tensor) -> Tensor:
+        if not self.bounded_mean:
+            return offset
+        loc, scale = offset.tensor_split([self.image_shape[0]])
+        return torch.cat([loc.clamp(-LARGEST_START, LARGEST_START), scale])
 
     def freeze(self, error: Tensor) -> None:
         self.scale.freeze(error, self.standard.optimal_log_scale)

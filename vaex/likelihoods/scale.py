@@ -36,12 +36,14 @@ class LikelihoodScale(nn.Module):
         learned: whether the scale changes because the optimizer changes weights.
         warning: what a user should know before trusting the numbers of a run with this rule.
         floor: lowest scale; None if there is none, or until `resolve_floor` sets it.
+        lr: learning rate of the scale's own parameters; None for that of the networks.
     """
 
     depends_on_x: ClassVar[bool] = False
     learned: ClassVar[bool] = True
     warning: ClassVar[str | None] = None
     floor: float | None = None
+    lr: float | None = None
 
     def resolve_floor(self, default: Callable[[], float]) -> None:
         """Set a floor that the config leaves to the likelihood; by default there is none to set."""
@@ -132,26 +134,43 @@ class SoftFloorScale(LikelihoodScale):
         return log_scale
 
 
-class Shared(SoftFloorScale):
+class LearnedScale(SoftFloorScale):
+    """Base class of scales that are parameters, not predicted by the decoder.
+
+    Args:
+        lr: learning rate of the log scale, of its own because Adam moves every parameter by about the learning rate in
+            a step, and a rate that suits the networks' weights moves a scale too slowly; None for theirs.
+    """
+
+    def __init__(
+        self, *, image_shape: tuple[int, int, int], floor: float | None, init: float, lr: float | None = None
+    ) -> None:
+        super().__init__(image_shape=image_shape, floor=floor, init=init)
+        if lr is not None and not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"likelihood.scale.lr={lr}: must be a finite number > 0, or null for optimizer.lr")
+        self.lr = lr
+        self.raw = nn.Parameter(torch.zeros(self.raw_shape(image_shape)))
+
+    def raw_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Shape of the parameter."""
+        raise NotImplementedError
+
+    def unbounded(self, h: Tensor) -> Tensor:
+        return self.raw
+
+
+class Shared(LearnedScale):
     """One learned number for all images, channels and pixels."""
 
-    def __init__(self, *, image_shape: tuple[int, int, int], floor: float | None, init: float) -> None:
-        super().__init__(image_shape=image_shape, floor=floor, init=init)
-        self.raw = nn.Parameter(torch.zeros(1, 1, 1))
-
-    def unbounded(self, h: Tensor) -> Tensor:
-        return self.raw
+    def raw_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return (1, 1, 1)
 
 
-class PerDimension(SoftFloorScale):
+class PerDimension(LearnedScale):
     """One learned number for each channel of each pixel, shared by all images."""
 
-    def __init__(self, *, image_shape: tuple[int, int, int], floor: float | None, init: float) -> None:
-        super().__init__(image_shape=image_shape, floor=floor, init=init)
-        self.raw = nn.Parameter(torch.zeros(image_shape))
-
-    def unbounded(self, h: Tensor) -> Tensor:
-        return self.raw
+    def raw_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return image_shape
 
 
 class PerPixel(SoftFloorScale):

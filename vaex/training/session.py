@@ -120,11 +120,12 @@ class Session:
             raise Interrupted(number, f"stopped by signal {number}")
 
     def set_learning_rate(self) -> float:
-        """Set and return the learning rate of the next step."""
-        learning_rate = self.experiment.learning_rate * self.experiment.schedule(self.progress.step)
-        for group in self.experiment.optimizer.param_groups:
-            group["lr"].fill_(learning_rate)
-        return learning_rate
+        """Set the learning rates of the next step, and return that of the networks."""
+        factor = self.experiment.schedule(self.progress.step)
+        rates = [rate * factor for rate in self.experiment.learning_rates]
+        for group, rate in zip(self.experiment.optimizer.param_groups, rates, strict=True):
+            group["lr"].fill_(rate)
+        return rates[0]
 
     def save(self, *, required: bool = False) -> None:
         """Save a checkpoint of the state as it is now. It is written in the background."""

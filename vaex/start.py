@@ -1,0 +1,123 @@
+"""The start of training: the best model of the training images that ignores z.
+
+The decoder's output is h = decoder(z) + offset. The offset and the likelihood's own parameters maximize the likelihood
+of a sample of training images and of one image of uniform noise, without which a pixel that is black in the whole
+sample could get an infinite density. A weak prior on the offset decides where the likelihood does not. The procedure is
+the same for every likelihood, and uses nothing but `log_prob`: the size of a step depends on the signs of a number's
+derivatives alone (Rprop, Riedmiller & Braun 1993), since the curvature of log p differs between pixels by orders of
+magnitude.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from vaex.data.dataset import Dataset
+from vaex.data.noise import noise_of
+from vaex.errors import UserError
+from vaex.evaluation.split import evenly_spaced, fixed_noise
+from vaex.likelihoods.base import Likelihood
+from vaex.model import Autoencoder
+
+IMAGES = (16, 256)  # fewest and most training images in the sample
+OFFSETS = 2**19  # in all images of the sample together, if it then has as many images as it may
+STEPS = 30
+STEP_SIZE, LARGEST_STEP = 0.5, 1.0  # of offsets and of parameters
+PRIOR_STD = 3.0  # of the normal prior of an offset, in the sample as a whole
+MOST_OFFSETS = 2**13  # numbers in h; if there are more, one offset for all pixels of a channel: the sample is too small
+
+
+def fit_start(model: Autoencoder, dataset: Dataset) -> float:
+    """Set the model's offset and its likelihood's parameters to those of the best model without z.
+
+    Neither depends on the state of torch's random generator, which stays as it is.
+
+    Args:
+        model: on the CPU.
+        dataset: of the run; only training images are used.
+
+    Returns:
+        The mean of -log p over the sample, in nats per image.
+
+    Raises:
+        UserError: the likelihood has no finite log-probability or derivative to fit.
+    """
+    x = start_images(dataset, model.offset.numel())
+    likelihood = copy.deepcopy(model.likelihood).train()  # buffers, such as a running mean, stay as they are
+    try:
+        offset, distortion = fit_offset(likelihood, x)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        name = type(model.likelihood).__name__
+        raise UserError(
+            f"start=data: fitting {name} failed ({' '.join(str(error).split())}); use start=zero"
+        ) from error
+    parameters = dict(likelihood.named_parameters())
+    if not all(value.isfinite().all() for value in (offset, distortion, *parameters.values())):
+        raise UserError(
+            f"start=data: {type(likelihood).__name__} has an infinite log-probability or derivative for some training "
+            "images; use start=zero"
+        )
+    with torch.no_grad():
+        model.offset.copy_(offset)
+        for name, parameter in model.likelihood.named_parameters():
+            parameter.copy_(parameters[name])
+    return distortion.item()
+
+
+def start_images(dataset: Dataset, outputs: int) -> Tensor:
+    """x of the sample of training images and of one image of uniform noise, float32 [N, C, H, W] on the CPU.
+
+    Args:
+        outputs: number of values in h for one image.
+    """
+    train, (fewest, most) = dataset.train, IMAGES
+    count = max(fewest, min(most, OFFSETS // outputs))
+    rows = evenly_spaced(train, count)[:count]
+    with fixed_noise(torch.device("cpu")), noise_of(torch.cat([rows, rows.new_tensor([len(train)])])):
+        pixels = train.pixels[rows].cpu()
+        noise = torch.randint(256, (1, *dataset.image_shape), dtype=torch.uint8)
+        return dataset.to_float(torch.cat([pixels, noise]))
+
+
+def fit_offset(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit the likelihood's parameters in place, and an offset for its decoder output.
+
+    Args:
+        likelihood: in training mode, on the CPU.
+        x: images [N, C, H, W].
+
+    Returns:
+        The offset [out_channels, H, W], and the mean of -log p(x) in nats per image, [].
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums are then the same for every number of threads, and a busy machine does not stall
+    try:
+        return _fit(likelihood, x)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.enable_grad()
+def _fit(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
+    channels, (height, width) = likelihood.out_channels(x.shape[1]), x.shape[2:]
+    per_pixel = channels * height * width <= MOST_OFFSETS
+    offset = torch.zeros(channels, *((height, width) if per_pixel else (1, 1)), requires_grad=True)
+    parameters = [offset, *(parameter for parameter in likelihood.parameters() if parameter.requires_grad)]
+    optimizer = torch.optim.Rprop(parameters, lr=STEP_SIZE, step_sizes=(1e-6, LARGEST_STEP))
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        prior = offset.square().sum() / (2 * PRIOR_STD**2 * len(x))
+        torch.autograd.backward(_mean_distortion(likelihood, offset, x) + prior)
+        optimizer.step()
+        with torch.no_grad():
+            offset.copy_(likelihood.clamp_offset(offset))
+    with torch.no_grad():
+        return offset.detach().expand(channels, height, width), _mean_distortion(likelihood, offset, x)
+
+
+def _mean_distortion(likelihood: Likelihood, offset: Tensor, x: Tensor) -> Tensor:
+    # One distribution for all images, so that what does not depend on x is computed once.
+    h = offset.expand(-1, *x.shape[2:]).unsqueeze(0)
+    log_prob: Tensor = likelihood(h, x).log_prob(x)
+    return -log_prob.mean()
