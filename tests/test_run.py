@@ -283,7 +283,7 @@ def test_a_sweep_runs_each_value_in_a_folder_of_its_own(here: Here, tiny: list[s
 def test_the_best_weights_are_kept_and_can_be_the_ones_tested(here: Here, tiny: list[str]) -> None:
     """A learning rate that ruins the model after a good first epoch."""
     extra = ["epochs=4", "schedule=constant", "optimizer.lr=0.5", "trainer.weights=best", "seed=3", "figures.kinds=[]"]
-    run = here(*tiny, *extra)
+    run = here(*tiny, *extra, "likelihood.scale.floor=0.00392156862745098")
     losses = metrics(run, "validation/loss")
     steps = [
         json.loads(line)["step"]
@@ -316,8 +316,9 @@ def test_loading_what_does_not_fit(own_run: Path) -> None:
 
 # Losses of steps 1, 10 and 20, so that a change that alters numbers is noticed. Made by the code under test.
 GOLDEN = {
-    "architecture.hidden=[32] architecture.activation=relu likelihood=gaussian": [803.5776, 666.3116, 589.9784],
-    "architecture=conv architecture.widths=[4,8] likelihood=laplace likelihood/scale=per_pixel beta=4": [
+    "architecture.hidden=[32] architecture.activation=relu likelihood=gaussian": [803.5776, 666.1857, 589.8425],
+    "architecture=conv architecture.widths=[4,8] likelihood=laplace likelihood/scale=per_pixel beta=4 "
+    "likelihood.scale.floor=0.00392156862745098": [
         841.497,
         812.1709,
         804.5989,
@@ -381,3 +382,7 @@ def test_the_end_message_names_the_metrics_and_the_next_commands(run: Path, tiny
     assert f" ± {results(run)['test/elbo_stderr']:.2f} nats\n" in message
     assert f"MSE  {results(run)['test/mse']:.5f}\n" in message and " of 20\n" in message
     assert f"vaex train resume={run} steps=80\n" in message
+    assert results(run)["train/floor_share"] == results(run)["train/floor_bits"] == 0  # a shared scale, far above
+    cost = {"train/floor_share": 0.81, "train/floor_bits": 0.923}
+    message = end_message(build(composed(*tiny, "device=cpu")), results(run) | cost, run, "steps=80")
+    assert "  floor  81% of the training pixels are at the scale floor: costs up to 0.92 bits/dim\n" in message
