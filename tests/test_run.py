@@ -385,4 +385,4 @@ def test_the_end_message_names_the_metrics_and_the_next_commands(run: Path, tiny
     assert results(run)["train/floor_share"] == results(run)["train/floor_bits"] == 0  # a shared scale, far above
     cost = {"train/floor_share": 0.81, "train/floor_bits": 0.923}
     message = end_message(build(composed(*tiny, "device=cpu")), results(run) | cost, run, "steps=80")
-    assert "  floor  81% of the training pixels are at the scale floor: costs up to 0.92 bits/dim\n" in message
+    assert "  floor  81% of training pixels are at the scale floor, which costs up to 0.92 bits/dim\n" in message

@@ -2,8 +2,8 @@
 rule, and bins accept every rule but the optimal ones.
 
 All rules return a log scale. Learned and predicted scales have a soft floor, log floor + softplus(raw - log floor), as
-in sigma-VAE (Rybkin et al. 2021); without a floor the likelihood of an exactly predicted pixel is unbounded. A floor of
-None is the family's, which costs every family the same (vaex.likelihoods.floor).
+in sigma-VAE (Rybkin et al. 2021); without a floor the likelihood of an exactly predicted pixel is unbounded. If no
+floor is given, the likelihood sets that of its family (vaex.likelihoods.floor).
 
 An optimal scale maximizes the likelihood of the error: sigma* = √MSE for a Gaussian, b* = MAE for a Laplace. It is a
 function of x, so the log-probability under it is not a bound on log p(x); sigma-VAE trains this way. In evaluation mode
@@ -46,7 +46,7 @@ class LikelihoodScale(nn.Module):
     lr: float | None = None
 
     def resolve_floor(self, default: Callable[[], float]) -> None:
-        """Set a floor that the config leaves to the likelihood; by default there is none to set."""
+        """Set the floor to `default()` if the config has left it open (null). A rule without a floor does nothing."""
 
     def out_channels(self, image_channels: int) -> int:
         """Number of decoder channels that the rule needs in addition to those of the location."""

@@ -106,7 +106,7 @@ def end_message(experiment: Experiment, results: Mapping[str, Any], path: Path, 
         share, bits = results["train/floor_share"], results["train/floor_bits"]
         limit = " and ".join(experiment.model.likelihood.bounds()).replace("_", " ")
         lines.append(
-            ("floor", f"{share:.0%} of the training pixels are at the {limit}: costs up to {bits:.2f} bits/dim")
+            ("floor", f"{share:.0%} of training pixels are at the {limit}, which costs up to {bits:.2f} bits/dim")
         )
     seconds, rate = results["train/seconds"], results["train/images_per_second"]
     quoted = shlex.quote(str(path))
