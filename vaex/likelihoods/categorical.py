@@ -26,7 +26,7 @@ class CategoricalDistribution(PixelDistribution):
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
         level = (value * MAX_LEVEL).round().long()
-        shape = torch.broadcast_shapes(level.shape, self.logits.shape[:-1])
+        shape = torch.broadcast_shapes(level.shape, self.logits.shape[:-1])  # type: ignore[no-untyped-call]
         logits, level = self.logits.expand(*shape, LEVELS), level.expand(shape).unsqueeze(-1)
         return logits.gather(-1, level).squeeze(-1) - torch.logsumexp(self.logits, dim=-1)
 
