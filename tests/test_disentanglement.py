@@ -25,6 +25,7 @@ from vaex.evaluation.disentanglement import (
     threshold_accuracy,
 )
 from vaex.evaluation.measure import Evaluation
+from vaex.likelihoods.bernoulli import CrossEntropy
 from vaex.model import Autoencoder
 from vaex.objectives import AE
 
@@ -335,10 +336,6 @@ def test_what_cannot_be_scored_is_an_error() -> None:
 # Codes of a model
 
 
-class Likelihood(nn.Module):
-    """None is needed."""
-
-
 @pytest.mark.parametrize("classes", [0, 3])
 def test_codes_are_the_posterior_means_in_the_order_of_the_images(
     classes: int, monkeypatch: pytest.MonkeyPatch
@@ -359,7 +356,7 @@ def test_codes_are_the_posterior_means_in_the_order_of_the_images(
     model = Autoencoder(
         encoder=Encoder(),
         decoder=nn.Identity(),
-        likelihood=Likelihood(),  # type: ignore[arg-type]
+        likelihood=CrossEntropy(image_shape=(1, 2, 2)),
         latent_dim=2,
         classes=classes,
     )

@@ -370,7 +370,8 @@ LINEAR = [kind for kind in KINDS if "likelihood/scale=optimal_per_image" not in 
 def test_the_mean_over_the_parts_is_the_whole(kind: list[str], tiny: list[str]) -> None:
     """Of gradients and of what is logged, for whatever isn't refused."""
     mlp = not any(override.startswith("architecture=") for override in kind)
-    config = composed(*(tiny if mlp else tiny[:-2]), *kind, "device=cpu")
+    # A fitted start has almost no gradient, to which its rounding errors would be large.
+    config = composed(*(tiny if mlp else tiny[:-2]), *kind, "device=cpu", "start=zero")
     experiment = build(config)
     check_divisible(experiment, config)
     whole, metrics = seeded_gradients(experiment, Processes())

@@ -387,9 +387,8 @@ def test_a_corrupted_image_stands_between_the_clean_and_the_restored_one() -> No
 
 
 def test_a_raw_parameter_stands_below_the_mean() -> None:
-    model, images = build(), pictures()
-    model.likelihood = CrossEntropy(image_shape=(1, SIDE, SIDE))
-    model.decoder = Map(4, 1, SIDE, SIDE)
+    likelihood, images = CrossEntropy(image_shape=(1, SIDE, SIDE)), pictures()
+    model = Autoencoder(encoder=build().encoder, decoder=Map(4, 1, SIDE, SIDE), likelihood=likelihood, latent_dim=4)
     sheet = drawn("reconstructions", model, images, count=17, parameter=True)
     tops = [places(sheet, to_float(images.pixels[n]))[0][0] for n in (0, 15, 16)]
     assert tops == [2, 2, 2 + 3 * 62 + 8]

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "vaex"
 
 # Each layer may import those before it, and itself.
 LAYERS = """errors text_table config runs data architectures likelihoods latents model objectives experiment
-evaluation figures report training build cost train sweeps commands cli""".split()
+evaluation start figures report training build cost train sweeps commands cli""".split()
 ALONE = ("data", "architectures", "likelihoods")  # import nothing of vaex but themselves
 HEAVY = ("torch", "torchvision", "hydra", "omegaconf", "numpy", "tensorboard")
 

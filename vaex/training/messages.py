@@ -63,12 +63,11 @@ def start_message(
 
 def _as_mean_error(experiment: Experiment, beta: float) -> str:
     """The loss in the form of code that averages the error over pixels, if its weights are known before training."""
-    likelihood, (channels, height, width) = experiment.model.likelihood, experiment.dataset.image_shape
+    model, likelihood = experiment.model, experiment.model.likelihood
     if likelihood.depends_on_x or not likelihood.mean_error:
         return ""
     with torch.no_grad():
-        h = torch.zeros(1, likelihood.out_channels(channels), height, width, device=experiment.device)
-        weight = likelihood.mean_error_weight(likelihood(h))
+        weight = likelihood.mean_error_weight(likelihood(model.offset.unsqueeze(0)))
     if weight is None:
         return ""
     at_first = " at first" if likelihood.scale is not None and likelihood.scale.learned else ""
