@@ -64,7 +64,7 @@ def test_a_laplace_starts_at_the_median_and_the_mean_absolute_error() -> None:
     median = x.median(0).values
     assert torch.allclose(offset.sigmoid(), median, atol=1 / 255)
     mae = (x - median).abs().mean().item()
-    assert likelihood(offset.unsqueeze(0)).scale.item() == pytest.approx(mae, rel=2e-3)
+    assert likelihood(offset.unsqueeze(0)).scale.item() == pytest.approx(mae, rel=5e-3)
 
 
 def test_a_bernoulli_starts_at_the_log_odds() -> None:
@@ -72,7 +72,7 @@ def test_a_bernoulli_starts_at_the_log_odds() -> None:
     x = (torch.rand(256, *SHAPE, generator=torch.Generator().manual_seed(0)) < probability).float()
     offset = fitted(Bernoulli(image_shape=SHAPE), x)
     assert torch.allclose(offset, x.mean(0).logit(), atol=0.05)
-    assert torch.allclose(x.mean(0) - offset.sigmoid(), offset / (9 * 256), atol=3e-4)  # with the prior's derivative
+    assert torch.allclose(x.mean(0) - offset.sigmoid(), offset / (9 * 256), atol=5e-4)  # with the prior's derivative
 
 
 def test_a_categorical_starts_at_the_log_frequencies() -> None:
