@@ -72,7 +72,7 @@ def test_a_bernoulli_starts_at_the_log_odds() -> None:
     x = (torch.rand(256, *SHAPE, generator=torch.Generator().manual_seed(0)) < probability).float()
     offset = fitted(Bernoulli(image_shape=SHAPE), x)
     assert torch.allclose(offset, x.mean(0).logit(), atol=0.05)
-    assert torch.allclose(x.mean(0) - offset.sigmoid(), offset / (9 * 256), atol=5e-4)  # with the prior's derivative
+    assert torch.allclose(x.mean(0) - offset.sigmoid(), offset / (9 * 256), atol=1e-3)  # with the prior's derivative
 
 
 def test_a_categorical_starts_at_the_log_frequencies() -> None:
