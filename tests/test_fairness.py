@@ -97,8 +97,8 @@ def test_channels_in_another_order_have_the_same_start(likelihood: str) -> None:
 @pytest.mark.parametrize("rate", [2e-4, 2e-3, 1e-2])
 @pytest.mark.parametrize("likelihood", ["gaussian", "laplace", "discretized_logistic"])
 def test_a_shared_scale_arrives_whatever_the_learning_rate(likelihood: str, rate: float, tiny: list[str]) -> None:
-    """It costs at most 0.02 bits/dim more than the best one for the model's own locations."""
-    steps, overrides = 100, ["device=cpu", f"likelihood={likelihood}", f"optimizer.lr={rate}"]
+    """Even from start=zero it ends within 0.02 bits/dim of the best one for the model's own locations."""
+    steps, overrides = 150, ["device=cpu", "start=zero", f"likelihood={likelihood}", f"optimizer.lr={rate}"]
     experiment = build(composed(*tiny, *overrides, f"steps={steps}"))
     model, images = experiment.model, experiment.dataset.train
     step, stream = TrainingStep(experiment, images), IndexStream(len(images), 32, 0, experiment.device)
