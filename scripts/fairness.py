@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -29,7 +30,7 @@ from vaex.data.mnist import mnist
 from vaex.data.stream import IndexStream
 from vaex.evaluation.bound import evaluate
 from vaex.evaluation.measure import Evaluation
-from vaex.evaluation.split import batches, evenly_spaced
+from vaex.evaluation.split import batches, evaluating, evenly_spaced
 from vaex.experiment import Experiment
 from vaex.likelihoods.scale import Shared
 from vaex.training.step import TrainingStep
@@ -71,31 +72,21 @@ LEARNING_RATES = (2e-4, 2e-3, 1e-2)  # of the networks, for learned scales
 LEARNED_SCALE_STEPS = 300
 
 MOST = 0.01  # bits/dim by which a run may move, unless twice the range over seeds is more
-MOST_AWAY = 0.02  # bits/dim by which a shared scale may miss the best one
+MOST_DISTANCE = 0.02  # bits/dim by which a shared scale may miss the best one
 
 
-def shifted_decoder(
-    *, in_features: int, image_shape: tuple[int, int, int], out_channels: int, hidden: list[int], activation: str
-) -> mlp.Decoder:
+def shifted_decoder(*, image_shape: tuple[int, int, int], **arguments: Any) -> mlp.Decoder:
     """The decoder of architecture=mlp, with 1 added to the initial bias of every location."""
-    decoder = mlp.Decoder(
-        in_features=in_features,
-        image_shape=image_shape,
-        out_channels=out_channels,
-        hidden=hidden,
-        activation=activation,
-    )
+    decoder = mlp.Decoder(image_shape=image_shape, **arguments)
     with torch.no_grad():
         decoder.output.bias[: math.prod(image_shape)] += 1
     return decoder
 
 
-def inverting_encoder(
-    *, image_shape: tuple[int, int, int], out_features: int, hidden: list[int], activation: str
-) -> mlp.Encoder:
+def inverting_encoder(**arguments: Any) -> mlp.Encoder:
     """The encoder of architecture=mlp, which gets 1 - x."""
-    encoder = mlp.Encoder(image_shape=image_shape, out_features=out_features, hidden=hidden, activation=activation)
-    encoder.register_forward_pre_hook(lambda module, arguments: (1 - arguments[0],))
+    encoder = mlp.Encoder(**arguments)
+    encoder.register_forward_pre_hook(lambda module, inputs: (1 - inputs[0], *inputs[1:]))
     return encoder
 
 
@@ -119,10 +110,14 @@ def digits(*, inverted: bool = False, colored: bool = False, reversed_channels: 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Bits/dim of the test images, and the distance of a shared scale from its best value in bits/dim."""
+    """Bits/dim and nats per image of the test images, and the distance of a shared scale from its best, in bits/dim."""
 
     bits: float
-    away: float | None
+    nats: float
+    distance: float | None
+
+
+Outcomes = dict[str, dict[str, Outcome]]  # of each setting, by seed and perturbation
 
 
 def train(overrides: list[str], steps: int, seed: int = 0) -> Experiment:
@@ -142,36 +137,72 @@ def train(overrides: list[str], steps: int, seed: int = 0) -> Experiment:
     return experiment
 
 
-def nats_per_bit(experiment: Experiment) -> float:
-    """Nats of an image for one bit/dim."""
-    return math.prod(experiment.dataset.image_shape) * math.log(2)
-
-
-def outcome(experiment: Experiment) -> Outcome:
+def measure(name: str, overrides: list[str], steps: int, seed: int = 0) -> Outcome:
+    """Train and test one run, and print a line about it."""
+    began = time.monotonic()
+    experiment = train(overrides, steps, seed)
     model, data = experiment.model, experiment.dataset
     evaluation = Evaluation(model=model, objective=experiment.objective, dataset=data)
     elbo: Any = evaluate(evaluation, data.test[evenly_spaced(data.test, 2000)])["elbo"]
-    density = model.likelihood.kind == "density"
-    away = distance_from_best(experiment) if isinstance(model.likelihood.scale, Shared) else None
-    return Outcome(-elbo / nats_per_bit(experiment) + (8 if density else 0), away)
+    nats_per_bit = math.prod(data.image_shape) * math.log(2)
+    bits = -elbo / nats_per_bit + (8 if model.likelihood.kind == "density" else 0)
+    distance = excess_nats(experiment) / nats_per_bit if isinstance(model.likelihood.scale, Shared) else None
+    scale = "" if distance is None else f", scale {distance:.4f} bits/dim from its best"
+    line = f"{name}: {bits:.4f} bits/dim, {bits * nats_per_bit:.1f} nats{scale} ({time.monotonic() - began:.0f} s)"
+    print(line, file=sys.stderr)
+    return Outcome(bits, bits * nats_per_bit, distance)
 
 
-def distance_from_best(experiment: Experiment) -> float:
-    """Bits/dim that training images would gain from the best scale for the model's own locations, by a grid search."""
-    model, train = experiment.model, experiment.dataset.train
-    rows = evenly_spaced(train, 500)
-    shifts = torch.linspace(-1, 1, 41).tolist()  # of the log scale; the 21st is 0
-    (nats,) = [
-        [-type(p)(p.loc, p.log_scale + shift, p.standard).log_prob(batch.x).mean().item() for shift in shifts]
-        for batch in batches(model, train, experiment.dataset.to_float, subset=rows, batch_size=len(rows))
-        for p in [model.decode(model.encode(batch.x).rsample(1)[0])]
-    ]
-    return (nats[20] - min(nats)) / nats_per_bit(experiment)
+def excess_nats(experiment: Experiment) -> float:
+    """Nats that a training image would gain from the best scale for the model's own locations, by a grid search."""
+    model, data = experiment.model, experiment.dataset
+    rows = evenly_spaced(data.train, 500)
+    (batch,) = batches(model, data.train, data.to_float, subset=rows, batch_size=len(rows))
+    with evaluating(model):
+        p: Any = model.decode(model.encode(batch.x).rsample(1)[0])
+        nats = {
+            shift: -type(p)(p.loc, p.log_scale + shift, p.standard).log_prob(batch.x).mean().item()
+            for shift in (number / 20 for number in range(-20, 21))  # of the log scale
+        }
+    return nats[0] - min(nats.values())
+
+
+def compare(perturbations: dict[str, list[str]], data: list[str], steps: int, seeds: int) -> Outcomes:
+    """Train every setting with each seed, and with seed 0 under each perturbation that applies to it."""
+    return {
+        name: {f"seed {n}": measure(f"{name}, seed {n}", [*setting, *data], steps, n) for n in range(seeds)}
+        | {
+            perturbation: measure(f"{name}, {perturbation}", [*setting, *changes], steps)
+            for perturbation, changes in perturbations.items()
+            if name != "continuous Bernoulli" or not perturbation.startswith("scale")  # which has no scale
+        }
+        for name, setting in SETTINGS.items()
+    }
+
+
+def differences(outcomes: Outcomes, perturbations: Iterable[str]) -> tuple[str, list[str]]:
+    """The table of how far each perturbation moves each setting, and a line for each bound that is exceeded."""
+    rows, exceeded = [], []
+    for name, variants in outcomes.items():
+        seeds = [outcome.bits for variant, outcome in variants.items() if variant.startswith("seed")]
+        spread = max(seeds) - min(seeds)
+        bound = max(MOST, 2 * spread)
+        row = [name, f"{sum(seeds) / len(seeds):.3f}", f"{spread:.4f}"]
+        for perturbation in perturbations:
+            if perturbation not in variants:
+                row.append("–")
+                continue
+            difference = variants[perturbation].bits - seeds[0]
+            too_far = perturbation not in NOT_BOUNDED and abs(difference) > bound
+            row.append(f"**{difference:+.4f}**" if too_far else f"{difference:+.4f}")
+            if too_far:
+                exceeded.append(f"{name}, {perturbation}: moves by {difference:+.4f} bits/dim; {bound:.4f} is allowed")
+        rows.append(row)
+    return table(["setting", "bits/dim", "range over seeds", *perturbations], rows), exceeded
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "".join(f"| {' | '.join(row)} |\n" for row in [headings, ["---"] * len(headings), *rows])
 
 
 def main() -> None:
@@ -180,71 +211,33 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    broken: list[str] = []
 
-    def measure(name: str, variant: str, overrides: list[str], seed: int = 0, steps: int = arguments.steps) -> Outcome:
-        began = time.monotonic()
-        experiment = train(overrides, steps, seed)
-        result = outcome(experiment)
-        away = "" if result.away is None else f", scale {result.away:.4f} bits/dim away from its best value"
-        if result.away is not None and result.away > MOST_AWAY:
-            broken.append(f"{name}, {variant}: the scale is {result.away:.4f} bits/dim away from its best value")
-        nats = result.bits * nats_per_bit(experiment)
-        seconds = time.monotonic() - began
-        print(
-            f"{name}, {variant}: {result.bits:.4f} bits/dim, {nats:.1f} nats{away} ({seconds:.0f} s)", file=sys.stderr
-        )
-        return result
-
-    def difference(name: str, variant: str, outcomes: dict[str, Outcome], seeds: list[float]) -> str:
-        """A cell of a table: by how much a variant differs from the first seed, in bold beyond the bound."""
-        if variant not in outcomes:
-            return "–"
-        moved, bound = outcomes[variant].bits - seeds[0], max(MOST, 2 * (max(seeds) - min(seeds)))
-        if variant in NOT_BOUNDED or abs(moved) <= bound:
-            return f"{moved:+.4f}"
-        broken.append(f"{name}, {variant}: moves by {moved:+.4f} bits/dim, and {bound:.4f} is allowed")
-        return f"**{moved:+.4f}**"
-
-    def compare(perturbations: dict[str, list[str]], data: list[str]) -> tuple[str, dict[str, dict[str, Outcome]]]:
-        """The table of all settings and perturbations, and its outcomes."""
-        rows, everything = [], {}
-        for name, overrides in SETTINGS.items():
-            base = [*overrides, *data]
-            seeds = [measure(name, f"seed {seed}", base, seed) for seed in range(arguments.seeds)]
-            outcomes = {
-                variant: measure(name, variant, [*overrides, *changes])
-                for variant, changes in perturbations.items()
-                if name != "continuous Bernoulli" or not variant.startswith("scale")  # which has no scale
-            }
-            bits = [seed.bits for seed in seeds]
-            cells = [f"{sum(bits) / len(bits):.3f}", f"{max(bits) - min(bits):.4f}"]
-            rows.append([name, *cells, *(difference(name, variant, outcomes, bits) for variant in perturbations)])
-            everything[name] = outcomes | {"none": seeds[0]}
-        return table(["setting", "bits/dim", "range over seeds", *perturbations], rows), everything
-
-    gray, outcomes = compare(PERTURBATIONS, [])
-    color, _ = compare({"channels reversed": REVERSED}, COLORED)
-    orders = {
-        variant: sorted(SETTINGS, key=lambda name: outcomes[name][variant].bits)
-        for variant in ("none", "rate × 2", "rate / 2")
+    gray = compare(PERTURBATIONS, [], arguments.steps, arguments.seeds)
+    color = compare({"channels reversed": REVERSED}, COLORED, arguments.steps, arguments.seeds)
+    scales = {
+        name: {
+            f"lr={lr:g}": measure(f"{name}, lr={lr:g}", [*setting, f"optimizer.lr={lr}"], LEARNED_SCALE_STEPS)
+            for lr in LEARNING_RATES
+        }
+        for name, setting in LEARNED_SCALES.items()
     }
-    for variant, order in orders.items():
-        if order != orders["none"]:
-            broken.append(f"{variant}: the order of the settings is {'; '.join(order)}")
-    rows = [
-        [name, *(f"{away:.4f}" for away in aways)]
-        for name, overrides in LEARNED_SCALES.items()
-        for aways in [
-            [
-                measure(name, f"rate {rate:g}", [*overrides, f"optimizer.lr={rate}"], steps=LEARNED_SCALE_STEPS).away
-                for rate in LEARNING_RATES
-            ]
-        ]
+    gray_table, exceeded = differences(gray, PERTURBATIONS)
+    color_table, more = differences(color, ["channels reversed"])
+    distances = [[name, *(f"{run.distance:.4f}" for run in runs.values())] for name, runs in scales.items()]
+    exceeded += more + [
+        f"{name}, {variant}: the scale is {run.distance:.4f} bits/dim from its best"
+        for outcomes in (gray, color, scales)
+        for name, runs in outcomes.items()
+        for variant, run in runs.items()
+        if run.distance is not None and run.distance > MOST_DISTANCE
     ]
-    scales = table(["setting", *(f"optimizer.lr={rate:g}" for rate in LEARNING_RATES)], rows)
-    print(gray, color, scales, *(f"Bound exceeded: {line}" for line in broken), sep="\n")
-    sys.exit(bool(broken))
+    for rate in NOT_BOUNDED:
+        order, before = (sorted(gray, key=lambda name: gray[name][key].bits) for key in (rate, "seed 0"))
+        if order != before:
+            exceeded.append(f"{rate}: the order of the settings is {'; '.join(order)}")
+    print(gray_table, color_table, table(["setting", *(f"lr={lr:g}" for lr in LEARNING_RATES)], distances), sep="\n")
+    print(*(f"Bound exceeded: {line}" for line in exceeded), sep="\n")
+    sys.exit(bool(exceeded))
 
 
 if __name__ == "__main__":
