@@ -112,7 +112,10 @@ def test_memory_of_a_tiny_network(activation: str, saved_of_hidden: int, small: 
     assert cost.activations == 4 * B * count
     weights = sum(p.numel() for p in experiment.model.parameters())
     used = weights - 1  # the scale of the likelihood has no part in this objective
-    assert (cost.weights, cost.gradients) == (4 * (weights + D), 4 * used)  # with the offset of the output
+    assert (cost.weights, cost.gradients) == (
+        4 * (weights + 2 * D),
+        4 * used,
+    )  # with the center of x and the offset of h
     assert (
         cost.optimizer is not None and 0 <= cost.optimizer - 2 * 4 * used <= 8 * 8
     )  # two for each weight, and step counters

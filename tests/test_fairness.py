@@ -151,7 +151,7 @@ def test_the_script_names_what_exceeds_its_bound(
     monkeypatch.setattr(fairness, "LEARNED_SCALES", {})
     monkeypatch.setattr(fairness, "PERTURBATIONS", {name: gray[name] for name in ("scale × 3", "rate × 2", "rate / 2")})
     monkeypatch.setattr(fairness, "COLORED", [])
-    monkeypatch.setattr(fairness, "REVERSED", gray["location + 1"])
+    monkeypatch.setattr(fairness, "REVERSED", ["optimizer.lr=0.1"])
     monkeypatch.setattr(sys, "argv", ["fairness.py", "--steps", "3", "--seeds", "1"])
     with pytest.raises(SystemExit) as stop:
         fairness.main()

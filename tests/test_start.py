@@ -2,7 +2,9 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from conftest import composed
 from torch import Tensor
 from torch.nn import functional as F
 
+from vaex.architectures import mlp
 from vaex.build import build, build_model, load_dataset
 from vaex.data.dataset import Dataset, Images, Source
 from vaex.errors import UserError
@@ -153,20 +156,23 @@ def test_every_likelihood_starts_better_than_at_zero(likelihood: str, tiny: list
     assert distortion() < before - 50
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, state[name])}
     own = {f"likelihood.{name}" for name, _ in model.likelihood.named_parameters()}
-    assert changed == {"offset"} | own
+    assert changed == {"center", "offset"} | own
 
 
 def test_the_start_is_a_setting_and_part_of_the_model(tiny: list[str]) -> None:
-    zero, data = (build(composed(*tiny, "device=cpu", f"start={start}")).model for start in ("zero", "data"))
-    assert not zero.offset.any() and data.offset.any()
+    config = composed(*tiny, "device=cpu")
+    zero, data = build(replace(config, start="zero")).model, build(config).model
+    assert not zero.offset.any() and not zero.center.any()
+    mean = load_dataset(config.dataset).train.pixels[:768:3].float().mean(0) / 255
+    assert torch.allclose(data.center, mean, atol=1e-6)
     for (name, a), b in zip(zero.encoder.named_parameters(), data.encoder.parameters(), strict=True):
         assert torch.equal(a, b), name
     z = torch.randn(5, 20)
     assert torch.allclose(data.decoder(z) + data.offset, zero.decoder(z) + data.offset)
     state = data.state_dict()
-    del state["offset"]  # of an older version
+    del state["offset"], state["center"]  # of an older version
     data.load_state_dict(state)
-    assert not data.offset.any()
+    assert not data.offset.any() and not data.center.any()
 
 
 class OneToOne(CrossEntropy):
@@ -183,6 +189,26 @@ class Infinite(CrossEntropy):
 
     def forward(self, h: Tensor, x: Tensor | None = None) -> BernoulliDistribution:
         return super().forward(h / 0, x)
+
+
+class Biased(mlp.Decoder):
+    """A user's decoder whose output is far from zero before training."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        torch.nn.init.constant_(self.output.bias, 2.0)
+
+
+def test_the_start_does_not_depend_on_the_decoder(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    z = torch.randn(1000, 20, generator=torch.Generator().manual_seed(0))
+    plain, biased = (
+        build(composed(*tiny, "device=cpu", f"architecture.decoder._target_={target}")).model
+        for target in ("vaex.architectures.mlp.Decoder", f"{__name__}.Biased")
+    )
+    with torch.no_grad():
+        first, second = ((model.decoder(z) + model.offset).mean(0) for model in (plain, biased))
+    assert torch.allclose(first, second, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The autoencoder: encoder, posterior q(z|x), prior N(0, I), decoder, likelihood p(x|z) and an optional condition.
 
-The decoder's output is added to a constant offset, the output of the best model that ignores z (see vaex.start).
+The encoder sees x less the mean image, and a constant offset is added to the decoder's output, so that the model begins
+as the best one that ignores z (see vaex.start).
 
 The encoder and the decoder may run in bfloat16 during training, except for their last layers. Everything else runs in
 float32, as does all of evaluation.
@@ -73,12 +74,14 @@ class Autoencoder(nn.Module):
         bf16: whether the encoder and the decoder run in bfloat16 in training mode, except for their `output_layer`.
 
     Attributes:
+        center: subtracted from the encoder's input, [C, H, W]; zero unless vaex.start sets it.
         offset: added to the decoder's output, [out_channels of the likelihood, H, W]; zero unless vaex.start sets it.
         image_shape: (C, H, W) of the images if the methods are to check what they are given, as those of a model from
             `vaex.load` do; None in training, where it would make the device wait.
     """
 
     image_shape: tuple[int, int, int] | None = None
+    center: Tensor
     offset: Tensor
 
     def __init__(
@@ -97,6 +100,7 @@ class Autoencoder(nn.Module):
         self.latent_dim, self.classes = latent_dim, classes
         self.stochastic, self.bf16 = stochastic, bf16
         channels, height, width = likelihood.image_shape
+        self.register_buffer("center", torch.zeros(likelihood.image_shape))
         self.register_buffer("offset", torch.zeros(likelihood.out_channels(channels), height, width))
         for layer in filter(None, map(output_layer, (encoder, decoder) if bf16 else ())):
             # bfloat16 has a step of one gray level at a location of 1/2, and would round mean and log_var as coarsely.
@@ -120,6 +124,7 @@ class Autoencoder(nn.Module):
                     f"x: must be from 0 to 1, not from {x.min():g} to {x.max():g}; divide 8-bit pixels by 255"
                 )
         condition = self._one_hot(labels, len(x))
+        x = x - self.center
         with self._precision(x.device):
             code = (self.encoder(x) if condition is None else self.encoder(x, condition)).float()
         if not self.stochastic:
@@ -162,7 +167,8 @@ class Autoencoder(nn.Module):
         return self.decode(z, labels).mean
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        state_dict.setdefault(f"{prefix}offset", torch.zeros_like(self.offset))  # older versions had no offset
+        for name in ("center", "offset"):  # older versions had none
+            state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _check(self, name: str, value: Tensor, shape: tuple[int, ...], dimensions: int | None = None) -> None:

@@ -1,27 +1,30 @@
 """The start of training: the best model of the training images that ignores z.
 
-The decoder's output is h = decoder(z) + offset. The offset and the likelihood's own parameters maximize the likelihood
-of a sample of training images and of one image of uniform noise, without which a pixel that is black in the whole
-sample could get an infinite density. A weak prior on the offset decides where the likelihood does not. The procedure is
-the same for every likelihood, and uses nothing but `log_prob`: the size of a step depends on the signs of a number's
-derivatives alone (Rprop, Riedmiller & Braun 1993), since the curvature of log p differs between pixels by orders of
-magnitude.
+The decoder's output is h = decoder(z) + offset, and the encoder sees x - center. The center is the mean image, so that
+images on a white background are encoded as well as images on a black one. The offset and the likelihood's own
+parameters maximize the likelihood of a sample of training images and of one image of uniform noise, without which a
+pixel that is black in the whole sample could get an infinite density. A weak prior on the offset decides where the
+likelihood does not. The procedure is the same for every likelihood, and uses nothing but `log_prob`: the size of a step
+depends on the signs of a number's derivatives alone (Rprop, Riedmiller & Braun 1993), since the curvature of log p
+differs between pixels by orders of magnitude.
 """
 
 import copy
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vaex.data.dataset import Dataset
-from vaex.data.noise import noise_of
+from vaex.data.noise import ImageNoise, noise_of
 from vaex.errors import UserError
-from vaex.evaluation.split import evenly_spaced, fixed_noise
+from vaex.evaluation.split import evaluating, evenly_spaced, fixed_noise
 from vaex.likelihoods.base import Likelihood
 from vaex.model import Autoencoder
 
 IMAGES = (16, 256)  # fewest and most training images in the sample
 OFFSETS = 2**19  # in all images of the sample together, if it then has as many images as it may
+PRIOR_SAMPLES = 256
 STEPS = 30
 STEP_SIZE, LARGEST_STEP = 0.5, 1.0  # of offsets and of parameters
 PRIOR_STD = 3.0  # of the normal prior of an offset, in the sample as a whole
@@ -29,12 +32,12 @@ MOST_OFFSETS = 2**13  # numbers in h; if there are more, one offset for all pixe
 
 
 def fit_start(model: Autoencoder, dataset: Dataset) -> float:
-    """Set the model's offset and its likelihood's parameters to those of the best model without z.
+    """Set the model's center, and its offset and its likelihood's parameters to those of the best model without z.
 
-    Neither depends on the state of torch's random generator, which stays as it is.
+    They do not depend on the state of torch's random generator, which stays as it is.
 
     Args:
-        model: on the CPU.
+        model: on the CPU, with initial weights.
         dataset: of the run; only training images are used.
 
     Returns:
@@ -59,10 +62,30 @@ def fit_start(model: Autoencoder, dataset: Dataset) -> float:
             "images; use start=zero"
         )
     with torch.no_grad():
-        model.offset.copy_(offset)
+        # The mean of a new decoder's output is small, but a user's may not be.
+        model.offset.copy_(offset - _mean_output(model))
+        model.center.copy_(_image_mean(x[:-1], per_pixel=_one_per_pixel(model.offset)))
         for name, parameter in model.likelihood.named_parameters():
             parameter.copy_(parameters[name])
     return distortion.item()
+
+
+def _one_per_pixel(h: Tensor) -> bool:
+    return h.numel() <= MOST_OFFSETS
+
+
+def _image_mean(x: Tensor, *, per_pixel: bool) -> Tensor:
+    return x.mean(0) if per_pixel else x.mean((0, 2, 3)).view(-1, 1, 1)
+
+
+def _mean_output(model: Autoencoder) -> Tensor:
+    """The mean of decoder(z) over samples of z from the prior and over classes, [out_channels, H, W]."""
+    z = ImageNoise(torch.arange(PRIOR_SAMPLES)).normal(1, model.latent_dim)[0]
+    labels = torch.arange(PRIOR_SAMPLES) % max(1, model.classes)
+    with evaluating(model):
+        condition = [F.one_hot(labels, model.classes).float()] if model.classes else []
+        output: Tensor = model.decoder(torch.cat([z, *condition], dim=1))
+        return output.mean(0)
 
 
 def start_images(dataset: Dataset, outputs: int) -> Tensor:
@@ -101,8 +124,10 @@ def fit_offset(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
 @torch.enable_grad()
 def _fit(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
     channels, (height, width) = likelihood.out_channels(x.shape[1]), x.shape[2:]
-    per_pixel = channels * height * width <= MOST_OFFSETS
-    offset = torch.zeros(channels, *((height, width) if per_pixel else (1, 1)), requires_grad=True)
+    offset = torch.zeros(channels, height, width)
+    if not _one_per_pixel(offset):
+        offset = torch.zeros(channels, 1, 1)
+    offset.requires_grad_()
     parameters = [offset, *(parameter for parameter in likelihood.parameters() if parameter.requires_grad)]
     optimizer = torch.optim.Rprop(parameters, lr=STEP_SIZE, step_sizes=(1e-6, LARGEST_STEP))
     for _ in range(STEPS):
