@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vaex.data.dataset import Dataset
 from vaex.data.noise import ImageNoise, noise_of
 from vaex.errors import UserError
-from vaex.evaluation.split import evaluating, evenly_spaced, fixed_noise
+from vaex.evaluation.split import evaluating, evenly_spaced, fixed_noise, images_at_once
 from vaex.likelihoods.base import Likelihood
 from vaex.model import Autoencoder
 
@@ -31,7 +31,7 @@ PRIOR_STD = 3.0  # of the normal prior of an offset, in the sample as a whole
 MOST_OFFSETS = 2**13  # numbers in h; if there are more, one offset for all pixels of a channel: the sample is too small
 
 
-def fit_start(model: Autoencoder, dataset: Dataset) -> float:
+def fit_start(model: Autoencoder, dataset: Dataset) -> None:
     """Set the model's center, and its offset and its likelihood's parameters to those of the best model without z.
 
     They do not depend on the state of torch's random generator, which stays as it is.
@@ -39,9 +39,6 @@ def fit_start(model: Autoencoder, dataset: Dataset) -> float:
     Args:
         model: on the CPU, with initial weights.
         dataset: of the run; only training images are used.
-
-    Returns:
-        The mean of -log p over the sample, in nats per image.
 
     Raises:
         UserError: the likelihood has no finite log-probability or derivative to fit.
@@ -67,7 +64,6 @@ def fit_start(model: Autoencoder, dataset: Dataset) -> float:
         model.center.copy_(_image_mean(x[:-1], per_pixel=_one_per_pixel(model.offset)))
         for name, parameter in model.likelihood.named_parameters():
             parameter.copy_(parameters[name])
-    return distortion.item()
 
 
 def _one_per_pixel(h: Tensor) -> bool:
@@ -80,8 +76,8 @@ def _image_mean(x: Tensor, *, per_pixel: bool) -> Tensor:
 
 def _mean_output(model: Autoencoder) -> Tensor:
     """The mean of decoder(z) over samples of z from the prior and over classes, [out_channels, H, W]."""
-    z = ImageNoise(torch.arange(PRIOR_SAMPLES)).normal(1, model.latent_dim)[0]
-    labels = torch.arange(PRIOR_SAMPLES) % max(1, model.classes)
+    rows = torch.arange(min(PRIOR_SAMPLES, images_at_once(model.likelihood.image_shape)))  # fewer if images are large
+    z, labels = ImageNoise(rows).normal(1, model.latent_dim)[0], rows % max(1, model.classes)
     with evaluating(model):
         condition = [F.one_hot(labels, model.classes).float()] if model.classes else []
         output: Tensor = model.decoder(torch.cat([z, *condition], dim=1))

@@ -27,9 +27,8 @@ def stop_runs_on_signals(launcher: str) -> Iterator[None]:
         from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
 
         for tracker in (resource_tracker, tracker_of_joblib):
-            with (
-                block_signals()
-            ):  # a signal to all processes would end the tracker, and another one would print tracebacks
+            # A signal to all processes would end the tracker, and another one would print tracebacks.
+            with block_signals():
                 tracker.ensure_running()
     ended = threading.Event()
     with stop_on_signals() as stop:
