@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
-from conftest import SPRITES, results
+from conftest import SPRITES, composed, results
 from PIL import Image
 
 from vaex import cli
@@ -103,6 +103,44 @@ def test_the_table_has_every_likelihood_and_every_scale_rule() -> None:
     for rule in (config_dir() / "likelihood" / "scale").glob("*.yaml"):
         for family in ("gaussian", "laplace", "logistic", "student_t"):
             assert any({f"likelihood={family}", f"likelihood/scale={rule.stem}"} <= set(o) for o in chosen)
+
+
+def test_the_table_of_starts_restores_the_version_before() -> None:
+    import start_table
+
+    settings = start_table.settings()
+    families = {"beta", "continuous_bernoulli", "discretized_logistic_mixture", "categorical", "gaussian-fixed"}
+    for name in families | {"laplace-shared", "logistic-per_dimension", "student_t-optimal", "laplace-per_pixel-bins"}:
+        config = composed(*settings[name], *start_table.before(name))
+        likelihood = config.likelihood
+        scale = likelihood.get("scale", {})
+        assert config.start == "zero" and scale.get("lr") is None
+        assert scale.get("floor", 1 / 255) == 1 / 255
+        assert likelihood.get("cap", 1000) == 1000 and likelihood.get("bound", 100) == 100
+    assert composed(*settings["laplace-shared"]).likelihood["scale"]["lr"] == 0.03
+
+
+def test_the_table_of_starts_fails_if_the_start_changes_the_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import start_table
+
+    def measure_all(runs: list[Any], results: Path, workers: int) -> dict[str, float]:
+        return {run.key: float(place) for place, run in enumerate(sorted(runs, key=lambda run: run.overrides))}
+
+    monkeypatch.setattr(start_table, "measure_all", measure_all)
+    monkeypatch.setattr(sys, "argv", ["start_table.py", "--out", str(tmp_path / "table.md")])
+    with pytest.raises(SystemExit) as stop:
+        start_table.main()
+    assert stop.value.code == 0 and "are the same" in (tmp_path / "table.md").read_text()
+    names = list(start_table.HELD_OUT)
+    worse = f"sprites {names[0]} zero 0 2000"
+    monkeypatch.setattr(start_table, "measure_all", lambda *args: measure_all(*args) | {worse: 1e6})
+    with pytest.raises(SystemExit) as stop:
+        start_table.main()
+    text = (tmp_path / "table.md").read_text()
+    assert stop.value.code == 1 and "are different" in text
+    assert "| gaussian-shared |" in text and "categorical | " in text and "cross_entropy" not in text
 
 
 def test_the_table_of_likelihoods_is_written(run_script: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
