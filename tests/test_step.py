@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -193,12 +195,37 @@ def test_what_is_impossible_ends_in_one_line(
     assert message in said(here, *tiny, override, "device=cpu")
 
 
-def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    cpu = torch.device("cpu")
-    assert resolve_auto(TRAINER, cpu, 10**6).compile == "false"
-    with pytest.raises(UserError, match="no no-such-compiler"):
-        resolve_auto(replace(TRAINER, compile="true"), cpu, 10)
+@pytest.mark.parametrize("device, variable, language", [("cpu", "CXX", r"C\+\+"), ("cuda", "CC", "C")])
+def test_without_a_compiler_nothing_is_compiled(
+    device: str, variable: str, language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "no-such-compiler")
+    assert resolve_auto(TRAINER, torch.device(device), 10**6).compile == "false"
+    with pytest.raises(UserError, match=f"a {language} compiler and there is no no-such-compiler; set it to auto"):
+        resolve_auto(replace(TRAINER, compile="true"), torch.device(device), 10)
+    monkeypatch.delenv(variable)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert resolve_auto(TRAINER, torch.device(device), 10**6).compile == "false"
+
+
+def test_a_step_that_cannot_be_captured_names_the_option(monkeypatch: pytest.MonkeyPatch, tiny: list[str]) -> None:
+    """On the CPU, with stand-ins for CUDA's classes: a GPU reports such an error when the capture ends."""
+
+    @contextmanager
+    def graph(graph: object, stream: object, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nSearch for the error in the docs")
+
+    for name, value in {"graph": graph, "CUDAGraph": Mock, "Stream": MagicMock(), "stream": nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "current_stream", Mock)
+    config = composed(*tiny)
+    step = CapturedStep(step_of(build(config)), config.batch_size)
+    for _ in range(CapturedStep.WARMUP):
+        step(torch.arange(config.batch_size))
+    with pytest.raises(UserError, match=r"^the .* \(operation .* is capturing\); set trainer.capture=false$"):
+        step(torch.arange(config.batch_size))
 
 
 def test_work_in_the_background_is_done_in_order_and_its_errors_come_up() -> None:
@@ -231,9 +258,20 @@ def no_waiting() -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("captured", [False, True])
-def test_steps_never_wait_for_the_gpu(captured: bool, no_waiting: Callable[[], None], small: list[str]) -> None:
-    config = composed(*small, "device=cuda")
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        ["likelihood=gaussian"],
+        ["likelihood=discretized_logistic_mixture", "likelihood.conditional_channels=true"],
+    ],
+    ids=names,
+)
+def test_steps_never_wait_for_the_gpu(
+    captured: bool, likelihood: list[str], data: dict[str, list[str]], no_waiting: Callable[[], None]
+) -> None:
+    config = composed(*data["sprites_rgb"], *likelihood, "device=cuda")
     experiment = build(config)
     step = step_of(experiment)
     take_step = CapturedStep(step, config.batch_size) if captured else step

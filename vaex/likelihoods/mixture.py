@@ -189,8 +189,8 @@ class DiscretizedLogisticMixture(Likelihood):
 
     def forward(self, h: Tensor, x: Tensor | None = None) -> LogisticMixtureDistribution:
         channels = self.image_shape[0]
-        weights, each, pairs = self._channels(channels)
-        h_weights, h_loc, h_scale, h_pairs = torch.split(h, [weights, each, each, pairs], dim=-3)
+        weights, each, count = self._channels(channels)
+        h_weights, h_loc, h_scale, h_pairs = torch.split(h, [weights, each, each, count], dim=-3)
         log_weights = torch.log_softmax(self._by_component(h_weights), dim=-4)
         loc = self._by_component(h_loc) + self.start
         log_scale = self.soft_floor(self._by_component(h_scale))
@@ -198,6 +198,8 @@ class DiscretizedLogisticMixture(Likelihood):
             return LogisticMixtureDistribution(log_weights, loc, log_scale)
         flat = torch.tanh(self._by_component(h_pairs))  # as in the paper's code
         coefficients = flat.new_zeros(*loc.shape[:-3], channels, channels, *loc.shape[-2:])
-        rows, columns = torch.tril_indices(channels, channels, offset=-1)
-        coefficients[..., rows, columns, :, :] = flat
+        # Without index tensors, which would have to be copied to the device: a CUDA graph can't capture such a copy.
+        pairs = ((row, column) for row in range(channels) for column in range(row))
+        for coefficient, (row, column) in zip(flat.unbind(-3), pairs, strict=True):
+            coefficients[..., row, column, :, :] = coefficient
         return LogisticMixtureDistribution(log_weights, loc, log_scale, coefficients)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vaex.config.schema import TrainerConfig
 from vaex.errors import UserError
+from vaex.training.memory import ran_out
 from vaex.training.step import TrainingStep
 
 # Steps of a run from which compiling, which takes ten seconds to a minute, saves time (docs/benchmarks.md).
@@ -22,16 +23,19 @@ def resolve_auto(trainer: TrainerConfig, device: torch.device, steps: int) -> Tr
     The result depends only on the arguments and the machine.
 
     Raises:
-        UserError: capture without a GPU, or compile without a compiler.
+        UserError: the trainer must capture and there is no GPU, or must compile and there is no compiler.
     """
     on_gpu = device.type == "cuda"
     if trainer.capture == "true" and not on_gpu:
         raise UserError(f"trainer.capture=true: a CUDA graph needs a GPU and this run is on {device}; set it to auto")
-    compiler = os.environ.get("CXX", "g++")
-    can_compile = on_gpu or shutil.which(compiler) is not None
+    # TorchInductor writes C++ for a CPU; for a GPU it uses Triton, which compiles the launcher of every kernel.
+    variable, language, usual = ("CC", "C", ("gcc", "clang")) if on_gpu else ("CXX", "C++", ("g++",))
+    compilers = [os.environ[variable]] if os.environ.get(variable) else list(usual)
+    can_compile = any(shutil.which(compiler) for compiler in compilers)
     if trainer.compile == "true" and not can_compile:
         raise UserError(
-            f"trainer.compile=true: PyTorch needs a C++ compiler and there is no {compiler}; set it to auto"
+            f"trainer.compile=true: PyTorch needs a {language} compiler and there is no {' or '.join(compilers)}; "
+            "set it to auto"
         )
     long = steps >= WORTH_COMPILING[device.type]
     if trainer.compile == "auto":
@@ -67,7 +71,11 @@ class CapturedStep:
         self.steps_taken = 0
 
     def __call__(self, index: Tensor) -> None:
-        """Train on the rows of `index`, [batch_size]."""
+        """Train on the rows of `index`, [batch_size].
+
+        Raises:
+            UserError: an operation of the step cannot be captured.
+        """
         self.index.copy_(index)
         if self.steps_taken < self.WARMUP:
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -76,7 +84,19 @@ class CapturedStep:
             torch.cuda.current_stream().wait_stream(self.stream)
         else:
             if self.steps_taken == self.WARMUP:
-                with torch.cuda.graph(self.graph, stream=self.stream):
-                    self.step(self.index)
+                self._capture()
             self.graph.replay()
         self.steps_taken += 1
+
+    def _capture(self) -> None:
+        try:
+            # Other threads, such as one that copies a checkpoint to the host, may use the GPU during the capture.
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.step(self.index)
+        except RuntimeError as error:
+            if ran_out(error):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"the training step cannot be captured as a CUDA graph ({reason}); set trainer.capture=false"
+            ) from error
