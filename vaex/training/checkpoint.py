@@ -87,14 +87,14 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)
             buffer = io.BytesIO()
             torch.save({"format": FORMAT, "step": step, **state}, buffer)
-            content = buffer.getbuffer()
-            digest = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()  # as `sha256sum -c` reads it
-            # A checkpoint of the same step stays valid until it is replaced: until then either digest is accepted.
-            previous = digest_path.read_bytes() if path.is_file() and digest_path.is_file() else b""
-            replace_file(digest_path, digest + previous)
-            replace_file(path, content)
-            if previous:
-                replace_file(digest_path, digest)
+            with buffer.getbuffer() as content:
+                digest = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()  # as `sha256sum -c` reads it
+                # A checkpoint of the same step stays valid until it is replaced: until then either digest is accepted.
+                previous = digest_path.read_bytes() if path.is_file() and digest_path.is_file() else b""
+                replace_file(digest_path, digest + previous)
+                replace_file(path, content)
+                if previous:
+                    replace_file(digest_path, digest)
             self._is_valid[step] = True
             self._remove_old(best_step)
 
