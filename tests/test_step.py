@@ -240,6 +240,20 @@ def test_work_in_the_background_is_done_in_order_and_its_errors_come_up() -> Non
             background.wait()
 
 
+def test_a_gradient_in_another_memory_layout_gives_the_same_update() -> None:
+    """Fused kernels go through memory: the gradient of a channels-last weight need not be channels-last itself."""
+    weight = torch.randn(8, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    ours, reference = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    update = Update(torch.optim.Adam([ours], lr=torch.tensor(0.1), fused=True))
+    optimizer = torch.optim.Adam([reference], lr=0.1)
+    for _ in range(3):
+        gradient = torch.randn(8, 4, 3, 3)
+        update([gradient], torch.zeros(()))
+        reference.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(ours, reference)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS, ids=names)
 def test_captured_steps_are_the_eager_ones(kind: list[str], small: list[str]) -> None:

@@ -30,6 +30,10 @@ class Update:
         """Update the parameters, unless `skip` [] is 1. A parameter without a gradient stays as it is."""
         if not self.fused and skip.item():
             return
+        gradients = [
+            None if gradient is None else in_layout_of(parameter, gradient)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True)
+        ]
         if self._kernels:
             present = [gradient for gradient in gradients if gradient is not None]
             with torch.no_grad():
@@ -59,6 +63,18 @@ class Update:
                 kernels.append(_kernel(self.optimizer, group, parameters, slice(first, first + len(parameters))))
             first += len(parameters)
         return kernels
+
+
+def in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter; a copy only if they differ.
+
+    Fused kernels go through both in the order of memory. A backend may return the gradient of a channels-last
+    convolution in the default layout.
+    """
+    strides = zip(parameter.shape, parameter.stride(), gradient.stride(), strict=True)
+    if all(size == 1 or ours == theirs for size, ours, theirs in strides):
+        return gradient
+    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 
 def _kernel(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameters: list[Tensor], part: slice) -> Kernel:
