@@ -205,23 +205,25 @@ def run_section(section: str, out: Path) -> str:
     for command in commands(section, out):
         start = command if command[0].endswith(".py") else ["-m", *command]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(
-            [sys.executable, *start],
-            cwd=ROOT,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        timer = Timer(max(1.0, deadline - time.monotonic()), process.kill)
-        timer.start()
-        assert process.stdout is not None
-        with (out / "gpu_check.log").open("a") as log:
+        with (
+            (out / "gpu_check.log").open("a") as log,
+            subprocess.Popen(
+                [sys.executable, *start],
+                cwd=ROOT,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            ) as process,
+        ):
+            timer = Timer(max(1.0, deadline - time.monotonic()), process.kill)
+            timer.start()
+            assert process.stdout is not None
             for line in process.stdout:
                 print(line, end="", flush=True)
                 log.write(line)
-        timer.cancel()
-        if process.wait():
+            timer.cancel()
+        if process.returncode:
             return "stopped at its time limit" if time.monotonic() >= deadline else f"failed, exit {process.returncode}"
     return "completed"
 

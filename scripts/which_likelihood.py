@@ -178,7 +178,9 @@ def against_beta(plt: Any, rows: Sequence[Cell], docs: Path) -> None:
             for axes, key in zip(grid[:, column], AGAINST_BETA, strict=True):
                 points = [(cell.beta, *interval) for cell in line if (interval := cell.interval(key))]
                 betas, means, halves = zip(*points, strict=True)
-                axes.errorbar(betas, means, yerr=halves, fmt="o-", capsize=3, label=name, markersize=4)
+                # The optimal scale is dashed, so that a learned one shows below it.
+                style = "o--" if "optimal" in name else "o-"
+                axes.errorbar(betas, means, yerr=halves, fmt=style, capsize=3, label=name, markersize=4)
         grid[0, column].set(xscale="log")
         grid[0, column].set_title(title, fontsize="medium")
         grid[0, column].legend(fontsize="small")

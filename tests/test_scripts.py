@@ -143,6 +143,34 @@ def test_the_table_of_starts_fails_if_the_start_changes_the_order(
     assert "| gaussian-shared |" in text and "categorical | " in text and "cross_entropy" not in text
 
 
+def test_a_section_of_the_gpu_check_that_fails_or_hangs_keeps_what_it_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_check
+
+    endings = {"speed": "", "kernels": "sys.exit(3)", "waits": "time.sleep(60)"}
+    for section, ending in endings.items():
+        script = f"import sys, time; print('{section}', flush=True); {ending}"
+        (tmp_path / f"{section}.py").write_text(script)
+    monkeypatch.setattr(gpu_check, "commands", lambda section, out: iter([[str(tmp_path / f"{section}.py")]]))
+    monkeypatch.setattr(gpu_check, "LIMITS", {"speed": 60, "kernels": 60, "waits": 1})
+    outcomes = [gpu_check.run_section(section, tmp_path) for section in endings]
+    assert outcomes == ["completed", "failed, exit 3", "stopped at its time limit"]
+    assert (tmp_path / "gpu_check.log").read_text().split() == list(endings)
+    table = gpu_check.Table(tmp_path / "speed.md", "case", "µs")
+    table.add("mlp", 60)
+    assert (tmp_path / "speed.md").read_text() == "| case | µs |\n|---|---|\n| mlp | 60 |\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_check_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_check
+
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    with pytest.raises(SystemExit, match="PyTorch finds no GPU"):
+        gpu_check.main()
+
+
 def test_the_table_of_likelihoods_is_written(run_script: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import likelihood_table as script
 
