@@ -82,14 +82,16 @@ def test_compiled_steps_give_the_same_numbers(kind: list[str], small: list[str])
     """The noise is the same sample for sample, but sums are in another order, so that the last bits differ.
 
     Where a gradient is next to nothing, Adam makes a step of full length of its sign: weights are compared as a whole.
+    With start=data most gradients are, and weights that are changed by 1e-7 change the rate of a mixture by 1e-3.
     """
     bf16 = "precision=bf16" in kind
-    plain, sums = trained_weights([*small, *kind], 5)
-    compiled, compiled_sums = trained_weights([*small, *kind], 5, compiled=True)
+    overrides = [*small, *kind, "start=zero"]
+    plain, sums = trained_weights(overrides, 5)
+    compiled, compiled_sums = trained_weights(overrides, 5, compiled=True)
     assert sums.keys() == compiled_sums.keys()
     for name, value in sums.items():
         assert compiled_sums[name] == pytest.approx(value, rel=2e-2 if bf16 else 1e-4), name
-    start, _ = trained_weights([*small, *kind], 0)
+    start, _ = trained_weights(overrides, 0)
     assert distance(compiled, plain) / distance(plain, start) < (0.1 if bf16 else 0.05)
 
 
@@ -257,10 +259,11 @@ def test_a_gradient_in_another_memory_layout_gives_the_same_update() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS, ids=names)
 def test_captured_steps_are_the_eager_ones(kind: list[str], small: list[str]) -> None:
-    plain, sums = trained_weights([*small, *kind, "device=cuda"], 20)
-    captured, captured_sums = trained_weights([*small, *kind, "device=cuda"], 20, captured=True)
+    overrides = [*small, *kind, "start=zero", "device=cuda"]  # as for compiled steps
+    plain, sums = trained_weights(overrides, 20)
+    captured, captured_sums = trained_weights(overrides, 20, captured=True)
     assert captured_sums == pytest.approx(sums, rel=1e-4)
-    start, _ = trained_weights([*small, *kind, "device=cuda"], 0)
+    start, _ = trained_weights(overrides, 0)
     assert distance(captured, plain) < 0.01 * distance(plain, start)
 
 

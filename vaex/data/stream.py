@@ -20,14 +20,16 @@ class IndexStream:
     def __init__(self, size: int, batch_size: int, seed: int, device: torch.device) -> None:
         self.size, self.batch_size, self.seed, self.device = size, batch_size, seed, device
         self._epoch = -1
+        self._next = torch.empty(0, dtype=torch.int64)  # the permutation of the epoch after `_epoch`
         self._window = torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> Tensor:
         """Row indices, int64 [B], of a step counted from 0."""
         epoch, start = divmod(step * self.batch_size, self.size)
         if epoch != self._epoch:
-            two = torch.cat([self._permutation(epoch), self._permutation(epoch + 1)])
-            self._epoch, self._window = epoch, two.to(self.device, non_blocking=True)
+            current = self._next if epoch == self._epoch + 1 > 0 else self._permutation(epoch)
+            self._epoch, self._next = epoch, self._permutation(epoch + 1)
+            self._window = torch.cat([current, self._next]).to(self.device, non_blocking=True)
         return self._window[start : start + self.batch_size]
 
     def _permutation(self, epoch: int) -> Tensor:

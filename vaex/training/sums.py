@@ -21,16 +21,16 @@ class RunningSums:
 
     Attributes:
         names: the metrics in the order of `totals`, then "skipped".
-        totals: sums of the metrics, and after them the number of skipped steps, [MOST_METRICS] float32.
-        peak_loss: highest loss of a single step, [].
+        values: sums of the metrics; after them the number of skipped steps; and last the highest loss of a single step,
+            [MOST_METRICS + 1] float32. One tensor, so that the host waits for the device once to read them.
         nonfinite: number of the first skipped step, counted from 1, or 0; then for each metric the number of steps in
             which it was not finite, [1 + MOST_METRICS] int64.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.names: tuple[str, ...] = ()
-        self.totals = torch.zeros(MOST_METRICS, device=device)
-        self.peak_loss = torch.full((), -torch.inf, device=device)
+        self.values = torch.zeros(MOST_METRICS + 1, device=device)
+        self.values[-1] = -torch.inf
         self.nonfinite = torch.zeros(1 + MOST_METRICS, dtype=torch.int64, device=device)
 
     def add(self, metrics: dict[str, Tensor], step: Tensor) -> Tensor:
@@ -44,19 +44,20 @@ class RunningSums:
         finite = values.isfinite()
         good = finite.all()
         skipped = (~good).float()
-        self.totals[:count] += torch.where(good, values, 0)
-        self.totals[count] += skipped
-        self.peak_loss.copy_(torch.where(good, torch.maximum(self.peak_loss, values[0]), self.peak_loss))
+        self.values[:count] += torch.where(good, values, 0)
+        self.values[count] += skipped
+        peak_loss = self.values[-1]
+        peak_loss.copy_(torch.where(good, torch.maximum(peak_loss, values[0]), peak_loss))
         self.nonfinite[1 : count + 1] += ~finite
         self.nonfinite[0].copy_(torch.where((self.nonfinite[0] == 0) & ~good, step, self.nonfinite[0]))
         return skipped
 
     def take(self) -> IntervalSums:
         """Read the sums and start again from zero."""
-        sums = dict(zip(self.names, self.totals.tolist(), strict=False))
-        peak_loss = self.peak_loss.item()
-        self.totals.zero_()
-        self.peak_loss.fill_(-torch.inf)
+        *totals, peak_loss = self.values.tolist()
+        sums = dict(zip(self.names, totals, strict=False))
+        self.values.zero_()
+        self.values[-1] = -torch.inf
         return IntervalSums(sums, peak_loss, round(sums.pop("skipped")))
 
     def take_nonfinite(self) -> tuple[int, dict[str, int]]:
@@ -67,10 +68,10 @@ class RunningSums:
 
     def state_dict(self) -> dict[str, Any]:
         names = list(self.names)
-        return {"names": names, "totals": self.totals, "peak": self.peak_loss, "bad": self.nonfinite}
+        return {"names": names, "totals": self.values[:-1], "peak": self.values[-1], "bad": self.nonfinite}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.names = tuple(state["names"])
-        self.totals.copy_(state["totals"])
-        self.peak_loss.copy_(state["peak"])
+        self.values[:-1].copy_(state["totals"])
+        self.values[-1].copy_(state["peak"])
         self.nonfinite.copy_(state["bad"])
