@@ -32,7 +32,7 @@ from vaex.evaluation.split import evenly_spaced
 
 SEEDS = (0, 1)  # of sprites
 LENGTHS = (300, 1000, 5000)  # training steps
-SLOW = {"discretized_logistic_mixture": 1000, "categorical": 300}  # the longest run of a step that takes 0.2 s or more
+SLOW = {"discretized_logistic_mixture": 300, "categorical": 300}  # their longest run: a step takes 0.3 s or more
 FAMILIES = ("gaussian", "laplace", "logistic", "student_t")
 FLOORS = {  # of the version before, where they are not 1/255
     "beta": "likelihood.cap=1000",
