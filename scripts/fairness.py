@@ -84,7 +84,7 @@ def shifted_decoder(*, image_shape: tuple[int, int, int], **arguments: Any) -> m
 
 
 def inverting_encoder(**arguments: Any) -> mlp.Encoder:
-    """The encoder of architecture=mlp with its input negated: for inverted images, the original ones less their mean."""
+    """The encoder of architecture=mlp, its input negated: of inverted images, the original ones less their mean."""
     encoder = mlp.Encoder(**arguments)
     encoder.register_forward_pre_hook(lambda module, inputs: (-inputs[0], *inputs[1:]))
     return encoder
