@@ -214,7 +214,9 @@ def tutorial(case: Case, device: torch.device, in_memory: bool = False) -> Run:
     atexit.register(shutil.rmtree, root)
     data = InMemory(pictures().train) if in_memory else jpeg_folder(root) if color else idx_files(root)
     # On a CPU, workers would take the cores from the training; examples have them beside a GPU only.
-    workers: dict[str, Any] = {"num_workers": os.cpu_count(), "pin_memory": True} if device.type == "cuda" else {}
+    workers: dict[str, Any] = (
+        {"num_workers": len(os.sched_getaffinity(0)), "pin_memory": True} if device.type == "cuda" else {}
+    )
     loader: DataLoader[Any] = DataLoader(data, batch_size=case.batch_size, shuffle=True, drop_last=True, **workers)
     torch.manual_seed(0)
     model = case.network().to(device)

@@ -8,13 +8,17 @@ come first. What they print is also in DIR/gpu_check.log, and their tables are i
 """
 
 import argparse
+import gc
 import os
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
@@ -49,13 +53,25 @@ class Table:
     """A Markdown table that is written again after each row, so that a section that is stopped leaves its rows."""
 
     def __init__(self, path: Path, *headings: str) -> None:
-        self.path = path
+        self.path, self.failures = path, 0
         self.lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
 
     def add(self, *cells: object) -> None:
         self.lines.append(f"| {' | '.join(map(str, cells))} |")
         print(*cells, sep="  ", flush=True)
         self.path.write_text("\n".join(self.lines) + "\n")
+
+    def fail(self, error: Exception, *cells: object) -> None:
+        """Add a row about a case that failed, which must not cost the others."""
+        self.failures += 1
+        self.add(*cells, f"failed: {' '.join(str(error).split())[:200]}")
+
+
+def free_memory() -> None:
+    """Free what earlier cases allocated. A TrainingStep is part of a reference cycle, which only gc collects."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
 
 
 def microseconds(run: Run, steps: int) -> float:
@@ -109,20 +125,22 @@ def resident(case: str) -> Run:
     return run
 
 
-def speed(out: Path) -> None:
-    table = Table(out, "case", "step", "µs a step", "images/s", "peak memory, MB")
-
+def speed(table: Table) -> None:
     def add(case: str, name: str, make: Callable[[], Run], steps: int) -> None:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        free_memory()
         try:
-            time_of_step = microseconds(make(), steps)
-        except Exception as error:  # one step that fails must not cost the others
-            table.add(case, name, f"failed: {' '.join(str(error).split())[:200]}", "–", "–")
+            run = make()
+            torch.cuda.reset_peak_memory_stats()
+            time_of_step = microseconds(run, steps)
+        except Exception as error:
+            table.fail(error, case, name)
             return
         rate, memory = CASES[case].batch_size / time_of_step * 1e6, torch.cuda.max_memory_allocated() / 1e6
         table.add(case, name, f"{time_of_step:.1f}", f"{rate:,.0f}", f"{memory:.0f}")
 
+    for case in ("mlp", "conv28"):
+        add(case, "tutorial loop, data on the GPU", lambda: resident(case), 200)  # noqa: B023
+        add(case, "tutorial loop", lambda: tutorial(CASES[case], CUDA), 100)  # noqa: B023
     for case in CASES:
         for precision in ("float32", "bf16"):
             setting = f"precision={precision}"
@@ -130,35 +148,36 @@ def speed(out: Path) -> None:
                 name = f"{precision}, captured" if captured else precision
                 add(case, name, lambda: step_of(CASES[case], setting, captured=captured), 300 if captured else 60)  # noqa: B023
             add(case, f"{precision}, products alone", lambda: products(CASES[case], CUDA, setting), 200)  # noqa: B023
-    for case in ("mlp", "conv28"):
-        add(case, "tutorial loop, data on the GPU", lambda: resident(case), 200)  # noqa: B023
-        add(case, f"tutorial loop, {os.cpu_count()} workers", lambda: tutorial(CASES[case], CUDA), 150)  # noqa: B023
 
 
-def kernels(out: Path) -> None:
+def kernels(table: Table) -> None:
     from torch.profiler import ProfilerActivity, profile
 
-    table = Table(out, "case", "kernels a step", "µs of kernels a step", "the longest")
     for case, precision in (("mlp", "float32"), ("mlp", "bf16"), ("conv28", "float32"), ("vit64", "bf16")):
-        run = step_of(CASES[case], f"precision={precision}", captured=True)
-        run(8)
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            run(10)
+        free_memory()
+        try:
+            run = step_of(CASES[case], f"precision={precision}", captured=True)
+            run(8)
             torch.cuda.synchronize()
+            with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+                run(10)
+                torch.cuda.synchronize()
+        except Exception as error:
+            table.fail(error, f"{case}, {precision}")
+            continue
         times: dict[str, float] = defaultdict(float)
         events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
         for event in events:
-            times[event.name] += event.device_time / 10
+            times[event.name.replace("(anonymous namespace)::", "")] += event.device_time / 10
         longest = sorted(times, key=lambda name: -times[name])[:3]
         names = ", ".join(f"{times[name]:.1f} {name.partition('(')[0][:50]}" for name in longest)
         table.add(f"{case}, {precision}", len(events) / 10, f"{sum(times.values()):.1f}", names)
 
 
-def waits(out: Path) -> None:
-    table = Table(out, "settings", "the host waits")
+def waits(table: Table) -> None:
     chosen = [("mlp", *item) for item in WAITS.items()] + [("conv64", *item) for item in WAITS_IN_COLOR.items()]
     for key, name, settings in chosen:
+        free_memory()
         own = [override for override in CASES[key].overrides if not override.startswith("likelihood")]
         try:
             run = step_of(replace(CASES[key], overrides=own), *settings, captured=True)
@@ -167,23 +186,31 @@ def waits(out: Path) -> None:
             run(LOG_EVERY - 10)  # up to the next reading of the sums
             table.add(name, "never")
         except Exception as error:
-            table.add(name, f"failed: {' '.join(str(error).split())[:200]}")
+            table.fail(error, name)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def compiled(out: Path) -> None:
-    table = Table(out, "case", "s to compile", "µs a step, compiled and captured")
+def compiled(table: Table) -> None:
     for case, precision in (("mlp", "float32"), ("mlp", "bf16"), ("conv28", "float32")):
-        started = time.perf_counter()
-        run = step_of(CASES[case], f"precision={precision}", "trainer.compile=true", captured=True)
-        run(4)
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        table.add(f"{case}, {precision}", f"{seconds:.1f}", f"{microseconds(run, 300):.1f}")
+        free_memory()
+        try:
+            run = step_of(CASES[case], f"precision={precision}", "trainer.compile=true", captured=True)
+            started = time.perf_counter()
+            run(4)  # compiles in the first step, and captures after the warm-up
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+            table.add(f"{case}, {precision}", f"{seconds:.1f}", f"{microseconds(run, 300):.1f}")
+        except Exception as error:
+            table.fail(error, f"{case}, {precision}")
 
 
-TABLES = {"speed": speed, "kernels": kernels, "waits": waits, "compiled": compiled}
+TABLES: dict[str, tuple[Callable[[Table], None], list[str]]] = {  # what fills them, and their headings
+    "speed": (speed, ["case", "step", "µs a step", "images/s", "peak memory, MB"]),
+    "kernels": (kernels, ["case", "kernels a step", "µs of kernels a step", "the longest, µs"]),
+    "waits": (waits, ["settings", "the host waits"]),
+    "compiled": (compiled, ["case", "s of the first steps, which compile", "µs a step, compiled and captured"]),
+}
 LIMITS = {"tests": 120, "run": 75, "speed": 120, "kernels": 45, "waits": 45, "compiled": 75}  # seconds, in this order
 
 
@@ -202,9 +229,12 @@ def commands(section: str, out: Path) -> Iterator[list[str]]:
 def run_section(section: str, out: Path) -> str:
     """Run a section in processes of its own. Returns what became of it."""
     deadline = time.monotonic() + LIMITS[section]
+    (out / f"{section}.md").unlink(missing_ok=True)
+    shutil.rmtree(out / "run", ignore_errors=True)
     for command in commands(section, out):
         start = command if command[0].endswith(".py") else ["-m", *command]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # An empty cache, so that the time to compile is that of a first run.
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor")}
         with (
             (out / "gpu_check.log").open("a") as log,
             subprocess.Popen(
@@ -214,15 +244,20 @@ def run_section(section: str, out: Path) -> str:
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that the workers of a loader end with it
             ) as process,
         ):
-            timer = Timer(max(1.0, deadline - time.monotonic()), process.kill)
+            timer = Timer(max(1.0, deadline - time.monotonic()), os.killpg, (process.pid, signal.SIGKILL))
             timer.start()
             assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                log.write(line)
-            timer.cancel()
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    log.write(line)
+            finally:
+                timer.cancel()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         if process.returncode:
             return "stopped at its time limit" if time.monotonic() >= deadline else f"failed, exit {process.returncode}"
     return "completed"
@@ -244,8 +279,10 @@ def main() -> None:
     if arguments.in_this_process:
         torch.set_float32_matmul_precision("high")  # TF32, as in `vaex train`
         (section,) = sections
-        TABLES[section](out / f"{section}.md")
-        return
+        fill, headings = TABLES[section]
+        table = Table(out / f"{section}.md", *headings)
+        fill(table)
+        sys.exit(table.failures > 0)
 
     device = torch.cuda.get_device_properties(0)
     title = f"{device.name}, {device.total_memory / 2**30:.0f} GiB; PyTorch {torch.__version__}, cuDNN "

@@ -1,12 +1,13 @@
 """Every likelihood × scale rule from two starts, after several lengths of training; writes docs/start_table.md.
 
-    python scripts/start_table.py                            # about an hour on two CPU cores
+    python scripts/start_table.py                            # about two hours on two CPU cores
     python scripts/start_table.py --lengths 50 --sprites 50  # a quick trial
 
 The first two tables are of MNIST: bits/dim as vaex trained before it fitted the start, gave learned scales a learning
 rate of their own and derived the floors, and bits/dim as it trains now. The third is of another kind of images, sprites
 of 32 × 32 pixels with gray edges: 9 settings × 2 seeds, from start=data and from start=zero. It says whether the start
-changes the order of the settings. Runs that are already in the folder are not repeated.
+changes the order of the settings. Runs that are already in the folder are not repeated, so use another folder after a
+change of the code.
 """
 
 import argparse
@@ -111,12 +112,16 @@ def measure_all(runs: Sequence[Run], results: Path, workers: int) -> dict[str, f
     results.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = {pool.submit(measure, run): run.key for run in runs if run.key not in bits}
-        for number, job in enumerate(as_completed(jobs), 1):
-            key = jobs[job]
-            bits[key] = job.result()
-            with results.open("a") as file:
-                file.write(json.dumps([key, bits[key]]) + "\n")
-            print(f"{number}/{len(jobs)}  {key}: {bits[key]:.4f} bits/dim", flush=True)
+        try:
+            for number, job in enumerate(as_completed(jobs), 1):
+                key = jobs[job]
+                bits[key] = job.result()
+                with results.open("a") as file:
+                    file.write(json.dumps([key, bits[key]]) + "\n")
+                print(f"{number}/{len(jobs)}  {key}: {bits[key]:.4f} bits/dim", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # otherwise every other run would still be made, and be lost
+            raise
     return bits
 
 
@@ -199,7 +204,7 @@ network, and every floor is 1/255. `now` is the default.
 
 ## MNIST
 
-bits/dim, seed 0. A dash stands for a run that would take too long on a CPU.
+bits/dim, seed 0. A dash stands for a run that was not made.
 
 {changes}
 ## A learned scale against the optimal one
