@@ -95,6 +95,9 @@ def outcome(case: Case, command: list[str], tmp_path: Path, monkeypatch: Patch) 
     def call() -> None:
         for descriptor in (1, 2):
             os.dup2(sys.stdout.fileno(), descriptor)
+        for number in ALL:
+            if signal.getsignal(number) == signal.SIG_IGN:  # SIGHUP, if the tests run under nohup
+                signal.signal(number, signal.SIG_DFL)
         cli.main()
 
     with monkeypatch.context() as patched:
