@@ -24,13 +24,10 @@ from pathlib import Path
 from threading import Timer
 
 import torch
-from bench import CASES, Case, Run, products, training_step, tutorial
-
-from vaex.training.capture import CapturedStep
+from bench import CASES, Run, ours, products, tutorial
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.device("cuda")
-LOG_EVERY = 50  # steps between two readings of the sums, as in a run
 WAITS = {  # what the host must not wait for in a captured step
     "gaussian": ["likelihood=gaussian"],
     "clipped gradients": ["likelihood=gaussian", "trainer.clip_norm=1"],
@@ -87,20 +84,6 @@ def microseconds(run: Run, steps: int) -> float:
     return statistics.median(times)
 
 
-def step_of(case: Case, *settings: str, captured: bool) -> Run:
-    step, stream = training_step(case, CUDA, *settings)
-    take = CapturedStep(step, case.batch_size) if captured else step
-    numbers = iter(range(sys.maxsize))
-
-    def run(steps: int) -> None:
-        for _, number in zip(range(steps), numbers, strict=False):
-            take(stream.batch(number))
-            if number % LOG_EVERY == LOG_EVERY - 1:
-                step.sums.take()
-
-    return run
-
-
 def resident(case: str) -> Run:
     """The loop of a tutorial, with the data on the GPU, so that loading images never limits it."""
     chosen = CASES[case]
@@ -146,7 +129,7 @@ def speed(table: Table) -> None:
             setting = f"precision={precision}"
             for captured in (True, False):
                 name = f"{precision}, captured" if captured else precision
-                add(case, name, lambda: step_of(CASES[case], setting, captured=captured), 300 if captured else 60)  # noqa: B023
+                add(case, name, lambda: ours(CASES[case], CUDA, setting, captured=captured), 300 if captured else 60)  # noqa: B023
             add(case, f"{precision}, products alone", lambda: products(CASES[case], CUDA, setting), 200)  # noqa: B023
 
 
@@ -156,7 +139,7 @@ def kernels(table: Table) -> None:
     for case, precision in (("mlp", "float32"), ("mlp", "bf16"), ("conv28", "float32"), ("vit64", "bf16")):
         free_memory()
         try:
-            run = step_of(CASES[case], f"precision={precision}", captured=True)
+            run = ours(CASES[case], CUDA, f"precision={precision}", captured=True)
             run(8)
             torch.cuda.synchronize()
             with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -180,10 +163,10 @@ def waits(table: Table) -> None:
         free_memory()
         own = [override for override in CASES[key].overrides if not override.startswith("likelihood")]
         try:
-            run = step_of(replace(CASES[key], overrides=own), *settings, captured=True)
+            run = ours(replace(CASES[key], overrides=own), CUDA, *settings, captured=True)
             run(8)
             torch.cuda.set_sync_debug_mode("error")
-            run(LOG_EVERY - 10)  # up to the next reading of the sums
+            run(40)  # fewer than 50 steps in all: after these the sums are read, for which the host waits
             table.add(name, "never")
         except Exception as error:
             table.fail(error, name)
@@ -195,7 +178,7 @@ def compiled(table: Table) -> None:
     for case, precision in (("mlp", "float32"), ("mlp", "bf16"), ("conv28", "float32")):
         free_memory()
         try:
-            run = step_of(CASES[case], f"precision={precision}", "trainer.compile=true", captured=True)
+            run = ours(CASES[case], CUDA, f"precision={precision}", "trainer.compile=true", captured=True)
             started = time.perf_counter()
             run(4)  # compiles in the first step, and captures after the warm-up
             torch.cuda.synchronize()

@@ -20,7 +20,7 @@ class RunningSums:
     """Sums of the metrics of every step since the host last read them.
 
     Attributes:
-        names: the metrics in the order of `totals`, then "skipped".
+        names: the metrics in the order of `values`, then "skipped".
         values: sums of the metrics; after them the number of skipped steps; and last the highest loss of a single step,
             [MOST_METRICS + 1] float32. One tensor, so that the host waits for the device once to read them.
         nonfinite: number of the first skipped step, counted from 1, or 0; then for each metric the number of steps in
