@@ -154,6 +154,8 @@ def kernels(table: Table) -> None:
             times[event.name.replace("(anonymous namespace)::", "")] += event.device_time / 10
         longest = sorted(times, key=lambda name: -times[name])[:3]
         names = ", ".join(f"{times[name]:.1f} {name.partition('(')[0][:50]}" for name in longest)
+        for name in sorted(times, key=lambda name: -times[name])[:30]:
+            print(f"{times[name]:9.2f} µs  {name[:160]}")
         table.add(f"{case}, {precision}", len(events) / 10, f"{sum(times.values()):.1f}", names)
 
 
@@ -199,7 +201,7 @@ LIMITS = {"tests": 120, "run": 75, "speed": 120, "kernels": 45, "waits": 45, "co
 
 def commands(section: str, out: Path) -> Iterator[list[str]]:
     if section == "tests":
-        tests = [f"tests/test_{name}.py" for name in ("step", "feed", "resume")]
+        tests = [f"tests/test_{name}.py" for name in ("step", "feed", "noise", "resume")]
         yield ["pytest", "-q", "-m", "gpu", "--maxfail=8", "-p", "no:xdist", "-o", "addopts=--strict-markers", *tests]
     elif section == "run":
         run = str(out / "run")

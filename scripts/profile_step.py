@@ -100,8 +100,11 @@ def profile_epoch(overrides: list[str]) -> str:
             def train() -> None:
                 for n in range(experiment.steps):
                     session.take_step(session.feed.index(n))
+                    if (n + 1) % config.trainer.log_every == 0:
+                        session.step.sums.take()
 
             session.take_step(session.feed.index(0))
+            session.step.sums.take()
             timed("training", train)
             timed("validation", evaluate_split, session, session.validation)
             timed("pictures", draw, session)

@@ -253,6 +253,19 @@ def test_invalid_sizes_are_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_is_that_of_pytorch(training: bool) -> None:
+    block = vit.Block(hidden=32, heads=4, features=64).train(training)
+    original = torch.nn.TransformerEncoderLayer(
+        32, 4, 64, dropout=0.0, activation=torch.nn.functional.gelu, batch_first=True, norm_first=True
+    ).train(training)
+    original.load_state_dict(block.state_dict())
+    x = torch.randn(3, 17, 32, requires_grad=True)
+    outputs = [layer(x) for layer in (block, original)]
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*(torch.autograd.grad(output.square().sum(), x)[0] for output in outputs))
+
+
 @pytest.mark.parametrize("grid, features", [((7, 7), 16), ((1, 9), 4), ((16, 12), 64)])
 def test_positions_are_the_sines_and_cosines_of_the_paper(grid: tuple[int, int], features: int) -> None:
     """Vaswani et al. 2017, section 3.5: sin and cos of position / 10000^(2i / d), d being half the features here."""

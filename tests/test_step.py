@@ -20,7 +20,7 @@ from vaex.experiment import Experiment
 from vaex.training.background import Background
 from vaex.training.capture import WORTH_COMPILING, CapturedStep, compile_step, resolve_auto
 from vaex.training.step import TrainingStep
-from vaex.training.update import Update
+from vaex.training.update import Update, norm, piece_size
 
 KINDS = [
     ["likelihood=gaussian"],
@@ -254,6 +254,42 @@ def test_a_gradient_in_another_memory_layout_gives_the_same_update() -> None:
         reference.grad = gradient
         optimizer.step()
     torch.testing.assert_close(ours, reference)
+
+
+def test_an_update_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of channels-last weights and of tensors that are views, too."""
+    shapes = [(8, 4, 3, 3), (50, 3), (1,)]
+    gradients = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+    weights = []
+    for size in (None, 7):
+        monkeypatch.setattr("vaex.training.update.piece_size", lambda tensors, size=size: size)
+        torch.manual_seed(0)
+        own = [torch.randn(60, 3)[5:55] if shape == (50, 3) else torch.randn(shape) for shape in shapes]
+        own[0] = own[0].contiguous(memory_format=torch.channels_last)
+        update = Update(torch.optim.Adam([w.requires_grad_() for w in own], lr=torch.tensor(0.1), fused=True))
+        for step, gradient in enumerate(gradients):
+            update(gradient, torch.tensor(float(step == 1)))
+        assert all(state["step"] == 2 for state in update.optimizer.state.values())
+        weights.append(own)
+    for whole, in_pieces in zip(*weights, strict=True):
+        torch.testing.assert_close(whole, in_pieces)
+
+
+def test_pieces_are_small_where_one_launch_takes_them_and_large_models_stay_whole() -> None:
+    def on_gpu(*sizes: int) -> list[Mock]:
+        return [Mock(is_cuda=True, numel=Mock(return_value=size)) for size in sizes]
+
+    assert piece_size([torch.zeros(10)]) is None
+    size = piece_size(on_gpu(784 * 400, 400, 400 * 784, 784))
+    assert size is not None and 4096 <= size <= 32768
+    assert piece_size(on_gpu(1)) is None
+    assert piece_size(on_gpu(*[10**6] * 8)) is None
+
+
+def test_the_norm_of_many_numbers_is_precise() -> None:
+    tensors = [torch.randn(3000, 1000), torch.randn(5, 1) * 100]
+    exact = torch.cat([tensor.flatten() for tensor in tensors]).double().norm()
+    assert norm(tensors).item() == pytest.approx(exact.item(), rel=2e-5)
 
 
 @pytest.mark.gpu

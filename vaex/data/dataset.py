@@ -194,7 +194,7 @@ class Dataset:
         """Convert uint8 [B, C, H, W] to float32 in [0, 1] on the same device, with noise as the options say."""
         if self.dequantize == "uniform":
             return dequantize(pixels)
-        x = pixels.to(torch.float32) / 255
+        x = pixels / 255  # float32
         if self.binarize == "dynamic":
             return (uniform_like(x) < x).to(torch.float32)
         return x

@@ -1,9 +1,10 @@
-"""log(1 + exp(x)) to full precision, three times as fast on a CPU as with log1p, which dominates the time there."""
+"""log(1 + exp(x)) to full precision, on a CPU in a third of the time that log1p takes, which dominates there."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class _Softplus(torch.autograd.Function):
@@ -24,5 +25,7 @@ class _Softplus(torch.autograd.Function):
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)), any shape, differentiable once."""
+    if x.is_cuda:
+        return F.softplus(x, threshold=40)  # above this, x is exact to float64's last bit
     value: Tensor = _Softplus.apply(x)
     return value

@@ -83,7 +83,8 @@ class Session:
         dataset, device, trainer = experiment.dataset, experiment.device, settings.trainer
         self.feed: Feed = make_feed(dataset.train, settings.batch_size, settings.seed, device, dataset.resident)
         self.validation = images_on_device(dataset.validation, device, dataset.resident)
-        self.step = TrainingStep(experiment, self.feed.images, trainer.clip_norm, processes)
+        log_every = min(trainer.log_every, math.ceil(len(dataset.train) / settings.batch_size))  # also after each epoch
+        self.step = TrainingStep(experiment, self.feed.images, trainer.clip_norm, processes, log_every)
         self.take_step: Callable[[Tensor], None] = self.step
         if trainer.compile == "true":
             compile_step(self.step)

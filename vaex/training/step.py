@@ -10,7 +10,7 @@ from vaex.experiment import Experiment
 from vaex.objectives import Batch, Terms
 from vaex.training.distributed import Gradients, Metrics, Processes
 from vaex.training.sums import RunningSums
-from vaex.training.update import Update
+from vaex.training.update import Update, norm
 
 
 class TrainingStep:
@@ -24,6 +24,7 @@ class TrainingStep:
         images: the training split, on the device.
         clip_norm: largest norm of the gradient; None for no clipping.
         processes: the processes that share each batch; None for this one alone.
+        log_every: the most steps between two calls of `sums.take`.
 
     Attributes:
         step: number of steps taken so far, [] on the device.
@@ -38,13 +39,14 @@ class TrainingStep:
         images: Images,
         clip_norm: float | None = None,
         processes: Processes | None = None,
+        log_every: int = 1000,
     ) -> None:
         self.model, self.objective, self.optimizer = experiment.model, experiment.objective, experiment.optimizer
         self.images, self.to_float, self.corruption = images, experiment.dataset.to_float, experiment.corruption
         self.clip_norm, self.processes = clip_norm, processes or Processes()
         self.update = Update(self.optimizer)
         self.step = torch.zeros((), dtype=torch.int64, device=images.pixels.device)
-        self.sums = RunningSums(images.pixels.device)
+        self.sums = RunningSums(images.pixels.device, log_every)
         self.forward_backward, self.local_gradients = self._forward_backward, self._local_gradients
 
     def __call__(self, index: Tensor) -> None:
@@ -68,13 +70,13 @@ class TrainingStep:
         """The clipped gradient of the whole batch, and a [] tensor that is 1 if the update must be skipped, else 0."""
         gradients, metrics = self.processes.mean(*self.local_gradients(index))
         with torch.no_grad():
-            squares = [gradient.square().sum() for gradient in gradients if gradient is not None]
-            norm = torch.stack(squares).sum().sqrt()
+            present = [gradient for gradient in gradients if gradient is not None]
+            total_norm = norm(present)
             if self.clip_norm is not None:
-                factor = (self.clip_norm / norm).clamp(max=1)
-                gradients = tuple(None if gradient is None else gradient * factor for gradient in gradients)
+                clipped = iter(torch._foreach_mul(present, (self.clip_norm / total_norm).clamp(max=1)))
+                gradients = tuple(None if gradient is None else next(clipped) for gradient in gradients)
             self.step += 1
-            return gradients, self.sums.add(metrics | {"grad_norm": norm}, self.step)
+            return gradients, self.sums.add(metrics | {"grad_norm": total_norm})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on, except the random state."""
@@ -92,7 +94,7 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].to(self.step.device)
         self.step.fill_(state["step"])
-        self.sums.load_state_dict(state["sums"])
+        self.sums.load_state_dict(state["sums"], state["step"])
 
 
 def _metrics(terms: Terms) -> Metrics:

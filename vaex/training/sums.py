@@ -1,5 +1,6 @@
-"""Sums of the metrics of training steps, on the device. The host reads them once per logging interval."""
+"""Sums of the metrics of training steps. A step records its metrics on the device, and the host adds them up later."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -17,61 +18,100 @@ class IntervalSums(NamedTuple):
 
 
 class RunningSums:
-    """Sums of the metrics of every step since the host last read them.
+    """Sums of the metrics of every step since the host last took them.
+
+    On the device, a step only writes its metrics into a row of a table: every further operation there would be another
+    kernel, and a step of a small model consists of little else than kernels for a few numbers.
+
+    Args:
+        device: where the steps run.
+        rows: the most steps between two calls of `take`.
 
     Attributes:
-        names: the metrics in the order of `values`, then "skipped".
-        values: sums of the metrics; after them the number of skipped steps; and last the highest loss of a single step,
-            [MOST_METRICS + 1] float32. One tensor, so that the host waits for the device once to read them.
-        nonfinite: number of the first skipped step, counted from 1, or 0; then for each metric the number of steps in
-            which it was not finite, [1 + MOST_METRICS] int64.
+        names: the metrics, in the order of the columns of `table`.
+        table: a row for each step since the host last read it, with 1 after the metrics; all other rows are zero,
+            float32 [rows, MOST_METRICS + 1].
+        row: the row of the next step, int64 [1].
+        steps: number of steps that the host has read.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, rows: int) -> None:
         self.names: tuple[str, ...] = ()
-        self.values = torch.zeros(MOST_METRICS + 1, device=device)
-        self.values[-1] = -torch.inf
-        self.nonfinite = torch.zeros(1 + MOST_METRICS, dtype=torch.int64, device=device)
+        self.table = torch.zeros(rows, MOST_METRICS + 1, device=device)
+        self.row = torch.zeros(1, dtype=torch.int64, device=device)
+        self.steps = 0
+        self._one = torch.ones((), device=device)
+        # What the host has read: sums, number of skipped steps, and for `take_nonfinite` the first of these steps and
+        # how often each metric was not finite.
+        self._totals, self._peak_loss, self._skipped = torch.zeros(MOST_METRICS, dtype=torch.float64), -math.inf, 0
+        self._first, self._nonfinite = 0, torch.zeros(MOST_METRICS, dtype=torch.int64)
 
-    def add(self, metrics: dict[str, Tensor], step: Tensor) -> Tensor:
-        """Add the metrics of a step, the loss first; or count the step as skipped if any of them is not finite.
+    def add(self, metrics: dict[str, Tensor]) -> Tensor:
+        """Record the metrics of a step, the loss first.
 
-        Returns 1 if the step must be skipped, else 0, [] float32. This runs inside the compiled or captured step.
+        Returns 1 if the step must be skipped because one of them is not finite, else 0, [] float32. This runs inside
+        the compiled or captured step.
         """
-        values = torch.stack(tuple(metrics.values()))
-        self.names = (*metrics, "skipped")
-        count = len(metrics)
+        self.names = tuple(metrics)
+        values = torch.stack((*metrics.values(), self._one))
+        self.table[:, : len(values)].index_copy_(0, self.row, values[None])
+        self.row += 1
+        return ((values * 0).sum() != 0).float()  # 0 · x is NaN if x is not finite, and NaN differs from 0
+
+    def _read(self) -> None:
+        """Add what the device has recorded to the sums of the host, which waits for it once."""
+        count = len(self.names)
+        table = self.table.cpu()
+        values = table[table[:, count] > 0, :count].double()
         finite = values.isfinite()
-        good = finite.all()
-        skipped = (~good).float()
-        self.values[:count] += torch.where(good, values, 0)
-        self.values[count] += skipped
-        peak_loss = self.values[-1]
-        peak_loss.copy_(torch.where(good, torch.maximum(peak_loss, values[0]), peak_loss))
-        self.nonfinite[1 : count + 1] += ~finite
-        self.nonfinite[0].copy_(torch.where((self.nonfinite[0] == 0) & ~good, step, self.nonfinite[0]))
-        return skipped
+        good = finite.all(1)
+        self._totals[:count] += values[good].sum(0)
+        if good.any():
+            self._peak_loss = max(self._peak_loss, float(values[good, 0].max()))
+        if not good.all():
+            self._first = self._first or self.steps + int((~good).nonzero()[0]) + 1
+            self._skipped += int((~good).sum())
+            self._nonfinite[:count] += (~finite).sum(0)
+        self.steps += len(values)
+        self.table.zero_()
+        self.row.zero_()
 
     def take(self) -> IntervalSums:
         """Read the sums and start again from zero."""
-        *totals, peak_loss = self.values.tolist()
-        sums = dict(zip(self.names, totals, strict=False))
-        self.values.zero_()
-        self.values[-1] = -torch.inf
-        return IntervalSums(sums, peak_loss, round(sums.pop("skipped")))
+        self._read()
+        interval = IntervalSums(
+            dict(zip(self.names, self._totals.tolist(), strict=False)), self._peak_loss, self._skipped
+        )
+        self._totals.zero_()
+        self._peak_loss, self._skipped = -math.inf, 0
+        return interval
 
     def take_nonfinite(self) -> tuple[int, dict[str, int]]:
         """The first skipped step, counted from 1, and the number of steps in which each metric was not finite."""
-        first, *counts = self.nonfinite.tolist()
-        self.nonfinite.zero_()
+        first, counts = self._first, self._nonfinite.tolist()
+        self._first = 0
+        self._nonfinite.zero_()
         return first, {name: count for name, count in zip(self.names, counts, strict=False) if count}
 
     def state_dict(self) -> dict[str, Any]:
-        names = list(self.names)
-        return {"names": names, "totals": self.values[:-1], "peak": self.values[-1], "bad": self.nonfinite}
+        self._read()
+        totals = self._totals.clone()
+        totals[len(self.names)] = self._skipped
+        nonfinite = torch.cat([torch.tensor([self._first]), self._nonfinite])
+        return {
+            "names": [*self.names, "skipped"],
+            "totals": totals,
+            "peak": torch.tensor(self._peak_loss),
+            "bad": nonfinite,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.names = tuple(state["names"])
-        self.values[:-1].copy_(state["totals"])
-        self.values[-1].copy_(state["peak"])
-        self.nonfinite.copy_(state["bad"])
+    def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
+        """Continue from a state that was saved after this number of steps."""
+        *names, _ = state["names"]
+        self.names, self.steps = tuple(names), steps
+        self._totals.copy_(state["totals"])
+        self._skipped, self._peak_loss = round(float(self._totals[len(names)])), float(state["peak"])
+        self._totals[len(names) :] = 0
+        self._first, self._nonfinite = int(state["bad"][0]), state["bad"][1:].clone()
+        self.table.zero_()
+        self.row.zero_()

@@ -1,5 +1,6 @@
 """The optimizer's update, for gradients that are passed in."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,15 @@ class Update:
         return kernels
 
 
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all their numbers, [], in few kernels on a GPU and few passes on a CPU."""
+    if tensors[0].is_cuda:
+        total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+        return total
+    # There, _foreach_norm adds up one number after the other: for nine million of them it is wrong by 3e-4.
+    return torch.stack([torch.dot(flat, flat) for flat in map(torch.flatten, tensors)]).sum().sqrt()
+
+
 def in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
     """The gradient with the strides of its parameter; a copy only if they differ.
 
@@ -77,11 +87,46 @@ def in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
     return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 
+def cut(tensors: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Views of the numbers of these tensors in the order of memory, [n] each with n <= size."""
+    starts = ((tensor, range(0, tensor.numel(), size)) for tensor in tensors)
+    return [t.as_strided((min(size, t.numel() - n),), (1,), t.storage_offset() + n) for t, ns in starts for n in ns]
+
+
+def piece_size(tensors: Sequence[Tensor]) -> int | None:
+    """The size of the pieces into which to cut these tensors for the fused kernel of a GPU; None to leave them whole.
+
+    One launch takes 36 tensors. A block of threads goes through 65,536 numbers of a tensor, 2,048 at a time, so that
+    the update of a small model takes as long as that of a model a hundred times its size, with most of the GPU idle.
+    On an H100, the time of a launch is proportional to the numbers of its largest block plus 2,048.
+    """
+    if not tensors[0].is_cuda:
+        return None
+    sizes = [tensor.numel() for tensor in tensors]
+
+    def cost(count: int, block: int) -> int:
+        return math.ceil(count / 36) * (block + 2048)
+
+    costs: dict[int | None, int] = {None: cost(len(sizes), min(65536, max(sizes)))}
+    for size in range(2048, 65536, 2048):
+        count = sum(math.ceil(n / size) for n in sizes)
+        if count <= 4 * 36:  # more launches take longer than this estimate
+            costs[size] = cost(count, size)
+    return min(costs, key=lambda size: costs[size])
+
+
 def _kernel(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameters: list[Tensor], part: slice) -> Kernel:
     states = [optimizer.state[p] for p in parameters]
     means = [state["exp_avg"] for state in states]
     squares = [state["exp_avg_sq"] for state in states]
     steps = [state["step"] for state in states]
+    size = piece_size(parameters)
+    step_of_piece = steps
+    if size:
+        step_of_piece = [step for step, p in zip(steps, parameters, strict=True) for _ in cut([p], size)]
+        parameters, means, squares = (
+            cut(tensors, size) for tensors in ([p.detach() for p in parameters], means, squares)
+        )
     decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
     fused = torch._fused_adamw_ if decoupled else torch._fused_adam_
     beta1, beta2 = group["betas"]
@@ -91,11 +136,11 @@ def _kernel(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameters:
         torch._foreach_add_(steps, 1)
         fused(
             parameters,
-            gradients[part],
+            cut(gradients[part], size) if size else gradients[part],
             means,
             squares,
             [],
-            steps,
+            step_of_piece,
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
