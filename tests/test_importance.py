@@ -78,7 +78,7 @@ def estimate(
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
     """The NLL and its standard error."""
-    return importance_nll(evaluation_of(model, images, batch_size, poll=poll), to_float, samples)
+    return importance_nll(evaluation_of(model, images, batch_size, poll=poll), to_float, samples)[:2]
 
 
 def evaluation_of(
@@ -125,6 +125,67 @@ def test_the_bound_tightens_with_samples_from_above(images: Images, exact: Tenso
     assert all(later < earlier + error for earlier, later in zip(nll, nll[1:], strict=False)), nll
     assert nll[0] == pytest.approx(exact.mean().item() + GAP, abs=4 * error)
     assert nll[-1] == pytest.approx(exact.mean().item(), abs=0.02)
+
+
+def with_correlated_latents(shift: float = 0.0, widen: float = 1.0) -> Autoencoder:
+    """PCA with an encoder that knows the variances of p(z|x) at most, and not the covariances."""
+    model = ppca(shift, widen)
+    mixing = torch.tensor([[1.0, 0.8, 0.0], [0.0, 0.6, -0.7], [0.0, 0.0, 0.7]])
+    model.decoder.weight = nn.Parameter(model.decoder.weight.detach() @ mixing)  # type: ignore[assignment]
+    return model
+
+
+def exact_posterior(model: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of p(z|x), Tipping & Bishop 1999, eq. 8."""
+    weight = model.decoder.weight.detach()
+    assert isinstance(weight, Tensor)
+    covariance = torch.linalg.inv(weight.T @ weight / SIGMA**2 + torch.eye(LATENTS))
+    return (x.flatten(1) - 0.3) @ weight / SIGMA**2 @ covariance, covariance
+
+
+def test_the_fitted_posterior_is_the_exact_one(images: Images) -> None:
+    """Its covariance is wider on purpose. Gradients of a few samples leave errors of a tenth of a standard deviation."""
+    model = with_correlated_latents(shift=3.0, widen=4.0)
+    x = images.pixels.float() / 255
+    steps: list[None] = []
+    with torch.no_grad():
+        fitted = importance.fit(model, model.encode(x), x, images.labels, lambda: steps.append(None))
+    mean, covariance = exact_posterior(model, x)
+    std = covariance.diagonal().sqrt()
+    assert ((fitted.mean - mean) / std).square().mean().sqrt() < 0.1
+    product = fitted.factor @ fitted.factor.mT / importance.WIDTH
+    assert ((product - covariance) / (std[:, None] * std)).square().mean().sqrt() < 0.2
+    torch.testing.assert_close(fitted.log_var.sum(1), 2 * torch.linalg.slogdet(fitted.factor).logabsdet)
+    assert len(steps) == importance.FIT_STEPS and not fitted.mean.requires_grad
+
+
+def test_few_samples_of_a_fitted_posterior_give_log_p(images: Images) -> None:
+    """Where thousands of samples of the encoder's do not, and with the same noise however the images are batched."""
+    model = with_correlated_latents(shift=3.0, widen=4.0)
+    weight = model.decoder.weight.detach().double()
+    assert isinstance(weight, Tensor)
+    covariance = weight @ weight.T + SIGMA**2 * torch.eye(len(weight), dtype=torch.float64)
+    x = (images.pixels.double() / 255).flatten(1).numpy()
+    exact = -multivariate_normal([0.3] * len(weight), covariance.numpy()).logpdf(x).mean()
+
+    def score(samples: int, batch_size: int = 1000, fitted: bool = True) -> importance.Estimate:
+        evaluation = evaluation_of(model, images, batch_size)
+        return importance_nll(evaluation, lambda pixels: pixels.float() / 255, samples, fitted=fitted)
+
+    assert score(20).nll == pytest.approx(exact, abs=0.02)
+    assert abs(score(20).halving) < 0.02
+    assert score(20, batch_size=28).nll == pytest.approx(score(20).nll, abs=1e-4)
+    assert score(1000, fitted=False).nll > exact + 0.1
+
+
+def test_an_image_whose_posterior_cannot_be_fitted_keeps_that_of_the_encoder(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importance, "FIT_RATE", 1e30)
+    model = ppca(SHIFT, WIDEN)
+    evaluation = evaluation_of(model, images)
+    nll = importance_nll(evaluation, lambda pixels: pixels.float() / 255, 5000, fitted=True).nll
+    assert nll == pytest.approx(estimate(model, images, 5000)[0], abs=0.05)
 
 
 @pytest.mark.parametrize("samples", [1, 4])

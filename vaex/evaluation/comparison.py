@@ -163,11 +163,13 @@ def _same_images(about: Description) -> tuple[object, ...]:
 
 
 def _probability(about: Description, results: Results) -> ComparisonGroup | None:
-    """Bounds on the probability of the same images, importance-weighted with equally many samples."""
+    """Bounds on the probability of the same images, importance-weighted with equally many samples of the same kind."""
     if "test/bits_per_dim" not in results or not about.stochastic:
         return None
     samples = results.get("test/nll_samples") if results.get("test/bits_per_dim_from") == "importance" else None
+    posterior = results.get("test/nll_posterior", "encoder") if samples else None
     how = f"importance-weighted with {samples:,} samples of z" if samples else "from the ELBO, a looser bound"
+    how += " from a fitted posterior" if posterior == "fitted" else ""
     if _is_binary(results):
         title, order, score = "Binary images", 1, "test/nll_bound"
         reason = (
@@ -180,7 +182,7 @@ def _probability(about: Description, results: Results) -> ComparisonGroup | None
             "Densities of (k+u)/256, whatever pixels a run was trained on, and masses of the 256 levels all bound the "
             "probability of the same 8-bit images. Other images and one-bit images are other data."
         )
-    key = ("probability", order, *_same_images(about), samples)
+    key = ("probability", order, *_same_images(about), samples, posterior)
     name = f"{title} (binarize={about.binarize})" if about.binarize != "none" else title
     return ComparisonGroup(f"{title}: {about.images}; {how}", name, reason, key, order, True, score)
 

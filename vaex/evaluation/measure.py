@@ -28,7 +28,9 @@ class Evaluation:
         model: the model, on its device.
         objective, dataset, corruption: those of the run; the corruption is the identity if the run has none.
         samples: samples of z for each image in the importance-weighted NLL; 0 to use the ELBO alone; None for the
-            default, 5,000 for binary images and 100 for others.
+            default of the posterior.
+        posterior: what these are drawn from, the encoder's q(z|x) or one that is fitted to each image; None for the
+            default, which is `fitted` for binary images unless `samples` is given.
         images_per_batch: images, or images times samples of z, that are decoded at once; None for `images_at_once`.
         fid: how generated images are made, or none; None for the default, means where the images have labels.
         latent: where z of generated images comes from.
@@ -44,6 +46,7 @@ class Evaluation:
     dataset: Dataset
     corruption: Callable[[Tensor], Tensor] = lambda x: x
     samples: int | None = None
+    posterior: Literal["encoder", "fitted"] | None = None
     images_per_batch: int | None = None
     fid: Literal["means", "noise", "none"] | None = None
     latent: Literal["prior", "mixture"] = "prior"

@@ -93,15 +93,23 @@ def _table(group: ComparisonGroup, members: list[Row], metrics: Sequence[Metric]
 def _about_the_scores(group: ComparisonGroup, members: list[Row]) -> list[str]:
     if group.ranked_by is None:
         return []
-    results = members[0].results
+    results, about = members[0].results, members[0].about
+    in_bits = group.ranked_by == "test/bits_per_dim"
     sentence = "The score is computed from the ELBO, a looser bound than --samples would give."
     if results["test/bits_per_dim_from"] == "importance":
+        fitted = " from a posterior fitted to it" if results.get("test/nll_posterior") == "fitted" else ""
         sentence = (
-            f"The score is importance-weighted with {results['test/nll_samples']:,} samples of z for each image, and "
-            "with finitely many samples it is biased upwards."
+            f"The score is importance-weighted with {results['test/nll_samples']:,} samples of z for each image"
+            f"{fitted}, and with finitely many samples it is biased upwards"
         )
+        halving = max((row.results.get("test/nll_halving") or 0.0 for row in members), default=0.0)
+        if halving > 0:
+            per_unit = math.prod(about.image_shape) * math.log(2) if in_bits else 1.0
+            unit = "bits/dim" if in_bits else "nats"
+            sentence += f"; with half as many it would be up to {halving / per_unit:.2g} {unit} higher"
+        sentence += "."
     sentence += " ± is the standard error over images."
-    if group.ranked_by == "test/bits_per_dim":
+    if in_bits:
         sentence += " The ELBO, in nats, is that of the 8-bit image: D · log 256 is subtracted from a density's."
     return [sentence]
 

@@ -17,7 +17,8 @@ from vaex.errors import UserError
 # Keys of results.json that begin with one of these are numbers or lists of numbers, except TEXTS.
 NUMERIC = ("test", "train", "model", "beta", "likelihood")
 TEXTS = frozenset(
-    f"test/{name}" for name in ("bits_per_dim_from", "scored_pixels", "fid_draws", "fid_latent", "fid_classifier")
+    f"test/{name}"
+    for name in ("bits_per_dim_from", "nll_posterior", "scored_pixels", "fid_draws", "fid_latent", "fid_classifier")
 ) | {"model/sha256"}
 STATUS_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("status", "error", "reason", "traceback"), (str,)),
