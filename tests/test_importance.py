@@ -144,7 +144,7 @@ def exact_posterior(model: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_the_fitted_posterior_is_the_exact_one(images: Images) -> None:
-    """Its covariance is wider on purpose. Gradients of a few samples leave errors of a tenth of a standard deviation."""
+    """Its covariance is wider on purpose. Gradients of few samples leave errors of a tenth of a std."""
     model = with_correlated_latents(shift=3.0, widen=4.0)
     x = images.pixels.float() / 255
     steps: list[None] = []
