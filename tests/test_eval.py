@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from vaex.config.create import create
 from vaex.data.corruption import GaussianNoise, Masking
 from vaex.data.dataset import Source
 from vaex.errors import UserError
+from vaex.evaluation import importance
+from vaex.evaluation.bits import PROBABILITY
 from vaex.evaluation.bound import as_results, evaluate, freeze_scales
 from vaex.evaluation.comparison import Description, collapsed, comparison_group, ranking_group
 from vaex.evaluation.measure import Evaluation, Measurement, measure
@@ -179,6 +182,41 @@ def test_a_later_evaluation_from_the_elbo_has_the_standard_error_of_the_elbo(a_r
     assert after["test/nll_bound"] == pytest.approx(-after["test/image_elbo"])
     assert after["test/nll_bound_stderr"] == after["test/elbo_dequantized_stderr"] == after["test/image_elbo_stderr"]
     assert after["test/bits_per_dim_stderr"] == pytest.approx(after["test/nll_bound_stderr"] / (784 * math.log(2)))
+
+
+def test_scores_from_a_fitted_posterior_say_so_and_are_lower(a_run: Path, capsys: Captured) -> None:
+    common = [str(a_run), "--samples", "20", "--device", "cpu", "--fid", "none"]
+    cli.run("eval", common)
+    encoder = results(a_run)
+    capsys.readouterr()
+    cli.run("eval", [*common, "--posterior", "fitted"])
+    fitted, out = results(a_run), " ".join(capsys.readouterr().out.split())
+    assert "importance-weighted with 20 samples of z from a fitted posterior" in out
+    assert (encoder["test/nll_posterior"], fitted["test/nll_posterior"]) == ("encoder", "fitted")
+    assert fitted["test/nll"] < encoder["test/nll"]
+    assert 0 <= fitted["test/nll_halving"] < encoder["test/nll_halving"]
+    assert ranking_group(encoder) != ranking_group(fitted)
+    older = {key: value for key, value in encoder.items() if not key.startswith("test/nll_posterior")}
+    assert ranking_group(older) == ranking_group(encoder)
+
+
+def test_the_posterior_of_binary_images_is_fitted_unless_a_number_of_samples_is_given() -> None:
+    posteriors = []
+
+    def spy(evaluation: object, to_float: object, samples: int, *, fitted: bool) -> importance.Estimate:
+        posteriors.append((samples, fitted))
+        return importance.Estimate(0.0, 0.0, 0.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vaex.evaluation.bits.importance_nll", spy)
+        for binary in (True, False):
+            model, dataset = Mock(), Mock(binary=binary)
+            model.likelihood.kind = "mass"
+            for options in ({}, {"samples": 5000}, {"posterior": "fitted"}, {"posterior": "encoder"}):
+                PROBABILITY.function(Evaluation(model, Mock(), dataset, **options))  # type: ignore[arg-type]
+    on_binary, on_others = posteriors[:4], posteriors[4:]
+    assert on_binary == [(256, True), (5000, False), (256, True), (100, False)]
+    assert on_others == [(100, False), (5000, False), (256, True), (100, False)]
 
 
 @pytest.fixture(scope="module", params=[3, 1])

@@ -228,6 +228,20 @@ def test_the_study_of_likelihoods_runs_and_shows_intervals(
             assert picture.width > 500
 
 
+def test_the_part_of_the_encoder_in_a_score_is_measured(
+    here: Callable[..., Path], tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import encoder_gap
+
+    monkeypatch.setattr("vaex.evaluation.importance.FIT_STEPS", 30)
+    monkeypatch.setattr(encoder_gap, "ESTIMATES", [("encoder", 10), ("fitted", 10)])
+    short = [*tiny, "steps=20", "figures.kinds=[]"]
+    encoder, fitted, halving = encoder_gap.measure(here(*short, "dataset.dequantize=uniform"), 8) or [0.0] * 3
+    assert 2 < fitted < encoder < 10 and abs(halving) < 1
+    assert encoder_gap.measure(here(*short, "likelihood=cross_entropy", folder="other"), 8) is None
+    assert encoder_gap.name_of(Path("run")) == "gaussian shared (run)"
+
+
 def test_the_study_of_sprites_is_written(run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sprites_beta as study
 
