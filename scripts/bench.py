@@ -101,13 +101,19 @@ class TutorialConv(nn.Module):
 
 
 class TutorialViT(nn.Module):
-    """After the tutorial on transformers as autoencoders: the layers are vaex's, since PyTorch's own are in them."""
+    """After the tutorial on transformers as autoencoders: vaex's encoder and decoder, with PyTorch's own blocks."""
 
     def __init__(self, latent: int = 20) -> None:
         super().__init__()
         shape, sizes = (3, 64, 64), {"patch_size": 8, "hidden": 256, "depth": 4, "heads": 4, "mlp_ratio": 4}
         self.encoder = vit.Encoder(image_shape=shape, out_features=2 * latent, **sizes)
         self.decoder = vit.Decoder(in_features=latent, image_shape=shape, out_channels=3, **sizes)
+        for blocks in (self.encoder.blocks, self.decoder.blocks):
+            for n, block in enumerate(blocks):
+                if isinstance(block, nn.TransformerEncoderLayer):
+                    blocks[n] = nn.TransformerEncoderLayer(
+                        256, 4, 1024, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True
+                    )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_var = self.encoder(x).chunk(2, dim=1)

@@ -1,6 +1,7 @@
 """How much of a run's score is its encoder's: the bits/dim from the encoder's posterior and from a fitted one.
 
-    python scripts/encoder_gap.py outputs/which_likelihood/*/*beta=1*seed=0*   # 15 runs: about 15 minutes on two cores
+    python scripts/encoder_gap.py           # runs of scripts/which_likelihood.py, some ten minutes on two CPU cores
+    python scripts/encoder_gap.py RUN RUN   # other runs
 
 Runs without bits/dim are left out. The script writes docs/encoder_gap.md.
 """
@@ -54,15 +55,20 @@ def name_of(run: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument(
+        "runs", nargs="*", type=Path, help="default: those of which_likelihood.py with beta 1 and seed 0"
+    )
     parser.add_argument("--images", type=int, default=1000, help="of the test split")
     parser.add_argument("--jobs", type=int, default=2, help="runs that are measured at once, with one thread each")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "encoder_gap.md")
     arguments = parser.parse_args()
+    runs = arguments.runs or sorted((ROOT / "outputs" / "which_likelihood").glob("*/*beta=1,*seed=0"))
+    if not runs:
+        parser.error("there are no runs in outputs/which_likelihood; make them by scripts/which_likelihood.py")
     rows = []
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        measured = pool.map(measure, arguments.runs, [arguments.images] * len(arguments.runs))
-        for run, numbers in zip(arguments.runs, measured, strict=True):
+        measured = pool.map(measure, runs, [arguments.images] * len(runs))
+        for run, numbers in zip(runs, measured, strict=True):
             if numbers is not None:
                 rows.append((name_of(run), numbers))
                 print(rows[-1][0], *(f"{number:.4f}" for number in numbers), sep="  ", flush=True)

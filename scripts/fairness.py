@@ -129,7 +129,7 @@ def train(overrides: list[str], steps: int, seed: int = 0) -> Experiment:
     with patch.dict(os.environ, VAEX_TRUST="fairness"):  # the functions above
         experiment = build(config)
     torch.manual_seed(seed)  # so that training has the same noise, whatever `build` has drawn
-    step = TrainingStep(experiment, experiment.dataset.train, log_every=steps)
+    step = TrainingStep(experiment, experiment.dataset.train, unread_steps=steps)
     stream = IndexStream(len(experiment.dataset.train), config.batch_size, seed, experiment.device)
     for number in range(steps):
         for group, rate in zip(experiment.optimizer.param_groups, experiment.learning_rates, strict=True):

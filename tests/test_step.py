@@ -17,6 +17,7 @@ from vaex.config.schema import TrainerConfig
 from vaex.data.stream import IndexStream
 from vaex.errors import UserError
 from vaex.experiment import Experiment
+from vaex.likelihoods.softplus import softplus
 from vaex.training.background import Background
 from vaex.training.capture import WORTH_COMPILING, CapturedStep, compile_step, resolve_auto
 from vaex.training.step import TrainingStep
@@ -287,9 +288,44 @@ def test_pieces_are_small_where_one_launch_takes_them_and_large_models_stay_whol
 
 
 def test_the_norm_of_many_numbers_is_precise() -> None:
-    tensors = [torch.randn(3000, 1000), torch.randn(5, 1) * 100]
+    tensors = [torch.randn(3000, 3000), torch.randn(5, 1) * 100]
     exact = torch.cat([tensor.flatten() for tensor in tensors]).double().norm()
-    assert norm(tensors).item() == pytest.approx(exact.item(), rel=2e-5)
+    assert norm(tensors).item() == pytest.approx(exact.item(), rel=3e-6)
+
+
+@pytest.mark.gpu
+def test_the_update_on_a_gpu_is_that_of_adam() -> None:
+    """In pieces, and of channels-last weights."""
+    torch.manual_seed(0)
+    weights = [torch.randn(400, 784), torch.randn(784), torch.randn(64, 32, 3, 3)]
+    ours = [weight.cuda().requires_grad_() for weight in weights]
+    ours[2] = weights[2].cuda().contiguous(memory_format=torch.channels_last).requires_grad_()
+    reference = [weight.double().requires_grad_() for weight in weights]
+    assert piece_size(ours) is not None
+    update = Update(torch.optim.Adam(ours, lr=torch.tensor(0.1, device="cuda"), fused=True))
+    optimizer = torch.optim.Adam(reference, lr=0.1)
+    for _ in range(4):
+        gradients = [torch.randn_like(weight) for weight in weights]
+        update([gradient.cuda() for gradient in gradients], torch.zeros((), device="cuda"))
+        for parameter, gradient in zip(reference, gradients, strict=True):
+            parameter.grad = gradient.double()
+        optimizer.step()
+    for weight, exact in zip(ours, reference, strict=True):
+        torch.testing.assert_close(weight.detach().cpu().double(), exact.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_sums_and_softplus_on_a_gpu_are_precise() -> None:
+    tensors = [torch.randn(3000, 3000), torch.randn(5, 1) * 100]
+    exact = torch.cat([tensor.flatten() for tensor in tensors]).double().norm()
+    assert norm([tensor.cuda() for tensor in tensors]).item() == pytest.approx(exact.item(), rel=1e-6)
+    x = torch.cat([torch.linspace(-100, 100, 2001), torch.tensor([1e-30, -1e-30])])
+    values = []
+    for own in (x.double(), x.cuda()):
+        value = softplus(own.requires_grad_())
+        (gradient,) = torch.autograd.grad(value.sum(), own)
+        values.append((value.detach().cpu().double(), gradient.cpu().double()))
+    torch.testing.assert_close(values[1], values[0], rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.gpu

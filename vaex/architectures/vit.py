@@ -44,7 +44,7 @@ def positions(grid: tuple[int, int], features: int) -> Tensor:
 
 
 class Block(nn.TransformerEncoderLayer):
-    """A pre-norm block. PyTorch's own attention copies its inputs and their gradients six times more than this.
+    """A pre-norm block, with an attention that makes fewer copies of its inputs and their gradients than PyTorch's.
 
     Args:
         hidden: features of a token.

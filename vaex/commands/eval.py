@@ -84,9 +84,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add(
         "--posterior",
         choices=("encoder", "fitted"),
-        help="what these samples are drawn from: the encoder's q(z|x), as in papers, or a Gaussian that is fitted to "
-        "each image, which bounds its probability more tightly, however good the encoder is, and takes as long as 2500 "
-        "samples; default fitted on binary images unless --samples is given, otherwise encoder",
+        help="what these samples are drawn from: the encoder's q(z|x), as in papers, or a Gaussian fitted to p(z|x) of "
+        "each image, which usually gives a tighter bound and takes as long as 2500 samples; default fitted on binary "
+        "images unless --samples is given, otherwise encoder",
     )
     add(
         "--batch-size",
@@ -129,6 +129,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.samples is not None and options.samples < 0:
         parser.error(f"--samples={options.samples}: must be >= 1 sample, or 0 for none")
+    if options.posterior and options.samples == 0:
+        parser.error(f"--posterior={options.posterior}: nothing is drawn with --samples=0; leave out one of them")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size={options.batch_size}: must be >= 1 image")
     parser.check_device(options.device)

@@ -2,7 +2,7 @@
 
 For each image, log p̂(x) = logsumexp_k [log p(x|z_k) + log p(z_k) - log q(z_k|x)] - log K with z_k ~ q(z|x). Its
 expectation grows with K towards log p(x) and never exceeds it: with finitely many samples the NLL is biased upwards.
-How much depends on q. Papers draw from the encoder's; a q that is fitted to each image takes fewer samples (Cremer et
+How much depends on q. Papers draw from the encoder's; a q that is fitted to each image needs fewer samples (Cremer et
 al. 2018 measure how far an encoder is from it).
 """
 
@@ -21,12 +21,10 @@ from vaex.evaluation.measure import Evaluation
 from vaex.evaluation.split import ToFloat, batches
 from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 
-FIT_STEPS, FIT_RATE = (
-    200,
-    0.2,
-)  # of Adam, with a rate that falls linearly to 0; in standard deviations of the encoder's q
+FIT_STEPS = 200  # of Adam
+FIT_RATE = 0.2  # its learning rate, which falls linearly to 0, in standard deviations of the encoder's q
 FIT_SAMPLES = 4  # of z in each step: two, and two with the opposite noise
-WIDTH = 1.2  # of the fitted variances; weights are bounded better where q is wider than p(z|x)
+FIT_DECODINGS = (FIT_STEPS + 2) * FIT_SAMPLES  # of each image, with those that compare the fit with the encoder's q
 
 
 class Estimate(NamedTuple):
@@ -40,15 +38,15 @@ class Estimate(NamedTuple):
 def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, fitted: bool = False) -> Estimate:
     """The mean over test images of -log p̂(x), with noise that is the same in every call.
 
-    Every number of samples scores the same x, and the samples of a smaller one are the first of a larger one.
+    Every K scores the same x, and the samples of a smaller K are the first of a larger one.
 
     Args:
         samples: K >= 1. `evaluation.batch_size` is the number of images times samples that are decoded at once, and
-            `evaluation.poll` is called before each decoding.
+            `evaluation.poll` is called before each decoding. A fit decodes at least FIT_SAMPLES at once.
         fitted: whether to draw from a q that is fitted to each image (see `fit`); otherwise from the encoder's.
     """
     model, images, batch_size = evaluation.model, evaluation.images, evaluation.batch_size
-    total, title, estimates = len(images) * (samples + fitted * FIT_STEPS * FIT_SAMPLES), evaluation.title, []
+    total, title, estimates = len(images) * (samples + fitted * FIT_DECODINGS), evaluation.title, []
     at_once = max(1, min(batch_size // FIT_SAMPLES, 2**24 // model.latent_dim**2)) if fitted else batch_size
     with tqdm(total=total, desc=title, unit=" samples", unit_scale=True, disable=None, leave=False) as bar:
 
@@ -104,50 +102,54 @@ class FullPosterior(Posterior):
 
 
 def fit(
-    model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, before_step: Callable[[], None]
+    model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, before_decoding: Callable[[], None]
 ) -> FullPosterior:
     """A Gaussian with any covariance for each image, fitted to p(z|x) by maximizing the ELBO from the encoder's q.
 
-    An image for which the encoder's q has the higher ELBO keeps it. Samples that are drawn later are not those of the
-    fit, so that importance weights with this q still give a bound.
+    It is made somewhat wider than that, because importance weights vary more if q is narrower than p(z|x) than if it is
+    wider. An image for which the encoder's q has the higher ELBO keeps that. Samples that are drawn later are not those
+    of the fit, so that importance weights with this q still give a bound.
 
     Args:
         posterior: of the encoder for x [B, C, H, W].
-        before_step: called before each of FIT_STEPS steps, which decode FIT_SAMPLES samples of z for each image.
+        before_decoding: called before each decoding of FIT_SAMPLES samples of z for each image.
     """
-    mean, std = posterior.mean, posterior.std
+    mean, std, latent_dim = posterior.mean, posterior.std, posterior.mean.shape[1]
     shift, log_scale = torch.zeros_like(mean), torch.zeros_like(mean)
-    below = torch.zeros(*mean.shape, mean.shape[1], device=mean.device)
+    below = torch.zeros(*mean.shape, latent_dim, device=mean.device)
 
-    def current(width: float = 1) -> FullPosterior:
-        factor = (torch.diag_embed(log_scale.exp()) + below.tril(-1)) * std[:, :, None] * math.sqrt(width)
-        log_var = 2 * (log_scale + std.log()) + math.log(width)
+    def current(factor_of_variances: float = 1) -> FullPosterior:
+        factor = (torch.diag_embed(log_scale.exp()) + below.tril(-1)) * std[:, :, None] * math.sqrt(factor_of_variances)
+        log_var = posterior.log_var + 2 * log_scale + math.log(factor_of_variances)
         return FullPosterior(mean + std * shift, log_var, factor)
 
     def noise() -> Tensor:
         half = normal(FIT_SAMPLES // 2, *mean.shape, device=mean.device)
         return torch.cat([half, -half])
 
+    def elbo(q: FullPosterior, noise: Tensor) -> Tensor:
+        before_decoding()
+        return _log_weights_at(model, q, x, labels, noise).mean(0)
+
     parameters = [parameter.requires_grad_() for parameter in (shift, log_scale, below)]
     optimizer = torch.optim.Adam(parameters, lr=FIT_RATE, betas=(0.9, 0.99))
     with torch.enable_grad():
         for step in range(FIT_STEPS):
-            before_step()
             optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
-            elbo = _log_weights_at(model, current(), x, labels, noise()).mean(0)
-            for parameter, gradient in zip(parameters, torch.autograd.grad(-elbo.sum(), parameters), strict=True):
+            loss = -elbo(current(), noise()).sum()
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
             optimizer.step()
-    fitted, encoder = current(), FullPosterior(mean, posterior.log_var, torch.diag_embed(std))
+    fitted, encoder = current(width(latent_dim)), FullPosterior(mean, posterior.log_var, torch.diag_embed(std))
     common = noise()
-    better = _elbo(model, fitted, x, labels, common) > _elbo(model, encoder, x, labels, common)
-    wide = current(WIDTH)
+    better = elbo(fitted, common) > elbo(encoder, common)  # False for a fit that is not finite
     return FullPosterior(
-        torch.where(better[:, None], wide.mean, encoder.mean),
-        torch.where(better[:, None], wide.log_var, encoder.log_var),
-        torch.where(better[:, None, None], wide.factor, encoder.factor),
+        torch.where(better[:, None], fitted.mean, encoder.mean),
+        torch.where(better[:, None], fitted.log_var, encoder.log_var),
+        torch.where(better[:, None, None], fitted.factor, encoder.factor),
     )
 
 
-def _elbo(model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-    return _log_weights_at(model, posterior, x, labels, noise).mean(0)
+def width(latent_dim: int) -> float:
+    """The factor of the fitted variances: 1.2 for 20 latents, and less for more of them, whose costs add up."""
+    return 1 + 0.9 / math.sqrt(latent_dim)

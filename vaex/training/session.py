@@ -83,8 +83,9 @@ class Session:
         dataset, device, trainer = experiment.dataset, experiment.device, settings.trainer
         self.feed: Feed = make_feed(dataset.train, settings.batch_size, settings.seed, device, dataset.resident)
         self.validation = images_on_device(dataset.validation, device, dataset.resident)
-        log_every = min(trainer.log_every, math.ceil(len(dataset.train) / settings.batch_size))  # also after each epoch
-        self.step = TrainingStep(experiment, self.feed.images, trainer.clip_norm, processes, log_every)
+        steps_of_epoch = math.ceil(len(dataset.train) / settings.batch_size)  # the sums are read after each epoch, too
+        unread_steps = min(trainer.log_every, steps_of_epoch)
+        self.step = TrainingStep(experiment, self.feed.images, trainer.clip_norm, processes, unread_steps)
         self.take_step: Callable[[Tensor], None] = self.step
         if trainer.compile == "true":
             compile_step(self.step)

@@ -14,7 +14,7 @@ from vaex.training.update import Update, norm
 
 
 class TrainingStep:
-    """Gather, convert and corrupt images, forward, backward, clip, update, and add the metrics to the running sums.
+    """Gather, convert and corrupt images, forward, backward, clip, record the metrics, and update.
 
     If the gradient or any logged value is not finite, the step leaves the weights and the optimizer state unchanged:
     the fused optimizers skip the update when `found_inf` is 1, so the host never has to check.
@@ -24,7 +24,7 @@ class TrainingStep:
         images: the training split, on the device.
         clip_norm: largest norm of the gradient; None for no clipping.
         processes: the processes that share each batch; None for this one alone.
-        log_every: the most steps between two calls of `sums.take`.
+        unread_steps: the most steps between two calls of `sums.take` or `state_dict`.
 
     Attributes:
         step: number of steps taken so far, [] on the device.
@@ -39,14 +39,14 @@ class TrainingStep:
         images: Images,
         clip_norm: float | None = None,
         processes: Processes | None = None,
-        log_every: int = 1000,
+        unread_steps: int = 1000,
     ) -> None:
         self.model, self.objective, self.optimizer = experiment.model, experiment.objective, experiment.optimizer
         self.images, self.to_float, self.corruption = images, experiment.dataset.to_float, experiment.corruption
         self.clip_norm, self.processes = clip_norm, processes or Processes()
         self.update = Update(self.optimizer)
         self.step = torch.zeros((), dtype=torch.int64, device=images.pixels.device)
-        self.sums = RunningSums(images.pixels.device, log_every)
+        self.sums = RunningSums(images.pixels.device, unread_steps)
         self.forward_backward, self.local_gradients = self._forward_backward, self._local_gradients
 
     def __call__(self, index: Tensor) -> None:

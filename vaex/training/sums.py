@@ -21,7 +21,7 @@ class RunningSums:
     """Sums of the metrics of every step since the host last took them.
 
     On the device, a step only writes its metrics into a row of a table: every further operation there would be another
-    kernel, and a step of a small model consists of little else than kernels for a few numbers.
+    kernel, and a step of a small model consists mostly of kernels that handle a few numbers.
 
     Args:
         device: where the steps run.
@@ -59,13 +59,14 @@ class RunningSums:
         return ((values * 0).sum() != 0).float()  # 0 · x is NaN if x is not finite, and NaN differs from 0
 
     def _read(self) -> None:
-        """Add what the device has recorded to the sums of the host, which waits for it once."""
+        """Add what the device has recorded to the sums on the host. The host waits for the device once."""
         count = len(self.names)
         table = self.table.cpu()
         values = table[table[:, count] > 0, :count].double()
         finite = values.isfinite()
         good = finite.all(1)
-        self._totals[:count] += values[good].sum(0)
+        # One step after the other, so that the sums do not depend on when they were read.
+        self._totals[:count] = torch.cat([self._totals[None, :count], values[good]]).cumsum(0)[-1]
         if good.any():
             self._peak_loss = max(self._peak_loss, float(values[good, 0].max()))
         if not good.all():
