@@ -82,7 +82,7 @@ def main() -> None:
 
 `python scripts/encoder_gap.py` computes bits/dim of {arguments.images:,} test images from samples of the encoder's
 posterior and of a posterior that is [fitted to each
-image](numbers.md#the-importance-weighted-nll-and-what-it-is-drawn-from). The difference is what the encoder adds to the
+image](numbers.md#the-proposal-distribution-of-the-nll). The difference is what the encoder adds to the
 score. The last column says how much higher the fitted score is with half of its samples, which shows how much more
 samples could change.
 
