@@ -48,9 +48,10 @@ def measure(run: Path, images: int) -> list[float] | None:
 
 
 def name_of(run: Path) -> str:
-    """The likelihood, its scale rule, and what else the run's own config says."""
+    """The likelihood, its scale rule, and the end of the path."""
     choices = RunFolder(run).read_config()[1]["choices"]
-    return " ".join(filter(None, [choices["likelihood"], choices.get("likelihood/scale", ""), f"({run.name})"]))
+    name = "/".join(filter(None, [choices["likelihood"], choices.get("likelihood/scale")]))
+    return f"{name} ({run.parent.name}/{run.name})"
 
 
 def main() -> None:

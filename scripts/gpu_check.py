@@ -35,6 +35,9 @@ WAITS = {  # what the host must not wait for in a captured step
     "per pixel": ["likelihood=laplace", "likelihood/scale=per_pixel"],
     "optimal scale": ["likelihood=gaussian", "likelihood/scale=optimal_per_image"],
     "IWAE": ["likelihood=gaussian", "objective=iwae"],
+    "beta-TCVAE": ["likelihood=gaussian", "objective=beta_tc"],
+    "MMD": ["likelihood=gaussian", "objective=mmd"],
+    "RAE, penalty of derivatives": ["likelihood=gaussian", "objective=rae", "objective.gradient=0.1"],
     "mixture": ["likelihood=discretized_logistic_mixture"],
 }
 WAITS_IN_COLOR = {

@@ -1,19 +1,25 @@
 """What beta, warm-up, free bits and several samples mean."""
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from conftest import composed
+from scipy.integrate import quad
+from scipy.stats import norm
 from torch.nn import functional as F
 
 from vaex.build import build_model
 from vaex.data.dataset import Dataset, Images, Source
 from vaex.evaluation.bound import Numbers, evaluate
 from vaex.evaluation.measure import Evaluation
-from vaex.model import Autoencoder
-from vaex.objectives import AE, IWAE, VAE, Batch, Objective
+from vaex.model import Autoencoder, Posterior
+from vaex.objectives import AE, DIP, IWAE, MMD, RAE, VAE, Batch, Objective, TotalCorrelation
+from vaex.objectives.latents import aggregate_log_prob, squared_mmd
 
 SHAPE = (1, 8, 8)
 START = torch.zeros(())
@@ -196,3 +202,161 @@ def test_a_corrupted_input_is_scored_against_the_clean_image() -> None:
     assert numbers["mse_restored"] == pytest.approx((restored - x).square().mean().item())
     assert numbers["mse_corrupted"] == pytest.approx(x.square().mean().item())
     assert numbers["loss"] != clean["loss"] and "mse_restored" not in clean
+
+
+def posteriors(count: int, latents: int = 2) -> tuple[Posterior, torch.Tensor]:
+    """q(z|x) of some images, and a sample of each."""
+    generator = torch.Generator().manual_seed(0)
+    mean, log_var, noise = (torch.randn(count, latents, generator=generator).double() for _ in range(3))
+    posterior = Posterior(mean, log_var)
+    return posterior, posterior.at(noise)
+
+
+def mixture(posterior: Posterior, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """q(z) and q(z_j), by PyTorch's distributions."""
+    parts = torch.distributions.Normal(posterior.mean, posterior.std)
+    log_prob = parts.log_prob(z[:, None])
+    return log_prob.sum(2).exp().mean(1), log_prob.exp().mean(1)
+
+
+def test_the_aggregate_posterior_of_all_images_is_their_mixture() -> None:
+    posterior, z = posteriors(7)
+    for log_q, q in zip(aggregate_log_prob(posterior, z), mixture(posterior, z), strict=True):
+        torch.testing.assert_close(log_q.exp(), q)
+
+
+def test_the_aggregate_posterior_is_estimated_without_bias_from_a_batch() -> None:
+    """The mean over all batches of three that contain an image is q at its z, of all six images."""
+    posterior, z = posteriors(6)
+    exact = mixture(posterior, z)
+    for image in range(6):
+        estimates = []
+        for pair in itertools.combinations([n for n in range(6) if n != image], 2):
+            rows = torch.tensor([image, *pair])
+            part = Posterior(posterior.mean[rows], posterior.log_var[rows])
+            estimates.append([log_q[0].exp() for log_q in aggregate_log_prob(part, z[rows], population=6)])
+        for n in (0, 1):
+            mean = torch.stack([estimate[n] for estimate in estimates]).mean(0)
+            torch.testing.assert_close(mean, exact[n][image])
+
+
+def test_beta_tc_is_a_vae_where_all_parts_of_the_rate_weigh_the_same() -> None:
+    model, batch = model_and_batch()
+    losses = []
+    for objective in (vae(beta=3.0), TotalCorrelation(beta=3.0, tc=3.0), TotalCorrelation(beta=3.0, tc=5.0)):
+        torch.manual_seed(1)
+        losses.append(objective(model, batch, START).loss)
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.manual_seed(1)
+    posterior = model.encode(batch.x)
+    joint, marginals = aggregate_log_prob(posterior, posterior.at(batch.noise(1, 20))[0])
+    torch.testing.assert_close(losses[2] - losses[0], 2 * (joint - marginals.sum(1)).mean())
+
+
+def test_a_run_says_what_it_minimizes(
+    here: Callable[..., object], tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here(*tiny, "steps=1", "figures.kinds=[]", "objective=beta_tc", "beta=2", "objective.tc=8")
+    assert "beta_tc, beta 2: distortion + 2 · KL(q(z|x) ‖ p(z)) + 6 · TC" in capsys.readouterr().out
+    here(*tiny, "steps=1", "figures.kinds=[]", "objective=rae", folder="rae")
+    assert "rae: distortion + 1 · ½|z|² + 0.1 · ½|θ|²" in capsys.readouterr().out
+
+
+def test_one_image_says_nothing_about_the_aggregate_posterior() -> None:
+    posterior, z = posteriors(1)
+    joint, marginals = aggregate_log_prob(posterior, z, population=100)
+    torch.testing.assert_close(joint, marginals.sum(1))
+
+
+@pytest.mark.parametrize("of", ["means", "samples"])
+def test_dip_penalizes_covariances_and_variances_that_are_not_one(of: Any) -> None:
+    posterior, z = posteriors(50, latents=3)
+    covariance = torch.cov(posterior.mean.T, correction=0)
+    if of == "samples":
+        covariance = covariance + posterior.std.square().mean(0).diag()
+    distance = (covariance - torch.eye(3)).square()
+    diagonal = distance.diagonal().sum()
+    expected = 2 * (distance.sum() - diagonal) + 5 * diagonal
+    objective = DIP(beta=1.0, off_diagonal=2.0, diagonal=5.0, of=of)
+    torch.testing.assert_close(objective.penalty(posterior, z, Mock()), expected)
+
+
+def expected_kernel(kernel: str, shift: float) -> float:
+    """The mean of the kernel at z - z' with z from N(shift, 1) and z' from N(0, 1), by numerical integration."""
+
+    def value(difference: float) -> float:
+        if kernel == "rbf":
+            return math.exp(-(difference**2) / 2)
+        return sum(2 * scale / (2 * scale + difference**2) for scale in (0.1, 0.2, 0.5, 1, 2, 5, 10))
+
+    result: float = quad(lambda d: norm.pdf(d, shift, math.sqrt(2)) * value(d), -12, 14, limit=200)[0]
+    return result
+
+
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_mmd_is_estimated_without_bias(kernel: str, shift: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(2, 2000, 30, 1, generator=generator)
+    estimates = torch.stack([squared_mmd(a + shift, b, kernel) for a, b in zip(*samples, strict=True)])
+    exact = 2 * (expected_kernel(kernel, 0.0) - expected_kernel(kernel, shift))
+    error = estimates.std().item() / math.sqrt(len(estimates))
+    assert estimates.mean().item() == pytest.approx(exact, abs=4 * error)
+    assert error < 0.02
+
+
+def test_a_wasserstein_autoencoder_has_no_rate_in_its_loss() -> None:
+    model, batch = model_and_batch()
+    torch.manual_seed(1)
+    terms = MMD(beta=0.0, mmd=10.0, kernel="imq")(model, batch, START)
+    torch.manual_seed(1)
+    noise, prior = batch.noise(1, 20), batch.noise(1, 20)
+    distance = squared_mmd(model.encode(batch.x).at(noise)[0], prior[0], "imq")
+    torch.testing.assert_close(terms.loss, terms.distortion.mean() + 10 * distance)
+
+
+def test_a_regularized_autoencoder_penalizes_its_code_and_its_decoder() -> None:
+    model, batch = model_and_batch("objective=ae", stochastic=False)
+    plain, code, decoder = (
+        RAE(code=c, decoder=d, gradient=0.0)(model, batch, START).loss for c, d in ((0.0, 0.0), (2.0, 0.0), (0.0, 3.0))
+    )
+    torch.testing.assert_close(plain, AE()(model, batch, START).loss)
+    z = model.encode(batch.x).mean
+    torch.testing.assert_close(code - plain, z.square().sum(1).mean())
+    weights = torch.cat([parameter.flatten() for parameter in model.decoder.parameters()])
+    torch.testing.assert_close(decoder - plain, 1.5 * weights.square().sum())
+
+
+def test_the_gradient_penalty_is_the_squared_jacobian_in_training_and_in_evaluation() -> None:
+    model, batch = model_and_batch("objective=ae", stochastic=False)
+    z = model.encode(batch.x).mean.detach()
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda z: model.decode(z[None]).mean[0].flatten()))(z)
+    exact = jacobian.square().sum((1, 2)).mean().item()
+    plain, penalized = RAE(code=0.0, decoder=0.0, gradient=0.0), RAE(code=0.0, decoder=0.0, gradient=1.0)
+
+    def penalty() -> float:
+        return (penalized(model, batch, START).loss - plain(model, batch, START).loss).item()
+
+    in_training = sum(penalty() for _ in range(400)) / 400
+    with torch.no_grad():
+        in_evaluation = sum(penalty() for _ in range(400)) / 400
+    assert in_training == pytest.approx(exact, rel=0.1) and in_evaluation == pytest.approx(exact, rel=0.1)
+    for part in (model.encoder, model.decoder):
+        loss = penalized(model, batch, START).loss - plain(model, batch, START).loss
+        assert gradient(part, loss).norm() > 0
+
+
+@pytest.mark.parametrize(
+    "make, key",
+    [
+        (lambda: TotalCorrelation(beta=1.0, tc=-1.0), "tc"),
+        (lambda: DIP(beta=1.0, off_diagonal=math.inf, diagonal=1.0, of="means"), "off_diagonal"),
+        (lambda: DIP(beta=1.0, off_diagonal=1.0, diagonal=1.0, of="pixels"), "of"),  # type: ignore[arg-type]
+        (lambda: MMD(beta=1.0, mmd=math.nan, kernel="imq"), "mmd"),
+        (lambda: MMD(beta=1.0, mmd=1.0, kernel="linear"), "kernel"),  # type: ignore[arg-type]
+        (lambda: RAE(code=-1.0, decoder=0.0, gradient=0.0), "code"),
+    ],
+)
+def test_penalties_out_of_range_are_refused_by_name(make: Callable[[], Objective], key: str) -> None:
+    with pytest.raises(ValueError, match=f"objective.{key}="):
+        make()

@@ -55,7 +55,7 @@ def evaluate(
     split = batches(model, images, to_float, batch_size=batch_size, poll=poll, share=share)
     for batch in split:
         x, labels = batch.x, batch.labels
-        terms = objective(model, Batch(x, x, labels), None)
+        terms = objective(model, Batch(x, x, labels, population=len(images)), None)
         posterior, distribution = terms.posterior, terms.distribution
         at_mean = model.decode(posterior.mean, labels, x) if model.stochastic else distribution
         add("distortion", terms.distortion.double().sum())
@@ -65,11 +65,11 @@ def evaluate(
             add("rate_per_latent", rate.sum(0))
             add("elbo_squared", (terms.distortion + rate.sum(1)).square().sum())
         if model.stochastic and is_test:
-            again = objective(model, Batch(x, x, labels), None)  # with other samples of z
+            again = objective(model, Batch(x, x, labels, population=len(images)), None)  # with other samples of z
             add("draw_variance", (terms.distortion - again.distortion).double().square().sum() / 2)
         corrupted = evaluation.corruption(x)
         if corrupted is not x:
-            terms = objective(model, Batch(x, corrupted, labels), None)
+            terms = objective(model, Batch(x, corrupted, labels, population=len(images)), None)
             restored = model.decode(terms.posterior.mean, labels, x).mean
             add("mse_corrupted", image_mse(corrupted - x).double().sum())
             add("mse_restored", image_mse(restored - x).double().sum())

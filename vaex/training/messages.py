@@ -35,10 +35,13 @@ def start_message(
     bounds = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in likelihood.bounds().items())
     device = experiment.device
     devices = f"{processes} processes, each on {device.type}" if processes > 1 else str(device)
-    objective, beta_term, corruption = experiment.objective, "", choices.get("corruption", "none")
+    objective, loss, corruption = experiment.objective, "", choices.get("corruption", "none")
     if objective.beta is not None:
         beta = float(objective.beta)
-        beta_term = f", beta {beta:g}: distortion + {beta:g} · KL(q(z|x) ‖ p(z)){_as_mean_error(experiment, beta)}"
+        loss = f", beta {beta:g}: distortion + {beta:g} · KL(q(z|x) ‖ p(z)){objective.penalties}"
+        loss += _as_mean_error(experiment, beta)
+    elif objective.penalties:
+        loss = f": distortion{objective.penalties}"
     lines = {
         "data": f"{choices['dataset']}, {splits} images of {channels} × {height} × {width}",
         "model": f"{choices['architecture']}, {model.latent_dim} latents, {experiment.parameters:,} parameters"
@@ -46,7 +49,7 @@ def start_message(
         "likelihood": f"{choices['likelihood']}{scale}, a {kind}{bounds}",
         "distortion": f"{likelihood.formula}, summed over pixels" if likelihood.formula else "",
         "objective": choices["objective"]
-        + beta_term
+        + loss
         + (f", {objective.samples} samples of z" if objective.samples > 1 else "")
         + (f", the encoder's input under {corruption} noise" if corruption != "none" else ""),
         "training": f"{experiment.steps:,} steps of {settings.batch_size} on {devices}"

@@ -58,7 +58,12 @@ class TrainingStep:
         """Gradients of the loss and logged metrics of this process's part of the batch."""
         # All processes draw the noise of the whole batch, so that it does not depend on the number of processes.
         x = self.to_float(self.images.pixels.index_select(0, index))
-        batch = Batch(x=x, input=self.corruption(x), labels=self.images.labels.index_select(0, index))
+        batch = Batch(
+            x=x,
+            input=self.corruption(x),
+            labels=self.images.labels.index_select(0, index),
+            population=len(self.images),
+        )
         if self.processes.size > 1:
             batch = batch.part(self.processes.rank, self.processes.size)
         terms = self.objective(self.model, batch, self.step)

@@ -1,0 +1,113 @@
+"""What an objective is: a function of a model and a batch that returns the loss and its terms. Nats per image."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vaex.data.noise import normal
+from vaex.likelihoods.base import PixelDistribution
+from vaex.model import Autoencoder, Posterior
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images on the device, or one process's part of them.
+
+    Attributes:
+        x: the images that are scored, [B, C, H, W] float32 in [0, 1].
+        input: the encoder's input, [B, C, H, W]; x itself unless it is corrupted.
+        labels: [B] int64.
+        start: index of the first image within the whole batch.
+        whole_size: number of images in the whole batch; None if this is the whole batch.
+        population: number of images from which the batch is drawn; None for those of the batch alone.
+    """
+
+    x: Tensor
+    input: Tensor
+    labels: Tensor
+    start: int = 0
+    whole_size: int | None = None
+    population: int | None = None
+
+    def part(self, number: int, parts: int) -> "Batch":
+        """Part `number` of `parts` equal parts, with the images in order."""
+        size = len(self.x) // parts
+        rows = slice(number * size, (number + 1) * size)
+        return Batch(self.x[rows], self.input[rows], self.labels[rows], rows.start, len(self.x), self.population)
+
+    def noise(self, samples: int, latent_dim: int) -> Tensor:
+        """Samples from N(0, 1), [samples, B, latent_dim].
+
+        A part draws noise for the whole batch and keeps its own rows, so that the noise of an image does not depend on
+        the number of parts.
+        """
+        noise = normal(samples, self.whole_size or len(self.x), latent_dim, device=self.x.device)
+        return noise[:, self.start : self.start + len(self.x)]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of an objective for a batch of B images.
+
+    Attributes:
+        loss: the scalar that is minimized, [].
+        distortion: -E_q log p(x|z), [B].
+        rate: KL(q(z|x) || p(z)) of each latent, [B, latent_dim]; None without a posterior distribution.
+        posterior: q(z|x).
+        distribution: p(x|z), with batch shape [samples, B], or [B] without a posterior distribution.
+    """
+
+    loss: Tensor
+    distortion: Tensor
+    rate: Tensor | None
+    posterior: Posterior
+    distribution: PixelDistribution
+
+
+class Objective(nn.Module):
+    """Base class of objectives.
+
+    Attributes:
+        stochastic: whether the encoder must return a distribution.
+        samples: number of samples of z for each image.
+        weighs_samples: whether samples of z are weighted by p(x|z), which then may not be computed from x itself.
+        linear_in_batch: whether the loss of a batch is the mean of the losses of its equal parts.
+        beta: weight of the rate, []; None for an objective without such a weight.
+        penalties: what the loss has besides the distortion and beta · rate, as a formula for people: ` + 3 · TC`.
+    """
+
+    stochastic: bool
+    samples: int = 1
+    weighs_samples: bool = False
+    linear_in_batch: bool = True
+    beta: Tensor | None
+    penalties: str = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("beta", None, persistent=False)
+
+    def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
+        """The terms of a batch.
+
+        Args:
+            model: on the batch's device.
+            batch: B images.
+            step: number of optimizer steps taken so far, []; None to evaluate with every warm-up completed.
+        """
+        raise NotImplementedError
+
+
+def at_least_one(samples: int) -> int:
+    """Raises ValueError for a number of samples below one."""
+    if samples < 1:
+        raise ValueError(f"objective.samples={samples}: must be >= 1")
+    return samples
+
+
+def not_negative(name: str, value: float) -> float:
+    """Raises ValueError, with the key, for a weight that is negative or not finite."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"objective.{name}={value}: must be a finite number >= 0")
+    return value

@@ -1,0 +1,67 @@
+"""The autoencoder, and the variational autoencoder with beta, warm-up and free bits."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vaex.model import Autoencoder
+from vaex.objectives.base import Batch, Objective, Terms, at_least_one
+
+
+class AE(Objective):
+    """Deterministic autoencoder: the loss is the distortion of the code, under any likelihood."""
+
+    stochastic = False
+
+    def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
+        code = model.encode(batch.input, batch.labels)
+        distribution = model.decode(code.mean, batch.labels, batch.x)
+        distortion = -distribution.log_prob(batch.x)
+        return Terms(distortion.mean(), distortion, None, code, distribution)
+
+
+class VAE(Objective):
+    """distortion + beta · rate. Kingma & Welling 2014, eq. 7 (beta = 1); Higgins et al. 2017, eq. 4.
+
+    Args:
+        beta: weight of the rate.
+        samples: number of Monte Carlo samples of z for each image.
+        warmup: number of steps over which beta grows linearly from 0; 0 for no warm-up.
+        free_bits: rate of each latent in nats, averaged over the batch, up to which it is not penalized. Kingma et al.
+            2016, eq. 15.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    stochastic = True
+    beta: Tensor
+
+    def __init__(self, *, beta: float, samples: int, warmup: int, free_bits: float) -> None:
+        super().__init__()
+        self.samples = at_least_one(samples)
+        if warmup < 0:
+            raise ValueError(f"objective.warmup={warmup}: must be >= 0 optimizer steps")
+        if not (math.isfinite(free_bits) and free_bits >= 0):
+            raise ValueError(f"objective.free_bits={free_bits}: must be a finite number >= 0, in nats for each latent")
+        self.register_buffer("beta", torch.tensor(beta), persistent=False)
+        self.warmup, self.free_bits = warmup, free_bits
+        self.linear_in_batch = free_bits == 0  # free bits clamp the mean rate of the whole batch
+
+    def loss(self, distortion: Tensor, rate: Tensor, step: Tensor | None = None) -> Tensor:
+        """The loss [] of a mean distortion [] and the mean rate of each latent [latent_dim]."""
+        beta = self.beta
+        if self.warmup and step is not None:
+            beta = beta * (step / self.warmup).clamp(max=1)
+        if self.free_bits:
+            rate = rate.clamp(min=self.free_bits)
+        return distortion + beta * rate.sum()
+
+    def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
+        posterior = model.encode(batch.input, batch.labels)
+        z = posterior.at(batch.noise(self.samples, model.latent_dim))  # [L, B, latent_dim]
+        distribution = model.decode(z, batch.labels, batch.x)
+        distortion = -distribution.log_prob(batch.x).mean(0)
+        rate = posterior.rate()
+        return Terms(self.loss(distortion.mean(), rate.mean(0), step), distortion, rate, posterior, distribution)
