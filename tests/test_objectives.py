@@ -18,7 +18,7 @@ from vaex.data.dataset import Dataset, Images, Source
 from vaex.evaluation.bound import Numbers, evaluate
 from vaex.evaluation.measure import Evaluation
 from vaex.model import Autoencoder, Posterior
-from vaex.objectives import AE, DIP, IWAE, MMD, RAE, VAE, Batch, Objective, TotalCorrelation
+from vaex.objectives import AE, DIP, IWAE, MMD, RAE, VAE, Batch, Capacity, Objective, TotalCorrelation
 from vaex.objectives.latents import aggregate_log_prob, squared_mmd
 
 SHAPE = (1, 8, 8)
@@ -268,6 +268,20 @@ def test_one_image_says_nothing_about_the_aggregate_posterior() -> None:
     torch.testing.assert_close(joint, marginals.sum(1))
 
 
+def test_a_capacity_pulls_the_rate_from_both_sides_and_grows() -> None:
+    model, batch = model_and_batch()
+    rate = model.encode(batch.x).rate().sum(1).mean().item()
+    for capacity, step, distance in (
+        (rate + 3, None, 3.0),
+        (rate / 2, None, rate / 2),
+        (rate, 5.0, rate / 2),
+        (rate, 99.0, 0.0),
+    ):
+        objective = Capacity(capacity=capacity, weight=7.0, warmup=10)
+        terms = objective(model, batch, None if step is None else torch.tensor(step))
+        assert (terms.loss - terms.distortion.mean()).item() == pytest.approx(7 * distance, abs=1e-3)
+
+
 @pytest.mark.parametrize("of", ["means", "samples"])
 def test_dip_penalizes_covariances_and_variances_that_are_not_one(of: Any) -> None:
     posterior, z = posteriors(50, latents=3)
@@ -354,6 +368,8 @@ def test_the_gradient_penalty_is_the_squared_jacobian_in_training_and_in_evaluat
         (lambda: DIP(beta=1.0, off_diagonal=1.0, diagonal=1.0, of="pixels"), "of"),  # type: ignore[arg-type]
         (lambda: MMD(beta=1.0, mmd=math.nan, kernel="imq"), "mmd"),
         (lambda: MMD(beta=1.0, mmd=1.0, kernel="linear"), "kernel"),  # type: ignore[arg-type]
+        (lambda: Capacity(capacity=-1.0, weight=1.0, warmup=0), "capacity"),
+        (lambda: Capacity(capacity=1.0, weight=1.0, warmup=-1), "warmup"),
         (lambda: RAE(code=-1.0, decoder=0.0, gradient=0.0), "code"),
     ],
 )

@@ -146,7 +146,7 @@ def test_the_examples_for_users_run_as_printed(
     monkeypatch.syspath_prepend(str(tmp_path))
     images = [override for override in tiny if not override.startswith("architecture")]
     run = here(
-        "--config-dir", "myconf", "architecture=linear", "objective=capacity", "steps=2", "figures.kinds=[]", *images
+        "--config-dir", "myconf", "architecture=linear", "objective=limit", "steps=2", "figures.kinds=[]", *images
     )
     cli.run("eval", [str(run), "--metric", "mypackage.BRIGHTNESS", "--fid", "none", "--samples", "0"])
     assert 0 <= results(run)["test/brightness"] <= 1

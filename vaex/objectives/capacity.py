@@ -1,0 +1,42 @@
+"""An objective that holds the rate at a capacity."""
+
+import torch
+from torch import Tensor
+
+from vaex.model import Autoencoder
+from vaex.objectives.base import Batch, Objective, Terms, not_negative
+
+
+class Capacity(Objective):
+    """distortion + weight · |rate - capacity|. Burgess et al. 2018, eq. 8.
+
+    Args:
+        capacity: the rate to reach, in nats, a mean over the batch.
+        weight: of the distance, gamma in the paper.
+        warmup: number of steps over which the capacity grows linearly from 0; 0 for the whole capacity at once.
+
+    Raises:
+        ValueError: if a value is negative.
+    """
+
+    stochastic = True
+    linear_in_batch = False  # |mean rate - capacity| is no mean over images
+    capacity: Tensor
+
+    def __init__(self, *, capacity: float, weight: float, warmup: int) -> None:
+        super().__init__()
+        not_negative("warmup", warmup)
+        self.register_buffer("capacity", torch.tensor(not_negative("capacity", capacity)), persistent=False)
+        self.weight, self.warmup = not_negative("weight", weight), warmup
+        self.penalties = f" + {weight:g} · |KL(q(z|x) ‖ p(z)) − {capacity:g}|"
+
+    def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
+        posterior = model.encode(batch.input, batch.labels)
+        z = posterior.at(batch.noise(1, model.latent_dim))  # [1, B, latent_dim]
+        distribution = model.decode(z, batch.labels, batch.x)
+        distortion, rate = -distribution.log_prob(batch.x)[0], posterior.rate()
+        capacity = self.capacity
+        if self.warmup and step is not None:
+            capacity = capacity * (step / self.warmup).clamp(max=1)
+        loss = distortion.mean() + self.weight * (rate.sum(1).mean() - capacity).abs()
+        return Terms(loss, distortion, rate, posterior, distribution)
