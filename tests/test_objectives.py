@@ -96,6 +96,18 @@ def test_beta_warms_up_linearly_and_evaluation_uses_all_of_it() -> None:
     assert objective.loss(distortion, rate).item() == 11
 
 
+def test_beta_waits_and_starts_again() -> None:
+    objective = VAE(beta=2.0, samples=1, warmup=10, free_bits=0.0, delay=4, cycle=20)
+    distortion, rate = torch.tensor(5.0), torch.tensor([1.0, 2.0])
+    losses = [objective.loss(distortion, rate, torch.tensor(step)).item() for step in (0, 4, 9, 14, 19, 20, 29)]
+    assert losses == [5, 5, 8, 11, 11, 5, 8]
+    at_once = VAE(beta=2.0, samples=1, warmup=0, free_bits=0.0, delay=4)
+    assert [at_once.loss(distortion, rate, torch.tensor(step)).item() for step in (0, 3, 4, 99)] == [5, 5, 11, 11]
+    for changes in ({"delay": -1}, {"warmup": 10, "delay": 5, "cycle": 15}):
+        with pytest.raises(ValueError, match=f"objective.{list(changes)[-1]}="):
+            VAE(**{"beta": 1.0, "samples": 1, "warmup": 0, "free_bits": 0.0} | changes)  # type: ignore[arg-type]
+
+
 def test_free_bits_are_free_for_each_latent() -> None:
     objective = vae(beta=2.0, free_bits=1.5)
     assert objective.loss(torch.tensor(5.0), torch.tensor([1.0, 2.0])).item() == 5 + 2 * (1.5 + 2.0)

@@ -28,6 +28,9 @@ class VAE(Objective):
         beta: weight of the rate.
         samples: number of Monte Carlo samples of z for each image.
         warmup: number of steps over which beta grows linearly from 0; 0 for no warm-up.
+        delay: number of steps before that, in which beta is 0.
+        cycle: number of steps after which beta starts from 0 again, with its delay and its warm-up; None for never. Fu
+            et al. 2019.
         free_bits: rate of each latent in nats, averaged over the batch, up to which it is not penalized. Kingma et al.
             2016, eq. 15.
 
@@ -38,22 +41,39 @@ class VAE(Objective):
     stochastic = True
     beta: Tensor
 
-    def __init__(self, *, beta: float, samples: int, warmup: int, free_bits: float) -> None:
+    def __init__(
+        self,
+        *,
+        beta: float,
+        samples: int,
+        warmup: int,
+        free_bits: float,
+        delay: int = 0,  # older runs have no value for this and the next
+        cycle: int | None = None,
+    ) -> None:
         super().__init__()
         self.samples = at_least_one(samples)
-        if warmup < 0:
-            raise ValueError(f"objective.warmup={warmup}: must be >= 0 optimizer steps")
+        for name, steps in (("warmup", warmup), ("delay", delay)):
+            if steps < 0:
+                raise ValueError(f"objective.{name}={steps}: must be >= 0 optimizer steps")
+        if cycle is not None and cycle <= delay + warmup:
+            raise ValueError(
+                f"objective.cycle={cycle}: must be longer than objective.delay + objective.warmup, {delay + warmup} "
+                "optimizer steps, or null"
+            )
         if not (math.isfinite(free_bits) and free_bits >= 0):
             raise ValueError(f"objective.free_bits={free_bits}: must be a finite number >= 0, in nats for each latent")
         self.register_buffer("beta", torch.tensor(beta), persistent=False)
-        self.warmup, self.free_bits = warmup, free_bits
+        self.warmup, self.delay, self.cycle, self.free_bits = warmup, delay, cycle, free_bits
         self.linear_in_batch = free_bits == 0  # free bits clamp the mean rate of the whole batch
 
     def loss(self, distortion: Tensor, rate: Tensor, step: Tensor | None = None) -> Tensor:
         """The loss [] of a mean distortion [] and the mean rate of each latent [latent_dim]."""
         beta = self.beta
-        if self.warmup and step is not None:
-            beta = beta * (step / self.warmup).clamp(max=1)
+        if step is not None and (self.warmup or self.delay):
+            step = step % self.cycle if self.cycle else step
+            grown = (step - self.delay) / self.warmup if self.warmup else (step >= self.delay).float()
+            beta = beta * grown.clamp(0, 1)
         if self.free_bits:
             rate = rate.clamp(min=self.free_bits)
         return distortion + beta * rate.sum()
