@@ -17,7 +17,7 @@ from vaex.build import build_model
 from vaex.data.dataset import Dataset, Images, Source
 from vaex.evaluation.bound import Numbers, evaluate
 from vaex.evaluation.measure import Evaluation
-from vaex.model import Autoencoder, Posterior
+from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 from vaex.objectives import AE, DIP, IWAE, MMD, RAE, VAE, Batch, Capacity, Objective, TotalCorrelation
 from vaex.objectives.latents import aggregate_log_prob, squared_mmd
 
@@ -194,6 +194,56 @@ def test_both_gradients_of_the_importance_weighted_bound_have_one_mean() -> None
     assert not torch.allclose(plain[0], doubly[0], rtol=0.01)
     assert doubly.var(0).sum() < plain.var(0).sum()
     assert plain.mean(0).norm() > 3 * noise.sqrt()  # there is something to agree on
+
+
+def with_the_same_noise(objective: Objective, model: Autoencoder, batch: Batch) -> torch.Tensor:
+    torch.manual_seed(1)
+    return objective(model, batch, START).loss
+
+
+@pytest.mark.parametrize("doubly", [False, True])
+def test_groups_are_the_mean_of_bounds_and_as_many_as_samples_the_elbo(doubly: bool) -> None:
+    model, batch = model_and_batch()
+    torch.manual_seed(1)
+    posterior = model.encode(batch.x)
+    noise = batch.noise(6, 20)
+    z = posterior.at(noise)
+    log_weights = model.decode(z).log_prob(batch.x) + log_prior_over_posterior(z, posterior.log_var, noise)
+    expected = torch.stack([part.logsumexp(0) - math.log(3) for part in log_weights.split(3)]).mean()
+    grouped = IWAE(samples=3, groups=2, doubly_reparametrized=doubly)
+    assert grouped.samples == 6
+    loss = with_the_same_noise(grouped, model, batch)
+    torch.testing.assert_close(loss, -expected)
+    single = IWAE(samples=1, groups=6, doubly_reparametrized=False)
+    torch.testing.assert_close(with_the_same_noise(single, model, batch), -log_weights.mean())
+    decoder = list(model.decoder.parameters())
+    ours, reference = (torch.autograd.grad(value, decoder) for value in (loss, -expected))
+    torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-4)
+
+
+def test_the_elbo_is_mixed_into_the_bound() -> None:
+    model, batch = model_and_batch()
+    elbo, bound, mixed = (
+        with_the_same_noise(IWAE(samples=4, doubly_reparametrized=False, elbo=weight), model, batch)
+        for weight in (1.0, 0.0, 0.25)
+    )
+    torch.testing.assert_close(mixed, 0.25 * elbo + 0.75 * bound)
+    assert bound < elbo
+    each = IWAE(samples=1, groups=4, doubly_reparametrized=False)
+    torch.testing.assert_close(elbo, with_the_same_noise(each, model, batch))
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"groups": 0}, "groups"),
+        ({"elbo": 1.5}, "elbo"),
+        ({"elbo": 0.5, "doubly_reparametrized": True}, "doubly_reparametrized"),
+    ],
+)
+def test_importance_weighted_bounds_out_of_range_are_refused(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=f"objective.{key}="):
+        IWAE(**{"samples": 2, "doubly_reparametrized": False} | changes)
 
 
 def test_an_importance_weighted_model_reports_its_elbo_and_its_bound() -> None:

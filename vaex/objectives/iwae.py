@@ -16,38 +16,66 @@ class IWAE(Objective):
     is Tucker et al. 2019, eq. 8: Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ, where w̃ are the normalized weights and the density of
     q is held fixed. Both have the same expectation; the second costs another pass through the decoder.
 
+    With `groups` the loss is the mean of that many such bounds, each from K samples of its own (MIWAE). With `elbo` it
+    is elbo · (-ELBO) + (1 - elbo) · that mean, with the ELBO of the same samples (CIWAE). Both raise the signal of
+    the encoder's gradient. Rainforth et al. 2018, section 5.
+
     The distortion in the terms is the mean over samples, so that the ELBO of the terms is the model's ELBO, as
     objective=vae reports it.
 
     Args:
-        samples: K, the number of samples of z for each image.
+        samples: K, the number of samples of z for each image and group.
         doubly_reparametrized: whether to use the doubly reparametrized gradient.
+        groups: number of bounds whose mean is taken.
+        elbo: weight of the ELBO, from 0 to 1.
 
     Raises:
-        ValueError: if samples < 1.
+        ValueError: if a value is out of range, or if the doubly reparametrized gradient is asked for with `elbo`.
     """
 
     stochastic = True
     weighs_samples = True
 
-    def __init__(self, *, samples: int, doubly_reparametrized: bool) -> None:
+    def __init__(
+        self,
+        *,
+        samples: int,
+        doubly_reparametrized: bool,
+        groups: int = 1,  # older runs have no value for this and the next
+        elbo: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.samples, self.doubly_reparametrized = at_least_one(samples), doubly_reparametrized
+        if groups < 1:
+            raise ValueError(f"objective.groups={groups}: must be >= 1")
+        if not 0 <= elbo <= 1:
+            raise ValueError(f"objective.elbo={elbo}: must be from 0 to 1")
+        if elbo and doubly_reparametrized:
+            raise ValueError("objective.doubly_reparametrized=true: is a gradient of the bound without objective.elbo")
+        self.groups, self.elbo = groups, elbo
+        self.samples, self.doubly_reparametrized = groups * at_least_one(samples), doubly_reparametrized
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         posterior = model.encode(batch.input, batch.labels)
         noise = batch.noise(self.samples, model.latent_dim)
-        z = posterior.at(noise)  # [K, B, latent_dim]
+        z = posterior.at(noise)  # [groups · K, B, latent_dim]
         log_var, standardized = posterior.log_var, noise
         if self.doubly_reparametrized:
             with torch.no_grad():
                 log_likelihood = model.decode(z, batch.labels, batch.x).log_prob(batch.x)
-                weights = torch.softmax(log_likelihood + log_prior_over_posterior(z, log_var, noise), dim=0)
+                log_weights = log_likelihood + log_prior_over_posterior(z, log_var, noise)
+                weights = self._grouped(log_weights).softmax(1).flatten(0, 1)
             z = z.detach() + weights[..., None] * (z - z.detach())  # the value of z, with its gradient times w̃
             log_var = log_var.detach()
             standardized = noise + (z - z.detach()) / posterior.std.detach()  # the noise, from z alone
         distribution = model.decode(z, batch.labels, batch.x)
         log_likelihood = distribution.log_prob(batch.x)
-        log_weights = log_likelihood + log_prior_over_posterior(z, log_var, standardized)  # [K, B]
-        bound = torch.logsumexp(log_weights, dim=0) - math.log(self.samples)
-        return Terms(-bound.mean(), -log_likelihood.mean(0), posterior.rate(), posterior, distribution)
+        log_weights = log_likelihood + log_prior_over_posterior(z, log_var, standardized)  # [groups · K, B]
+        grouped = self._grouped(log_weights)
+        bound = (torch.logsumexp(grouped, dim=1) - math.log(grouped.shape[1])).mean()
+        if self.elbo:
+            bound = self.elbo * log_weights.mean() + (1 - self.elbo) * bound
+        return Terms(-bound, -log_likelihood.mean(0), posterior.rate(), posterior, distribution)
+
+    def _grouped(self, log_weights: Tensor) -> Tensor:
+        """[groups · K, B] -> [groups, K, B]."""
+        return log_weights.view(self.groups, -1, log_weights.shape[1])
