@@ -83,9 +83,9 @@ def main() -> None:
 
 `python scripts/encoder_gap.py` computes bits/dim of {arguments.images:,} test images from samples of the encoder's
 posterior and of a posterior that is [fitted to each
-image](numbers.md#the-proposal-distribution-of-the-nll). The difference is what the encoder adds to the
-score. The last column says how much higher the fitted score is with half of its samples, which shows how much more
-samples could change.
+image](numbers.md#the-proposal-distribution-of-the-nll). The difference is that of the two
+columns before it: at least so much of the score comes from the encoder and from having few samples. The last column
+says how much higher the fitted score is with half of its samples, which shows how much more samples could change.
 
 {table(["run", *headings, "difference", "halving"], lines)}
 """

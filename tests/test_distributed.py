@@ -309,6 +309,10 @@ def test_what_is_no_mean_over_the_batch_is_refused(tiny: list[str]) -> None:
         build_in_all(composed(*tiny), Processes(0, 3))
     for override, message in [
         ("objective.free_bits=0.1", "objective.free_bits=0.1: .*; set it to 0"),
+        ("objective=beta_tc", "objective: TotalCorrelation: the loss of a batch is not the mean"),
+        ("objective=dip", "objective: DIP: "),
+        ("objective=mmd", "objective: MMD: "),
+        ("objective=capacity", "objective: Capacity: "),
         ("likelihood/scale=optimal", "use likelihood/scale=shared"),
         ("likelihood/scale=optimal_per_image", "use likelihood/scale=shared"),
     ]:

@@ -5,7 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import vaex as package
 from vaex import cli
 from vaex.commands.datasets import LatestDataset
-from vaex.config.identity import difference_from_checkpoint
+from vaex.config.identity import config_hash, difference, difference_from_checkpoint
 from vaex.config.schema import with_data
 from vaex.data import dataset as dataset_module
 from vaex.data.dataset import Dataset, Images, Source, changed_splits
@@ -357,3 +357,13 @@ def test_a_sweep_can_be_told_where_its_images_are_now(home: Path, capsys: pytest
     status = json.loads((here / "beta=2" / "status.json").read_text())
     assert status["status"] == "interrupted" and "is not the one of its checkpoint" in status["reason"]
     assert list((here / "beta=2" / "checkpoints").iterdir()) == checkpoints
+
+
+@pytest.mark.parametrize("objective, added", [("vae", ("delay", "cycle")), ("iwae", ("groups", "elbo"))])
+def test_a_config_without_options_that_are_newer_is_the_same_run(objective: str, added: tuple[str, ...]) -> None:
+    now = composed(f"objective={objective}")
+    older = replace(now, objective={key: value for key, value in now.objective.items() if key not in added})
+    assert config_hash(older) == config_hash(now)
+    changed = replace(now, objective={**now.objective, added[0]: 3})
+    assert config_hash(changed) != config_hash(older)
+    assert f"objective.{added[0]} was {0 if objective == 'vae' else 1} and is 3" in difference(older, changed)

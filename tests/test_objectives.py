@@ -3,23 +3,25 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import composed
+from conftest import composed, for_tests
 from scipy.integrate import quad
 from scipy.stats import norm
 from torch.nn import functional as F
 
-from vaex.build import build_model
+from vaex.build import build, build_model
 from vaex.data.dataset import Dataset, Images, Source
 from vaex.evaluation.bound import Numbers, evaluate
 from vaex.evaluation.measure import Evaluation
 from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
 from vaex.objectives import AE, DIP, IWAE, MMD, RAE, VAE, Batch, Capacity, Objective, TotalCorrelation
 from vaex.objectives.latents import aggregate_log_prob, squared_mmd
+from vaex.training.step import TrainingStep
 
 SHAPE = (1, 8, 8)
 START = torch.zeros(())
@@ -103,7 +105,7 @@ def test_beta_waits_and_starts_again() -> None:
     assert losses == [5, 5, 8, 11, 11, 5, 8]
     at_once = VAE(beta=2.0, samples=1, warmup=0, free_bits=0.0, delay=4)
     assert [at_once.loss(distortion, rate, torch.tensor(step)).item() for step in (0, 3, 4, 99)] == [5, 5, 11, 11]
-    for changes in ({"delay": -1}, {"warmup": 10, "delay": 5, "cycle": 15}):
+    for changes in ({"delay": -1}, {"warmup": 10, "delay": 5, "cycle": 14}, {"cycle": 5}):
         with pytest.raises(ValueError, match=f"objective.{list(changes)[-1]}="):
             VAE(**{"beta": 1.0, "samples": 1, "warmup": 0, "free_bits": 0.0} | changes)  # type: ignore[arg-type]
 
@@ -194,6 +196,26 @@ def test_both_gradients_of_the_importance_weighted_bound_have_one_mean() -> None
     assert not torch.allclose(plain[0], doubly[0], rtol=0.01)
     assert doubly.var(0).sum() < plain.var(0).sum()
     assert plain.mean(0).norm() > 3 * noise.sqrt()  # there is something to agree on
+
+
+def test_doubly_reparametrized_groups_are_bounds_of_their_own() -> None:
+    """The gradient of two groups is the mean of those of each, with the noise of that group."""
+    model, batch = model_and_batch("latent_dim=3")
+    noise = torch.randn(8, 6, 3)
+    encoder = list(model.encoder.parameters())
+
+    def of(objective: IWAE, noise: torch.Tensor) -> torch.Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Batch, "noise", lambda self, samples, latents: noise)
+            return gradient_of(objective(model, batch, START).loss, encoder)
+
+    both = of(IWAE(samples=4, groups=2, doubly_reparametrized=True), noise)
+    each = [of(iwae(4, doubly_reparametrized=True), part) for part in noise.split(4)]
+    torch.testing.assert_close(both, torch.stack(each).mean(0), rtol=1e-4, atol=1e-4)
+
+
+def gradient_of(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
 
 
 def with_the_same_noise(objective: Objective, model: Autoencoder, batch: Batch) -> torch.Tensor:
@@ -319,9 +341,13 @@ def test_a_run_says_what_it_minimizes(
     here: Callable[..., object], tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     here(*tiny, "steps=1", "figures.kinds=[]", "objective=beta_tc", "beta=2", "objective.tc=8")
-    assert "beta_tc, beta 2: distortion + 2 · KL(q(z|x) ‖ p(z)) + 6 · TC" in capsys.readouterr().out
+    assert "beta_tc, distortion + 2 · (KL(q(z|x) ‖ p(z)) − TC) + 8 · TC\n" in capsys.readouterr().out
     here(*tiny, "steps=1", "figures.kinds=[]", "objective=rae", folder="rae")
-    assert "rae: distortion + 1 · ½|z|² + 0.1 · ½|θ|²" in capsys.readouterr().out
+    assert "rae, distortion + 1 · ½|z|² + 0.01 · ½|θ|²\n" in capsys.readouterr().out
+    groups = ["objective.samples=2", "objective.groups=3", "objective.elbo=0.5"]
+    here(*tiny, "steps=1", "figures.kinds=[]", "objective=iwae", *groups, folder="iwae")
+    expected = "iwae, importance-weighted, the mean of 3 bounds of 2 samples of z each, and 0.5 · ELBO\n"
+    assert expected in capsys.readouterr().out
 
 
 def test_one_image_says_nothing_about_the_aggregate_posterior() -> None:
@@ -379,6 +405,66 @@ def test_mmd_is_estimated_without_bias(kernel: str, shift: float) -> None:
     error = estimates.std().item() / math.sqrt(len(estimates))
     assert estimates.mean().item() == pytest.approx(exact, abs=4 * error)
     assert error < 0.02
+
+
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+def test_the_kernels_are_those_of_the_papers(kernel: str) -> None:
+    """In five dimensions, pair by pair."""
+    a, b = torch.randn(2, 7, 5).double()
+
+    def k(x: torch.Tensor, y: torch.Tensor) -> float:
+        squares = (x - y).square().sum().item()
+        if kernel == "rbf":
+            return math.exp(-squares / 10)
+        return sum(10 * s / (10 * s + squares) for s in (0.1, 0.2, 0.5, 1, 2, 5, 10))
+
+    pairs = list(itertools.permutations(range(7), 2))
+    same = sum(k(a[i], a[j]) + k(b[i], b[j]) for i, j in pairs) / len(pairs)
+    expected = same - 2 * sum(k(x, y) for x in a for y in b) / 49
+    assert squared_mmd(a, b, kernel).item() == pytest.approx(expected)
+
+
+def test_the_aggregate_posterior_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior, z = posteriors(40)
+    whole = aggregate_log_prob(posterior, z, population=100)
+    monkeypatch.setattr("vaex.objectives.latents.AT_ONCE", 3 * z.numel())
+    torch.testing.assert_close(aggregate_log_prob(posterior, z, population=100), whole)
+
+
+def test_an_objective_knows_how_many_images_there_are_and_the_step(tiny: list[str]) -> None:
+    seen: list[tuple[int | None, int | None]] = []
+
+    class Recorder(VAE):
+        def forward(self, model: Autoencoder, batch: Batch, step: torch.Tensor | None) -> Any:
+            seen.append((batch.population, None if step is None else int(step)))
+            return super().forward(model, batch, step)
+
+    objective = Recorder(beta=1.0, samples=1, warmup=10, free_bits=0.0)
+    experiment = replace(build(composed(*tiny, "device=cpu")), objective=objective)
+    train = experiment.dataset.train
+    step = TrainingStep(experiment, train)
+    step(torch.arange(8))
+    step(torch.arange(8))
+    assert seen == [(len(train), 0), (len(train), 1)]
+    seen.clear()
+    images = train[torch.arange(20)]
+    evaluate(Evaluation(experiment.model, objective, experiment.dataset), images)
+    assert set(seen) == {(20, None)}
+    model, batch = model_and_batch()
+    torch.manual_seed(1)
+    terms = objective(model, batch, torch.tensor(5))
+    torch.testing.assert_close(terms.loss, (terms.distortion + 0.5 * terms.rate.sum(1)).mean())
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "conv", "resnet", "vit"])
+def test_derivatives_are_penalized_with_every_architecture(architecture: str) -> None:
+    small = for_tests("architecture", architecture)
+    overrides = [f"architecture={architecture}", *small, "objective=ae"]
+    torch.manual_seed(0)
+    model = build_model(composed(*overrides), (1, 28, 28), classes=0, stochastic=False)
+    x = torch.rand(3, 1, 28, 28)
+    loss = RAE(code=0.0, decoder=0.0, gradient=1.0)(model, Batch(x, x, torch.zeros(3, dtype=torch.int64)), START).loss
+    assert gradient(model.decoder, loss).isfinite().all()
 
 
 def test_a_wasserstein_autoencoder_has_no_rate_in_its_loss() -> None:

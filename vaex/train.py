@@ -245,7 +245,8 @@ def check_divisible(experiment: Experiment, config: Config) -> None:
         )
     if not experiment.objective.linear_in_batch:
         bits = config.objective.get("free_bits")
-        key, remedy = (f"objective.free_bits={bits}", "set it to 0, or ") if bits else ("objective", "")
+        name = str(config.objective["_target_"]).rpartition(".")[2]
+        key, remedy = (f"objective.free_bits={bits}", "set it to 0, or ") if bits else (f"objective: {name}", "")
         raise UserError(
             f"{key}: the loss of a batch is not the mean over its parts, of which each process has one; {remedy}use a "
             "single process"

@@ -43,8 +43,19 @@ def positions(grid: tuple[int, int], features: int) -> Tensor:
     return torch.cat([rows.expand(*grid, -1), columns.expand(*grid, -1)], dim=2).flatten(0, 1).float()
 
 
+class Attention(nn.MultiheadAttention):
+    """Attention of tokens [B, tokens, hidden] to themselves, with fewer copies of them and of gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        by_head = projected.view(*x.shape[:2], 3, self.num_heads, -1)
+        query, key, value = by_head.permute(2, 0, 3, 1, 4).unbind()
+        heads = F.scaled_dot_product_attention(query, key, value)  # [B, heads, tokens, hidden / heads]
+        return F.linear(heads.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
+
+
 class Block(nn.TransformerEncoderLayer):
-    """A pre-norm block, with an attention that makes fewer copies of its inputs and their gradients than PyTorch's.
+    """A pre-norm block, without masks.
 
     Args:
         hidden: features of a token.
@@ -54,15 +65,13 @@ class Block(nn.TransformerEncoderLayer):
 
     def __init__(self, hidden: int, heads: int, features: int) -> None:
         super().__init__(hidden, heads, features, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)
+        with torch.random.fork_rng([]):  # the initial weights are those of PyTorch's block
+            attention = Attention(hidden, heads, batch_first=True)
+        attention.load_state_dict(self.self_attn.state_dict())
+        self.self_attn = attention
 
     def _sa_block(self, x: Tensor, *masks: object, **options: object) -> Tensor:
-        """Attention of [B, tokens, hidden] to itself, without masks."""
-        attention = self.self_attn
-        projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-        by_head = projected.view(*x.shape[:2], 3, attention.num_heads, -1)
-        query, key, value = by_head.permute(2, 0, 3, 1, 4).unbind()
-        heads = F.scaled_dot_product_attention(query, key, value)  # [B, heads, tokens, hidden / heads]
-        out: Tensor = attention.out_proj(heads.transpose(1, 2).flatten(2))
+        out: Tensor = self.self_attn(x)
         return out
 
 

@@ -19,6 +19,13 @@ INCIDENTAL = (
     "trainer.capture",
     "trainer.on_save_error",
 )
+# Options that configs of older runs lack: one that they have beside it, and the value that changes nothing.
+ADDED = {
+    "objective.delay": ("objective.warmup", 0),
+    "objective.cycle": ("objective.warmup", None),
+    "objective.groups": ("objective.doubly_reparametrized", 1),
+    "objective.elbo": ("objective.doubly_reparametrized", 0.0),
+}
 MOST_NAMED = 4  # differences in a message
 
 
@@ -52,7 +59,12 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in _leaves(content) if not is_incidental(key)}
+    return with_added({key: value for key, value in _leaves(content) if not is_incidental(key)})
+
+
+def with_added(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, by dotted keys, with those of options that an older config lacks."""
+    return {key: value for key, (beside, value) in ADDED.items() if beside in values} | dict(values)
 
 
 def _fixed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,4 +102,4 @@ class FigureKind:
 
 
 def needs_prior(subject: Subject) -> str | None:
-    return None if subject.model.stochastic else "needs a prior, and objective=ae has none"
+    return None if subject.model.stochastic else "needs a prior, and this objective has none"

@@ -24,7 +24,7 @@ class _Softplus(torch.autograd.Function):
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), any shape, differentiable once."""
+    """log(1 + exp(x)), any shape, differentiable."""
     if x.is_cuda:
         return F.softplus(x, threshold=40)  # above this, x is exact to float64's last bit
     value: Tensor = _Softplus.apply(x)

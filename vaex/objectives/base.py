@@ -74,7 +74,7 @@ class Objective(nn.Module):
         weighs_samples: whether samples of z are weighted by p(x|z), which then may not be computed from x itself.
         linear_in_batch: whether the loss of a batch is the mean of the losses of its equal parts.
         beta: weight of the rate, []; None for an objective without such a weight.
-        penalties: what the loss has besides the distortion and beta · rate, as a formula for people: ` + 3 · TC`.
+        formula: the loss, as text for the start message; empty for distortion + beta · rate.
     """
 
     stochastic: bool
@@ -82,7 +82,7 @@ class Objective(nn.Module):
     weighs_samples: bool = False
     linear_in_batch: bool = True
     beta: Tensor | None
-    penalties: str = ""
+    formula: str = ""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,8 @@ class Capacity(Objective):
         not_negative("warmup", warmup)
         self.register_buffer("capacity", torch.tensor(not_negative("capacity", capacity)), persistent=False)
         self.weight, self.warmup = not_negative("weight", weight), warmup
-        self.penalties = f" + {weight:g} · |KL(q(z|x) ‖ p(z)) − {capacity:g}|"
+        self.formula = f"distortion + {weight:g} · |KL(q(z|x) ‖ p(z)) − {capacity:g}|"
+        self.formula += f", the capacity growing over {warmup:,} steps" if warmup else ""
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         posterior = model.encode(batch.input, batch.labels)

@@ -52,6 +52,11 @@ class IWAE(Objective):
         if elbo and doubly_reparametrized:
             raise ValueError("objective.doubly_reparametrized=true: is a gradient of the bound without objective.elbo")
         self.groups, self.elbo = groups, elbo
+        bounds = (
+            f"the mean of {groups} bounds of {samples} samples of z each" if groups > 1 else f"{samples} samples of z"
+        )
+        self.formula = f"importance-weighted, {bounds}" + (f", and {elbo:g} · ELBO" if elbo else "")
+        self.formula += ", doubly reparametrized gradient" if doubly_reparametrized else ""
         self.samples, self.doubly_reparametrized = groups * at_least_one(samples), doubly_reparametrized
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:

@@ -1,4 +1,4 @@
-"""Objectives that say something about the aggregate posterior q(z) = E_x q(z|x), and not only about each q(z|x).
+"""Objectives that penalize the aggregate posterior q(z) = E_x q(z|x), and not only each q(z|x).
 
 Each adds a penalty to distortion + beta · rate. It is estimated from a batch, so that these losses are no means over
 images.
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vaex.model import Autoencoder, Posterior
 from vaex.objectives.base import Batch, Objective, Terms, not_negative
+
+AT_ONCE = 2**23  # values of log q(z_ij|x_m)
 
 
 class AggregateObjective(Objective):
@@ -67,7 +69,7 @@ class TotalCorrelation(AggregateObjective):
     def __init__(self, *, beta: float, tc: float) -> None:
         super().__init__(beta=beta)
         self.tc = not_negative("tc", tc)
-        self.penalties = f" + {tc - beta:g} · TC"
+        self.formula = f"distortion + {beta:g} · (KL(q(z|x) ‖ p(z)) − TC) + {tc:g} · TC"
 
     def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:
         log_q, log_q_of_each = aggregate_log_prob(posterior, z, batch.population)
@@ -87,11 +89,15 @@ def aggregate_log_prob(posterior: Posterior, z: Tensor, population: int | None =
     own, others = 1 / population, (population - 1) / (population * max(1, count - 1))
     if count == 1:
         own = 1.0  # nothing is known about the others
-    weights = torch.full((count, count), others, device=z.device).fill_diagonal_(own)  # of q(z_i|x_m)
-    squares = ((z[:, None] - posterior.mean) / posterior.std).square()
-    log_prob = -0.5 * (squares + posterior.log_var + math.log(2 * math.pi))  # [B, B, latent_dim]
-    log_weights = weights.log()
-    return torch.logsumexp(log_prob.sum(2) + log_weights, 1), torch.logsumexp(log_prob + log_weights[..., None], 1)
+    log_weights = torch.full((count, count), others, device=z.device).fill_diagonal_(own).log()  # of q(z_i|x_m)
+    rows = max(1, AT_ONCE // z.numel())  # not all in an evaluation, which has large batches
+    joint, marginals = [], []
+    for some, their_weights in zip(torch.split(z, rows), torch.split(log_weights, rows), strict=True):
+        squares = ((some[:, None] - posterior.mean) / posterior.std).square()
+        log_prob = -0.5 * (squares + posterior.log_var + math.log(2 * math.pi))  # [rows, B, latent_dim]
+        joint.append(torch.logsumexp(log_prob.sum(2) + their_weights, 1))
+        marginals.append(torch.logsumexp(log_prob + their_weights[..., None], 1))
+    return torch.cat(joint), torch.cat(marginals)
 
 
 class DIP(AggregateObjective):
@@ -119,7 +125,8 @@ class DIP(AggregateObjective):
             not_negative("diagonal", diagonal),
         )
         self.of = of
-        self.penalties = f" + {off_diagonal:g} · Σ C_ij² + {diagonal:g} · Σ (C_ii − 1)², C the covariance of {of}"
+        terms = f"{off_diagonal:g} · Σ C_ij² + {diagonal:g} · Σ (C_ii − 1)², C the covariance of {of}"
+        self.formula = f"distortion + {beta:g} · KL(q(z|x) ‖ p(z)) + {terms}"
 
     def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:
         centered = posterior.mean - posterior.mean.mean(0)
@@ -137,13 +144,14 @@ class MMD(AggregateObjective):
     Zhao et al. 2019 (InfoVAE), with beta = 1 - alpha and mmd = alpha + lambda - 1; with beta = 0 the objective of
     Tolstikhin et al. 2018 (WAE-MMD), whose kernel is `imq`.
 
-    MMD² is estimated without bias from the batch and as many samples of p(z) (Gretton et al. 2012, lemma 6).
+    MMD² is estimated from the batch and as many samples of p(z), without bias for independent samples (Gretton et al.
+    2012, lemma 6).
 
     Args:
         beta: weight of the rate.
         mmd: weight of MMD², in nats.
-        kernel: `imq`, the sum over s of s · 2d / (s · 2d + |z - z'|²) with s from 0.1 to 10; or `rbf`,
-            exp(-|z - z'|² / 2d); d is the number of latents.
+        kernel: `imq`, the sum of 2ds / (2ds + |z - z'|²) over s = 0.1, 0.2, 0.5, 1, 2, 5 and 10; or `rbf`,
+            exp(-|z - z'|² / (2d)); d is the number of latents.
 
     Raises:
         ValueError: if a value is out of range.
@@ -154,7 +162,7 @@ class MMD(AggregateObjective):
         if kernel not in ("imq", "rbf"):
             raise ValueError(f"objective.kernel={kernel}: must be imq or rbf")
         self.mmd, self.kernel = not_negative("mmd", mmd), kernel
-        self.penalties = f" + {mmd:g} · MMD²(q(z), p(z))"
+        self.formula = f"distortion + {beta:g} · KL(q(z|x) ‖ p(z)) + {mmd:g} · MMD²(q(z), p(z))"
 
     def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:
         prior = batch.noise(1, z.shape[1])[0]
@@ -168,7 +176,7 @@ def squared_mmd(a: Tensor, b: Tensor, kernel: str) -> Tensor:
         return a.new_zeros(())
 
     def mean_kernel(a: Tensor, b: Tensor, *, same: bool) -> Tensor:
-        squares = (a[:, None] - b).square().sum(2)
+        squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
         if kernel == "rbf":
             values = torch.exp(-squares / (2 * dimensions))
         else:

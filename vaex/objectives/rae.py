@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vaex.model import Autoencoder
 from vaex.objectives.base import Batch, Objective, Terms, not_negative
@@ -29,7 +30,7 @@ class RAE(Objective):
         self.code, self.decoder = not_negative("code", code), not_negative("decoder", decoder)
         self.gradient = not_negative("gradient", gradient)
         terms = {"½|z|²": code, "½|θ|²": decoder, "|∂x̂/∂z|²": gradient}
-        self.penalties = "".join(f" + {weight:g} · {term}" for term, weight in terms.items() if weight)
+        self.formula = "distortion" + "".join(f" + {weight:g} · {term}" for term, weight in terms.items() if weight)
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         code = model.encode(batch.input, batch.labels)
@@ -45,9 +46,11 @@ class RAE(Objective):
 
     def _squared_derivatives(self, model: Autoencoder, z: Tensor, batch: Batch) -> Tensor:
         """|∂x̂/∂z|², mean over the batch, []: E |vᵀ ∂x̂/∂z|² for v from N(0, I)."""
-        with torch.enable_grad():  # in an evaluation, too
-            z = z if z.requires_grad else z.detach().requires_grad_()
+        training = torch.is_grad_enabled()
+        z = z if training else z.detach().requires_grad_()
+        # The fused kernels of attention have no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             mean = model.decode(z, batch.labels, batch.x).mean
             direction = batch.noise(1, mean[0].numel())[0].view_as(mean)
-            (product,) = torch.autograd.grad((mean * direction).sum(), z, create_graph=torch.is_grad_enabled())
+            (product,) = torch.autograd.grad((mean * direction).sum(), z, create_graph=training)
         return product.square().sum(1).mean()

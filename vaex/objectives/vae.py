@@ -56,10 +56,10 @@ class VAE(Objective):
         for name, steps in (("warmup", warmup), ("delay", delay)):
             if steps < 0:
                 raise ValueError(f"objective.{name}={steps}: must be >= 0 optimizer steps")
-        if cycle is not None and cycle <= delay + warmup:
+        if cycle is not None and (cycle < delay + warmup or not delay + warmup):
             raise ValueError(
-                f"objective.cycle={cycle}: must be longer than objective.delay + objective.warmup, {delay + warmup} "
-                "optimizer steps, or null"
+                f"objective.cycle={cycle}: must be at least objective.delay + objective.warmup, {delay + warmup} "
+                "optimizer steps, which must not be 0; or null"
             )
         if not (math.isfinite(free_bits) and free_bits >= 0):
             raise ValueError(f"objective.free_bits={free_bits}: must be a finite number >= 0, in nats for each latent")

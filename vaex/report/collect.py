@@ -7,6 +7,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from vaex.config.identity import with_added
 from vaex.config.schema import config_dir
 from vaex.errors import UserError
 from vaex.evaluation.comparison import ComparisonGroup, Description, comparison_group
@@ -98,7 +99,7 @@ def _read(path: Path, name: str, defaults: Mapping[str, Value]) -> Run:
         name=name,
         status=state if state in STATES else "unknown",
         reason="; ".join(reason.splitlines()[-1:] + problems),
-        config={**defaults, **_flatten(content)} if content else {},
+        config=with_added({**defaults, **_flatten(content)}) if content else {},
         choices={str(group): str(option) for group, option in choices.items()} if isinstance(choices, dict) else {},
         overrides={} if content else _overrides(path / ".hydra" / "overrides.yaml"),
         results=results,

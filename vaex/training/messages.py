@@ -36,12 +36,11 @@ def start_message(
     device = experiment.device
     devices = f"{processes} processes, each on {device.type}" if processes > 1 else str(device)
     objective, loss, corruption = experiment.objective, "", choices.get("corruption", "none")
-    if objective.beta is not None:
+    if objective.formula:
+        loss = f", {objective.formula}"
+    elif objective.beta is not None:
         beta = float(objective.beta)
-        loss = f", beta {beta:g}: distortion + {beta:g} · KL(q(z|x) ‖ p(z)){objective.penalties}"
-        loss += _as_mean_error(experiment, beta)
-    elif objective.penalties:
-        loss = f": distortion{objective.penalties}"
+        loss = f", beta {beta:g}: distortion + {beta:g} · KL(q(z|x) ‖ p(z)){_as_mean_error(experiment, beta)}"
     lines = {
         "data": f"{choices['dataset']}, {splits} images of {channels} × {height} × {width}",
         "model": f"{choices['architecture']}, {model.latent_dim} latents, {experiment.parameters:,} parameters"
@@ -50,7 +49,7 @@ def start_message(
         "distortion": f"{likelihood.formula}, summed over pixels" if likelihood.formula else "",
         "objective": choices["objective"]
         + loss
-        + (f", {objective.samples} samples of z" if objective.samples > 1 else "")
+        + (f", {objective.samples} samples of z" if objective.samples > 1 and not objective.formula else "")
         + (f", the encoder's input under {corruption} noise" if corruption != "none" else ""),
         "training": f"{experiment.steps:,} steps of {settings.batch_size} on {devices}"
         + (", bf16" if model.bf16 else ", float32")
