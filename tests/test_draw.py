@@ -76,7 +76,7 @@ def test_codes_of_two_runs_beside_each_other(here: Here, tiny: list[str], capsys
     common = [*tiny, "steps=2", "device=cpu", "figures.kinds=[]"]
     vae = here(*common, "latent_dim=3", folder="sweep/vae")
     ae = here(*common, "objective=ae", folder="sweep/ae")
-    assert refused(vae, ae, "samples") == f"samples: needs a prior, and objective=ae has none ({ae})"
+    assert refused(vae, ae, "samples") == f"samples: needs a prior, and this objective has none ({ae})"
     main([str(vae), str(ae), "latents", "--count", "50"])
     assert (ae / "figures/latents.png").is_file()
     widths = {}

@@ -478,7 +478,7 @@ def test_a_kind_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch, tm
         "scale": "needs a scale that varies, and this run's is 0.1 everywhere: use likelihood/scale=per_pixel",
     }
     without_prior = reasons(build(2, stochastic=False), metrics=tmp_path / "none.jsonl", corruption=lambda x: x)
-    no_prior = "needs a prior, and objective=ae has none"
+    no_prior = "needs a prior, and this objective has none"
     assert without_prior == {
         "samples": no_prior,
         "manifold": no_prior,
