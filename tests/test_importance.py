@@ -187,9 +187,9 @@ def test_an_image_whose_posterior_cannot_be_fitted_keeps_that_of_the_encoder(
     model, x = ppca(SHIFT, WIDEN), images.pixels.float() / 255
     with torch.no_grad():
         encoder = model.encode(x)
-        kept = importance.fit(model, encoder, x, images.labels, lambda: None)
-    assert torch.equal(kept.mean, encoder.mean) and torch.equal(kept.log_var, encoder.log_var)
-    assert torch.equal(kept.factor, torch.diag_embed(encoder.std))
+        posterior = importance.fit(model, encoder, x, images.labels, lambda: None)
+    assert torch.equal(posterior.mean, encoder.mean) and torch.equal(posterior.log_var, encoder.log_var)
+    assert torch.equal(posterior.factor, torch.diag_embed(encoder.std))
 
 
 @pytest.mark.parametrize("samples", [1, 4])

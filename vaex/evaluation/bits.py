@@ -105,7 +105,7 @@ def _probability(evaluation: Evaluation) -> dict[str, Any]:
         results |= {f"test/{name}_dequantized": numbers[name] for name in ("elbo", "rate")}
         if "elbo_stderr" in numbers:
             results["test/elbo_dequantized_stderr"] = numbers["elbo_stderr"]
-    # Papers on binary MNIST draw 5,000 samples from the encoder's q, which takes longer and usually bounds less tightly
+    # Papers on binary MNIST draw 5,000 from the encoder's q, which takes longer and usually gives a looser bound.
     fitted = evaluation.dataset.binary and evaluation.samples is None
     posterior = evaluation.posterior or ("fitted" if fitted else "encoder")
     samples = SAMPLES[posterior] if evaluation.samples is None else evaluation.samples

@@ -66,7 +66,8 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, f
             while drawn < samples:
                 chunk = min((half if drawn < half else samples) - drawn, max(1, batch_size // len(x)))
                 decoding(chunk * len(x))
-                log_weights = _log_weights(model, posterior, x, labels, chunk).double()
+                noise = normal(chunk, *posterior.mean.shape, device=x.device)
+                log_weights = _log_weights(model, posterior, x, labels, noise).double()
                 log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
                 drawn += chunk
                 if drawn == half:
@@ -78,12 +79,8 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, f
     return Estimate(nll.mean().item(), stderr, halving)
 
 
-def _log_weights(model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, samples: int) -> Tensor:
-    """log p(x|z) + log p(z) - log q(z|x) at new samples of z, [samples, B]."""
-    return _log_weights_at(model, posterior, x, labels, normal(samples, *posterior.mean.shape, device=x.device))
-
-
-def _log_weights_at(model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+def _log_weights(model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+    """log p(x|z) + log p(z) - log q(z|x), [samples, B], for noise [samples, B, latent_dim]."""
     z = posterior.at(noise)
     return model.decode(z, labels, x).log_prob(x) + log_prior_over_posterior(z, posterior.log_var, noise)
 
@@ -129,7 +126,7 @@ def fit(
 
     def elbo(q: FullPosterior, noise: Tensor) -> Tensor:
         before_decoding()
-        return _log_weights_at(model, q, x, labels, noise).mean(0)
+        return _log_weights(model, q, x, labels, noise).mean(0)
 
     parameters = [parameter.requires_grad_() for parameter in (shift, log_scale, below)]
     optimizer = torch.optim.Adam(parameters, lr=FIT_RATE, betas=(0.9, 0.99))

@@ -1,4 +1,4 @@
-"""log(1 + exp(x)) to full precision. On a CPU without log1p, which would take most of the time of a step."""
+"""log(1 + exp(x)) to full precision, on a CPU without log1p, which would take most of the time of a step."""
 
 from typing import Any
 

@@ -99,6 +99,16 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
+def encode_and_decode(
+    model: Autoencoder, batch: Batch, samples: int
+) -> tuple[Posterior, Tensor, PixelDistribution, Tensor]:
+    """q(z|x), samples of z [samples, B, latent_dim], p(x|z), and the mean distortion of the samples [B]."""
+    posterior = model.encode(batch.input, batch.labels)
+    z = posterior.at(batch.noise(samples, model.latent_dim))
+    distribution = model.decode(z, batch.labels, batch.x)
+    return posterior, z, distribution, -distribution.log_prob(batch.x).mean(0)
+
+
 def at_least_one(samples: int) -> int:
     """Raises ValueError for a number of samples below one."""
     if samples < 1:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vaex.model import Autoencoder
-from vaex.objectives.base import Batch, Objective, Terms, not_negative
+from vaex.objectives.base import Batch, Objective, Terms, encode_and_decode, not_negative
 
 
 class Capacity(Objective):
@@ -32,10 +32,8 @@ class Capacity(Objective):
         self.formula += f", the capacity growing over {warmup:,} steps" if warmup else ""
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
-        posterior = model.encode(batch.input, batch.labels)
-        z = posterior.at(batch.noise(1, model.latent_dim))  # [1, B, latent_dim]
-        distribution = model.decode(z, batch.labels, batch.x)
-        distortion, rate = -distribution.log_prob(batch.x)[0], posterior.rate()
+        posterior, _, distribution, distortion = encode_and_decode(model, batch, samples=1)
+        rate = posterior.rate()
         capacity = self.capacity
         if self.warmup and step is not None:
             capacity = capacity * (step / self.warmup).clamp(max=1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vaex.model import Autoencoder, Posterior
-from vaex.objectives.base import Batch, Objective, Terms, not_negative
+from vaex.objectives.base import Batch, Objective, Terms, encode_and_decode, not_negative
 
 AT_ONCE = 2**23  # values of log q(z_ij|x_m)
 
@@ -41,10 +41,8 @@ class AggregateObjective(Objective):
         raise NotImplementedError
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
-        posterior = model.encode(batch.input, batch.labels)
-        z = posterior.at(batch.noise(1, model.latent_dim))  # [1, B, latent_dim]
-        distribution = model.decode(z, batch.labels, batch.x)
-        distortion, rate = -distribution.log_prob(batch.x)[0], posterior.rate()
+        posterior, z, distribution, distortion = encode_and_decode(model, batch, samples=1)
+        rate = posterior.rate()
         loss = distortion.mean() + self.beta * rate.sum(1).mean() + self.penalty(posterior, z[0], batch)
         return Terms(loss, distortion, rate, posterior, distribution)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaex.model import Autoencoder
-from vaex.objectives.base import Batch, Objective, Terms, at_least_one
+from vaex.objectives.base import Batch, Objective, Terms, at_least_one, encode_and_decode
 
 
 class AE(Objective):
@@ -79,9 +79,6 @@ class VAE(Objective):
         return distortion + beta * rate.sum()
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
-        posterior = model.encode(batch.input, batch.labels)
-        z = posterior.at(batch.noise(self.samples, model.latent_dim))  # [L, B, latent_dim]
-        distribution = model.decode(z, batch.labels, batch.x)
-        distortion = -distribution.log_prob(batch.x).mean(0)
+        posterior, _, distribution, distortion = encode_and_decode(model, batch, self.samples)
         rate = posterior.rate()
         return Terms(self.loss(distortion.mean(), rate.mean(0), step), distortion, rate, posterior, distribution)
