@@ -269,7 +269,7 @@ def training_step(case: Case, device: torch.device, *settings: str) -> tuple[Tra
 def ours(case: Case, device: torch.device, *settings: str, captured: bool = False) -> Run:
     """vaex's step, with its sums read every 50 steps, as in a run."""
     step, stream = training_step(case, device, *settings)
-    take = CapturedStep(step, case.batch_size) if captured else step
+    take = CapturedStep(step, (case.batch_size,)) if captured else step
     taken = 0
 
     def run(steps: int) -> None:

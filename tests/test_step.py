@@ -57,7 +57,7 @@ def trained_weights(
     if compiled:
         torch.compiler.reset()  # as a run does
         compile_step(step)
-    take_step = CapturedStep(step, config.batch_size) if captured else step
+    take_step = CapturedStep(step, (config.batch_size,)) if captured else step
     stream = IndexStream(len(experiment.dataset.train), config.batch_size, config.seed, experiment.device)
     for n in range(steps):
         take_step(stream.batch(n))
@@ -224,7 +224,7 @@ def test_a_step_that_cannot_be_captured_names_the_option(monkeypatch: pytest.Mon
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.cuda, "current_stream", Mock)
     config = composed(*tiny)
-    step = CapturedStep(step_of(build(config)), config.batch_size)
+    step = CapturedStep(step_of(build(config)), (config.batch_size,))
     for _ in range(CapturedStep.WARMUP):
         step(torch.arange(config.batch_size))
     with pytest.raises(UserError, match=r"^the .* \(operation .* is capturing\); set trainer.capture=false$"):
@@ -363,7 +363,7 @@ def test_steps_never_wait_for_the_gpu(
     config = composed(*data["sprites_rgb"], *likelihood, "device=cuda")
     experiment = build(config)
     step = step_of(experiment)
-    take_step = CapturedStep(step, config.batch_size) if captured else step
+    take_step = CapturedStep(step, (config.batch_size,)) if captured else step
     stream = IndexStream(len(experiment.dataset.train), config.batch_size, 0, experiment.device)
     for n in range(5):
         take_step(stream.batch(n))

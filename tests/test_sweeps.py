@@ -31,7 +31,7 @@ from vaex.sweeps.folder import SweepFolder
 from vaex.sweeps.grid import each_value_once
 from vaex.sweeps.multirun import jobs_table
 from vaex.sweeps.plan import constant_values, job_name, plan, planned_name, swept_keys
-from vaex.sweeps.scheduler import Job, Scheduler
+from vaex.sweeps.scheduler import Scheduler, Task
 from vaex.sweeps.watch import Watch
 from vaex.sweeps.worker import Outcome
 from vaex.training.signals import StopFlag
@@ -390,7 +390,7 @@ class FakeWorker:
         self.folder, self.history, self.gpu = folder, history, None
         self.polls, self.stopped = 0, False
         self.process = type("Process", (), {"exitcode": 0})
-        self.outcome: Outcome | None = None
+        self.outcomes: list[Outcome] | None = None
         history.append(f"start {folder.name}")
 
     def handles(self) -> list[Any]:
@@ -406,7 +406,7 @@ class FakeWorker:
         self.polls += 1
         if not self.stopped and self.polls < 3:
             return False
-        self.outcome = Outcome(error="interrupted") if self.stopped else Outcome(value=1.0)
+        self.outcomes = [Outcome(error="interrupted") if self.stopped else Outcome(value=1.0)]
         self.history.append(f"{'stop' if self.stopped else 'complete'} {self.folder.name}")
         return True
 
@@ -414,13 +414,13 @@ class FakeWorker:
 def history_of_three_jobs(tmp_path: Path, stop: StopFlag) -> list[str]:
     """What happens to jobs a, b and c when two may run at once."""
     history: list[str] = []
-    jobs = []
+    tasks = []
     for folder in (tmp_path / name for name in "abc"):
         folder.mkdir()
         RunFolder(folder).set_status("running")
-        jobs.append(Job(folder, lambda gpu, folder=folder: FakeWorker(folder, history)))  # type: ignore[misc]
+        tasks.append(Task([folder], lambda gpu, folder=folder: FakeWorker(folder, history)))  # type: ignore[misc]
     try:
-        Scheduler(jobs, most=2, gpus=0, stop=stop).run()
+        Scheduler(tasks, most=2, gpus=0, stop=stop).run()
     except Interrupted as interrupted:
         history.append(f"exit {interrupted.exit_code}")
     return history

@@ -33,7 +33,7 @@ from vaex.training import torchrun
 from vaex.training.capture import resolve_auto
 from vaex.training.checkpoint import State, random_state, restore_random_state
 from vaex.training.distributed import PeerLost, Processes, join_processes
-from vaex.training.loop import evaluate_split
+from vaex.training.loop import Training, evaluate_split, run_to_end
 from vaex.training.loop import train as train_loop
 from vaex.training.memory import keep_freed_memory, ran_out
 from vaex.training.messages import end_message, start_message, summary
@@ -66,6 +66,13 @@ def train(
         UserError: the config can't be trained, or training diverged.
         Interrupted: a signal asked the run to stop; a checkpoint was saved.
     """
+    return run_to_end(training(config, folder, choices, overrides))
+
+
+def training(
+    config: Config, folder: RunFolder | None, choices: dict[str, str], overrides: Sequence[str] = ()
+) -> Training:
+    """`train` as a generator that yields before each step, which whoever iterates takes (see vaex.training.loop)."""
     logging.raiseExceptions = False  # writing vaex.log fails too if the disk is full, which other files report
     stop = config.trainer.on_save_error == "stop"
     writer = RunWriter(folder, stop=stop, config=config) if folder else NullWriter()
@@ -82,7 +89,7 @@ def train(
         writer.begin()
         try:
             config, choices, overrides = processes.broadcast_from_rank0(lambda: (config, choices, overrides))
-            return _train(config, choices, overrides, writer, processes, stop_flag)
+            return (yield from _train(config, choices, overrides, writer, processes, stop_flag))
         except KeyboardInterrupt as interrupted:
             with suppress(WriteFailed):
                 writer.set_status("interrupted", reason=str(interrupted) or "KeyboardInterrupt")
@@ -111,7 +118,7 @@ def _train(
     writer: Writer,
     processes: Processes,
     stop_flag: StopFlag,
-) -> float | None:
+) -> Training:
     keep_freed_memory()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -151,7 +158,7 @@ def _train(
     with writer.open(checkpoint["step"] if checkpoint else 0, about):
         writer.hyperparameters(_hyperparameters(config, choices, overrides), HPARAMS_METRICS)
         session = Session(experiment, settings, writer, processes, stop_flag, checkpoint)
-        train_loop(session)
+        yield from train_loop(session)
         freeze_scales(model, dataset.train, dataset.to_float)
         results = _test(session)
         progress = session.progress

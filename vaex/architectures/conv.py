@@ -40,9 +40,15 @@ def halved_sizes(
     return [(height >> n, width >> n) for n in range(halvings + 1)]
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """x [B, C, H, W] in channels-last memory; a copy only if it is not."""
+    # x.contiguous(memory_format=torch.channels_last) does the same, but not under torch.func.vmap.
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 def with_condition(x: Tensor, condition: Tensor | None) -> Tensor:
     """Images, stored channels last, with a constant plane for each class: [B, C + condition_features, H, W]."""
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = channels_last(x)
     if condition is None:
         return x
     return torch.cat([x, condition[:, :, None, None].expand(-1, -1, *x.shape[-2:])], dim=1)
@@ -110,5 +116,5 @@ class Decoder(base.Decoder):
 
     def forward(self, z: Tensor) -> Tensor:
         start = self.hidden(z).unflatten(1, self.start_shape)
-        out: Tensor = self.convolutions(start.contiguous(memory_format=torch.channels_last))
+        out: Tensor = self.convolutions(channels_last(start))
         return out

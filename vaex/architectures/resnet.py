@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vaex.architectures import base
 from vaex.architectures.activation import activation_class
-from vaex.architectures.conv import halved_sizes, with_condition
+from vaex.architectures.conv import channels_last, halved_sizes, with_condition
 
 
 class Block(nn.Module):
@@ -109,5 +109,5 @@ class Decoder(base.Decoder):
 
     def forward(self, z: Tensor) -> Tensor:
         start = self.input(z).unflatten(1, self.start_shape)
-        out: Tensor = self.stages(start.contiguous(memory_format=torch.channels_last))
+        out: Tensor = self.stages(channels_last(start))
         return out

@@ -42,6 +42,7 @@ class FiguresConfig:
 @dataclass
 class SweepConfig:
     workers: str = MISSING
+    together: str = MISSING
 
 
 @dataclass
@@ -112,6 +113,7 @@ def check(composed: DictConfig, working_folder: str | None = None) -> Config:
     config = _config(merged, working_folder)
     for key in ("compile", "capture"):  # YAML's true is Python's True
         setattr(config.trainer, key, getattr(config.trainer, key).lower())
+    config.sweep.together = config.sweep.together.lower()
     _check_ranges(config)
     return config
 
@@ -242,7 +244,8 @@ def _check_ranges(c: Config) -> None:
         (trainer.on_save_error in ("stop", "continue"), "trainer.on_save_error", "stop or continue"),
         (figures.every >= 1, "figures.every", ">= 1 epoch"),
         (figures.images >= 1, "figures.images", ">= 1 image"),
-        (re.fullmatch(r"auto|[1-9]\d{0,3}", workers), "sweep.workers", "auto, or a number of runs"),
+        (re.fullmatch(r"auto|[1-9]\d{0,3}", workers), "sweep.workers", "auto, or a number of processes"),
+        (c.sweep.together in ("auto", "true", "false"), "sweep.together", "auto, true or false"),
     ):
         if not valid:
             raise UserError(f"{key}={OmegaConf.select(OmegaConf.structured(c), key)}: must be {requirement}")

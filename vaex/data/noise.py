@@ -2,15 +2,17 @@
 
 Within `noise_of(rows)` the noise of an image depends on a seed, on the row of the image and on how many draws came
 before, and on nothing else: not on the batch size, the other images, the number of processes or the device, except for
-the rounding of normal numbers. Everywhere else, as in training, it comes from torch's default generator.
+the rounding of normal numbers. Within `given_noise` it was drawn beforehand. Everywhere else, as in training, it comes
+from torch's default generator.
 
 The generator is SplitMix64 (Steele et al. 2014), split twice: for the image, and for the draw. It needs no state beyond
 a counter, so that a chunk of many samples of z costs no more than its own numbers.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -78,7 +80,24 @@ class ImageNoise:
         return _shifted(words, 32), words & (WORD - 1)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """One draw from torch's default generator: N(0, 1) if `normal`, else U[0, 1); float32 of this shape."""
+
+    normal: bool
+    shape: tuple[int, ...]
+
+    def fill(self, out: Tensor, generator: torch.Generator) -> None:
+        """Make the same draw from another generator."""
+        if self.normal:
+            out.normal_(generator=generator)
+        else:
+            out.uniform_(generator=generator)
+
+
 _images: ImageNoise | None = None  # those of the innermost `noise_of`
+_recorded: list[Draw] | None = None  # by the innermost `recorded_noise`
+_given: Iterator[Tensor] | None = None  # to the innermost `given_noise`
 
 
 @contextmanager
@@ -92,22 +111,52 @@ def noise_of(rows: Tensor) -> Iterator[None]:
         _images = outer
 
 
+@contextmanager
+def recorded_noise() -> Iterator[list[Draw]]:
+    """The draws that the body makes from torch's default generator, in their order."""
+    global _recorded
+    outer, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = outer
+
+
+@contextmanager
+def given_noise(values: Iterable[Tensor]) -> Iterator[None]:
+    """Within the body, these are the draws. The body must make as many, in this order and of these shapes."""
+    global _given
+    outer, _given = _given, iter(values)
+    try:
+        yield
+    finally:
+        _given = outer
+
+
+def _draw(*, normal: bool, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if _given is not None:
+        return next(_given)
+    if _recorded is not None:
+        _recorded.append(Draw(normal, shape))
+    return (torch.randn if normal else torch.rand)(shape, device=device)
+
+
 def uniform_like(x: Tensor) -> Tensor:
     """Samples from U[0, 1) for images x [B, ...], of the shape and on the device of x, float32."""
     if _images is None or len(_images) != len(x):
-        return torch.rand_like(x)
+        return _draw(normal=False, shape=tuple(x.shape), device=x.device)
     return _images.uniform(1, x.shape[1:].numel()).view(x.shape)
 
 
 def normal_like(x: Tensor) -> Tensor:
     """Samples from N(0, 1) for images x [B, ...], of the shape and on the device of x, float32."""
     if _images is None or len(_images) != len(x):
-        return torch.randn_like(x)
+        return _draw(normal=True, shape=tuple(x.shape), device=x.device)
     return _images.normal(1, x.shape[1:].numel()).view(x.shape)
 
 
 def normal(samples: int, images: int, size: int, *, device: torch.device) -> Tensor:
     """`samples` samples from N(0, 1) for each of the images, [samples, images, size]."""
     if _images is None or len(_images) != images:
-        return torch.randn(samples, images, size, device=device)
+        return _draw(normal=True, shape=(samples, images, size), device=device)
     return _images.normal(samples, size)

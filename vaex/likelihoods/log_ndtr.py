@@ -8,11 +8,16 @@ from torch import Tensor
 
 
 class _LogNdtr(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         value: Tensor = torch.special.log_ndtr(x)
-        ctx.save_for_backward(x, value)
         return value
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

@@ -232,7 +232,8 @@ class OptimalScale(LikelihoodScale):
         with torch.no_grad():
             self.batches += 1
             best = self._floored(optimal_log_scale(error, self.frozen_dimensions(error))).view_as(self.frozen)
-            self.frozen.lerp_(best, torch.clamp(1 / self.batches, min=0.01))
+            # Not lerp_, which torch.func.vmap cannot vectorize.
+            self.frozen.copy_(torch.lerp(self.frozen, best, torch.clamp(1 / self.batches, min=0.01)))
             if self.training_dimensions(error) == self.frozen_dimensions(error):
                 return best
             return self._floored(optimal_log_scale(error, self.training_dimensions(error)))

@@ -8,14 +8,19 @@ from torch.nn import functional as F
 
 
 class _Softplus(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         e = x.abs().neg_().exp_()
         u = e + 1
         # log(u) plus, to first order, the effect of the rounding error in u = 1 + e
         correction = e.sub_(u - 1).div_(u)
         return u.log_().add_(correction).add_(x.clamp(min=0))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

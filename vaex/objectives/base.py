@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from vaex.data.noise import normal
@@ -87,6 +88,11 @@ class Objective(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("beta", None, persistent=False)
+
+    def hold(self, **values: float) -> None:
+        """Keep numbers as tensors [] on the device: runs that differ only in these can be trained together."""
+        for name, value in values.items():
+            self.register_buffer(name, torch.tensor(value), persistent=False)
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         """The terms of a batch.

@@ -1,6 +1,5 @@
 """An objective that holds the rate at a capacity."""
 
-import torch
 from torch import Tensor
 
 from vaex.model import Autoencoder
@@ -22,12 +21,14 @@ class Capacity(Objective):
     stochastic = True
     linear_in_batch = False  # |mean rate - capacity| is no mean over images
     capacity: Tensor
+    weight: Tensor
+    warmup: Tensor
 
     def __init__(self, *, capacity: float, weight: float, warmup: int) -> None:
         super().__init__()
         not_negative("warmup", warmup)
-        self.register_buffer("capacity", torch.tensor(not_negative("capacity", capacity)), persistent=False)
-        self.weight, self.warmup = not_negative("weight", weight), warmup
+        self.hold(capacity=not_negative("capacity", capacity), weight=not_negative("weight", weight), warmup=warmup)
+        self.warms_up = warmup > 0
         self.formula = f"distortion + {weight:g} · |KL(q(z|x) ‖ p(z)) − {capacity:g}|"
         self.formula += f", the capacity growing over {warmup:,} steps" if warmup else ""
 
@@ -35,7 +36,7 @@ class Capacity(Objective):
         posterior, _, distribution, distortion = encode_and_decode(model, batch, samples=1)
         rate = posterior.rate()
         capacity = self.capacity
-        if self.warmup and step is not None:
+        if self.warms_up and step is not None:
             capacity = capacity * (step / self.warmup).clamp(max=1)
         loss = distortion.mean() + self.weight * (rate.sum(1).mean() - capacity).abs()
         return Terms(loss, distortion, rate, posterior, distribution)

@@ -29,7 +29,7 @@ class AggregateObjective(Objective):
 
     def __init__(self, *, beta: float) -> None:
         super().__init__()
-        self.register_buffer("beta", torch.tensor(beta), persistent=False)
+        self.hold(beta=beta)
 
     def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:
         """What the loss adds for the aggregate posterior, in nats, [].
@@ -64,9 +64,11 @@ class TotalCorrelation(AggregateObjective):
         ValueError: if tc is negative.
     """
 
+    tc: Tensor
+
     def __init__(self, *, beta: float, tc: float) -> None:
         super().__init__(beta=beta)
-        self.tc = not_negative("tc", tc)
+        self.hold(tc=not_negative("tc", tc))
         self.formula = f"distortion + {beta:g} · (KL(q(z|x) ‖ p(z)) − TC) + {tc:g} · TC"
 
     def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:
@@ -114,14 +116,14 @@ class DIP(AggregateObjective):
         ValueError: if a value is out of range.
     """
 
+    off_diagonal: Tensor
+    diagonal: Tensor
+
     def __init__(self, *, beta: float, off_diagonal: float, diagonal: float, of: Literal["means", "samples"]) -> None:
         super().__init__(beta=beta)
         if of not in ("means", "samples"):
             raise ValueError(f"objective.of={of}: must be means or samples")
-        self.off_diagonal, self.diagonal = (
-            not_negative("off_diagonal", off_diagonal),
-            not_negative("diagonal", diagonal),
-        )
+        self.hold(off_diagonal=not_negative("off_diagonal", off_diagonal), diagonal=not_negative("diagonal", diagonal))
         self.of = of
         terms = f"{off_diagonal:g} · Σ C_ij² + {diagonal:g} · Σ (C_ii − 1)², C the covariance of {of}"
         self.formula = f"distortion + {beta:g} · KL(q(z|x) ‖ p(z)) + {terms}"
@@ -155,11 +157,14 @@ class MMD(AggregateObjective):
         ValueError: if a value is out of range.
     """
 
+    mmd: Tensor
+
     def __init__(self, *, beta: float, mmd: float, kernel: Literal["imq", "rbf"]) -> None:
         super().__init__(beta=beta)
         if kernel not in ("imq", "rbf"):
             raise ValueError(f"objective.kernel={kernel}: must be imq or rbf")
-        self.mmd, self.kernel = not_negative("mmd", mmd), kernel
+        self.hold(mmd=not_negative("mmd", mmd))
+        self.kernel = kernel
         self.formula = f"distortion + {beta:g} · KL(q(z|x) ‖ p(z)) + {mmd:g} · MMD²(q(z), p(z))"
 
     def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:

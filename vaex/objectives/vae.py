@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from vaex.model import Autoencoder
@@ -40,6 +39,9 @@ class VAE(Objective):
 
     stochastic = True
     beta: Tensor
+    free_bits: Tensor
+    warmup: Tensor
+    delay: Tensor
 
     def __init__(
         self,
@@ -63,18 +65,18 @@ class VAE(Objective):
             )
         if not (math.isfinite(free_bits) and free_bits >= 0):
             raise ValueError(f"objective.free_bits={free_bits}: must be a finite number >= 0, in nats for each latent")
-        self.register_buffer("beta", torch.tensor(beta), persistent=False)
-        self.warmup, self.delay, self.cycle, self.free_bits = warmup, delay, cycle, free_bits
+        self.hold(beta=beta, warmup=warmup, delay=delay, free_bits=free_bits)
+        self.cycle, self.warms_up, self.delays = cycle, warmup > 0, delay > 0
         self.linear_in_batch = free_bits == 0  # free bits clamp the mean rate of the whole batch
 
     def loss(self, distortion: Tensor, rate: Tensor, step: Tensor | None = None) -> Tensor:
         """The loss [] of a mean distortion [] and the mean rate of each latent [latent_dim]."""
         beta = self.beta
-        if step is not None and (self.warmup or self.delay):
+        if step is not None and (self.warms_up or self.delays):
             step = step % self.cycle if self.cycle else step
-            grown = (step - self.delay) / self.warmup if self.warmup else (step >= self.delay).float()
+            grown = (step - self.delay) / self.warmup if self.warms_up else (step >= self.delay).float()
             beta = beta * grown.clamp(0, 1)
-        if self.free_bits:
+        if not self.linear_in_batch:
             rate = rate.clamp(min=self.free_bits)
         return distortion + beta * rate.sum()
 

@@ -5,7 +5,7 @@ import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +17,9 @@ from vaex.errors import Interrupted, UserError
 from vaex.runs.folder import CONFIG, LOG, RunFolder
 from vaex.sweeps.stopping import stop_with_sweep
 from vaex.training.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from vaex.training.loop import Training
 
 log = logging.getLogger("vaex")
 
@@ -43,17 +46,27 @@ def sweep_job(composed: DictConfig) -> float | None:
         try:
             if stop.number:
                 raise Interrupted(stop.number, "not started, because the sweep was asked to stop")
-            return _run_job(composed)
+            log_file = folder_of_job().path / LOG
+            with output_to(log_file):
+                from vaex.training.loop import run_to_end
+
+                return run_to_end(training_of_job(composed))
         except Interrupted as interrupted:
             if is_child:
                 raise UserError(str(interrupted)) from interrupted
             raise
 
 
-def _run_job(composed: DictConfig) -> float | None:
+def folder_of_job() -> RunFolder:
+    """The folder of the job whose config Hydra has composed."""
+    return RunFolder(relative(Path(HydraConfig.get().runtime.output_dir)))
+
+
+def training_of_job(composed: DictConfig) -> "Training":
+    """Train a job of a sweep, as `sweep_job` does; a generator as vaex.train.training."""
     hydra = HydraConfig.get()
-    folder = RunFolder(relative(Path(hydra.runtime.output_dir)))
-    with folder.lock(WAIT), _output_to(folder.path / LOG):
+    folder = folder_of_job()
+    with folder.lock(WAIT):
         config_exists = (folder.path / CONFIG).exists()
         try:
             config = check(composed, hydra.runtime.cwd)  # hydra.job.chdir may have left that folder
@@ -80,7 +93,7 @@ def _run_job(composed: DictConfig) -> float | None:
         elif config_exists:
             config.resume = str(folder.path)
         try:
-            return train_in(folder, config, hydra)
+            return (yield from training_in(folder, config, hydra))
         except UserError:
             raise
         except Exception as error:  # a bug in vaex or in a class of the user
@@ -117,14 +130,22 @@ def train_in(
     Raises:
         UserError, Interrupted: as vaex.train.train.
     """
-    # These import torch, so they wait until the config is checked.
+    from vaex.training.loop import run_to_end  # imports torch, which waits until the config is checked
+
+    return run_to_end(training_in(folder, config, hydra, recorded))
+
+
+def training_in(
+    folder: RunFolder | None, config: Config, hydra: HydraConf, recorded: dict[str, Any] | None = None
+) -> "Training":
+    """`train_in` as a generator, as vaex.train.training is."""
     from vaex.config.targets import config_folders, trust
-    from vaex.train import train
+    from vaex.train import training
 
     if recorded is None:
         recorded = {"choices": _choices(hydra), "overrides": list(hydra.overrides.task)}
     with trust(config_folders(hydra.runtime.config_sources)):
-        return train(config, folder, recorded["choices"], recorded.get("overrides", []))
+        return (yield from training(config, folder, recorded["choices"], recorded.get("overrides", [])))
 
 
 def relative(path: Path) -> Path:
@@ -139,7 +160,7 @@ def _choices(hydra: HydraConf) -> dict[str, str]:
 
 
 @contextmanager
-def _output_to(log_file: Path) -> Iterator[None]:
+def output_to(log_file: Path) -> Iterator[None]:
     """Write what a job prints into its log, since the jobs of a sweep share a terminal."""
     root = logging.getLogger()
     console = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]

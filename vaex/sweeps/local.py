@@ -18,9 +18,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from vaex.sweeps import resources
-from vaex.sweeps.plan import planned_name
-from vaex.sweeps.scheduler import Job, Scheduler
-from vaex.sweeps.worker import Worker, train_job
+from vaex.sweeps.plan import PlannedJob, plan_groups, planned_name
+from vaex.sweeps.scheduler import Scheduler, Task
+from vaex.sweeps.worker import Outcome, Worker, train_jobs
 from vaex.training.signals import block_signals, stop_on_signals
 
 # All of vaex, so that no job mixes in an edit made during the sweep. An optimizer imports torch._dynamo.
@@ -31,11 +31,12 @@ class LocalLauncher(Launcher):
     """Hydra's launcher of `hydra/launcher=local`.
 
     Args:
-        workers: auto, or the number of runs at once.
+        workers: auto, or the number of processes at once.
+        together: whether runs that differ only in values are trained in one step: auto (on a GPU), true or false.
     """
 
-    def __init__(self, workers: str) -> None:
-        self.workers = str(workers)
+    def __init__(self, workers: str, together: str) -> None:
+        self.workers, self.together = str(workers), str(together).lower()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.config = hydra_context.config_loader, config
@@ -51,19 +52,31 @@ class LocalLauncher(Launcher):
         _start_server()
         may_use_gpu = str(self.config.get("device", "auto")) != "cpu" and Path("/dev/nvidiactl").exists()
         gpus = _gpu_count(context) if may_use_gpu else 0
-        share = resources.share(self.workers, len(job_overrides), resources.cores(), gpus)
+        planned = [PlannedJob(number, list(job)) for number, job in enumerate(job_overrides, start=initial_job_idx)]
+        groups = [[job] for job in planned]
+        if self.together == "true" or (self.together == "auto" and gpus):
+            groups = plan_groups(planned, at_least=gpus)
+        share = resources.share(self.workers, len(groups), resources.cores(), gpus)
         if initial_job_idx == 0:
             threads = f"{share.threads} thread{'s' * (share.threads > 1)}"
-            runs = f"{share.workers} of {len(job_overrides)} runs"
+            largest = max(map(len, groups))
+            runs = f"{min(share.workers * largest, len(planned))} of {len(planned)} runs"
+            if largest > 1:
+                runs += f", up to {largest} of them in one step"
             print(f"{'at once':>10}  {runs}, {threads} each ({share.reason})", flush=True)
         sweep = Path(self.config.hydra.sweep.dir)
-        jobs = []
-        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
-            train = partial(train_job, self.config, self.loader, list(overrides), number, share.threads)
-            jobs.append(Job(sweep / planned_name(overrides), partial(Worker, context, train)))
+        tasks = []
+        for group in groups:
+            train = partial(train_jobs, self.config, self.loader, group, share.threads, self.together == "true")
+            folders = [sweep / planned_name(job.overrides) for job in group]
+            tasks.append(Task(folders, partial(Worker, context, train, len(group))))
         with stop_on_signals() as stop:
-            Scheduler(jobs, share.workers, gpus, stop).run()
-        return [job.outcome.job_return(overrides) for job, overrides in zip(jobs, job_overrides, strict=True)]
+            Scheduler(tasks, share.workers, gpus, stop).run()
+        outcomes: dict[int, Outcome] = {}
+        for group, task in zip(groups, tasks, strict=True):
+            results = task.outcomes or [Outcome(error="not run")] * len(group)
+            outcomes |= {job.number: outcome for job, outcome in zip(group, results, strict=True)}
+        return [outcomes[job.number].job_return(job.overrides) for job in planned]
 
 
 def _start_server() -> None:

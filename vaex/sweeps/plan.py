@@ -4,6 +4,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,35 @@ from vaex.sweeps.folder import SweepFolder
 
 LONGEST = 100  # characters of a job's name; a file system takes 255
 SUBDIR = "hydra.sweep.subdir="  # the job's folder inside the folder of the sweep
+
+MOST_TOGETHER = 16  # runs in one step: the weights and activations of all of them are on one GPU
+# What may differ between runs that are trained together: keys, or the first parts of keys, …
+VALUES = ("seed", "beta", "start", "epochs", "steps", "optimizer", "schedule")
+# … and keys whose values 0 and null take another path through the step, so that runs may not differ in that.
+SWITCHES = (
+    "likelihood.scale.init",
+    "likelihood.scale.lr",
+    "likelihood.scale.value",
+    "objective.capacity",
+    "objective.delay",
+    "objective.diagonal",
+    "objective.free_bits",
+    "objective.mmd",
+    "objective.off_diagonal",
+    "objective.tc",
+    "objective.warmup",
+    "objective.weight",
+    "trainer.clip_norm",
+)
+OFF = ("0", "0.0", "null", "None")
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job of a sweep: its number, from 0, and its overrides."""
+
+    number: int
+    overrides: Sequence[str]
 
 
 def plan(job_overrides: Iterable[Sequence[str]], constant: Collection[str]) -> dict[str, list[str]]:
@@ -53,6 +83,32 @@ def job_name(overrides: Iterable[str], constant: Collection[str] = ()) -> str:
     if plain == short and len(plain) <= LONGEST:
         return plain
     return f"{plain[:LONGEST]}~{hashlib.sha256(','.join(values).encode()).hexdigest()[:8]}"
+
+
+def plan_groups(jobs: Sequence[PlannedJob], at_least: int) -> list[list[PlannedJob]]:
+    """Divide jobs into groups that differ only in values, each of which one process can train in one step.
+
+    Args:
+        at_least: number of groups into which equal jobs are divided, one for each GPU, if there are enough of them.
+    """
+    alike: dict[tuple[str, ...], list[PlannedJob]] = {}
+    for job in jobs:
+        alike.setdefault(tuple(_fixed_part(override) for override in sorted(job.overrides)), []).append(job)
+    groups = []
+    for same in alike.values():
+        size = min(MOST_TOGETHER, max(1, -(-len(same) // max(1, at_least))))
+        groups += [same[n : n + size] for n in range(0, len(same), size)]
+    return groups
+
+
+def _fixed_part(override: str) -> str:
+    """The part of an override in which jobs that are trained together may not differ."""
+    key, value = key_of(override), override.partition("=")[2]
+    if override.startswith(SUBDIR) or key.partition(".")[0] in VALUES:
+        return key
+    if key in SWITCHES:
+        return f"{key} {'off' if value in OFF else 'on'}"
+    return override
 
 
 def key_of(override: str) -> str:

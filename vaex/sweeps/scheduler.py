@@ -20,32 +20,32 @@ INTERVAL = 0.25  # seconds between two checks of signals and memory
 
 
 @dataclass
-class Job:
-    """A job and what became of it."""
+class Task:
+    """What one process does: one job, or several that are trained together; and what became of them."""
 
-    folder: Path
+    folders: Sequence[Path]  # of the jobs
     start: Callable[[int | None], Worker]  # its argument is the GPU; None: the default device
-    outcome: Outcome = Outcome(error="not run")
+    outcomes: Sequence[Outcome] = ()  # of the jobs, once they have ended
     paused: bool = False  # asked to stop, because memory is short; it is resumed later
 
 
 class Scheduler:
-    """Starts jobs while there is room, and collects their outcomes.
+    """Starts tasks while there is room, and collects the outcomes of their jobs.
 
     Args:
-        most: jobs that may run at once.
-        gpus: among which the jobs are divided.
+        most: tasks that may run at once.
+        gpus: among which the tasks are divided.
         stop: set when a signal asks the sweep to stop.
     """
 
-    def __init__(self, jobs: Sequence[Job], most: int, gpus: int, stop: StopFlag) -> None:
-        self.waiting = deque(jobs)
-        self.running: list[tuple[Job, Worker]] = []  # in the order in which they started
+    def __init__(self, tasks: Sequence[Task], most: int, gpus: int, stop: StopFlag) -> None:
+        self.waiting = deque(tasks)
+        self.running: list[tuple[Task, Worker]] = []  # in the order in which they started
         self.most, self.gpus, self.stop = most, gpus, stop
         self.memory = MemoryWatch()
 
     def run(self) -> None:
-        """Run all jobs, even if some fail.
+        """Run all tasks, even if some fail.
 
         Raises:
             Interrupted: a signal asked the sweep to stop, and the running jobs saved a checkpoint.
@@ -66,34 +66,36 @@ class Scheduler:
         used = [worker.memory() for _, worker in self.running]
         return not used or (len(used) < self.most and self.memory.another_fits(used))
 
-    def _start(self, job: Job) -> None:
+    def _start(self, task: Task) -> None:
         busy = [worker.gpu for _, worker in self.running]
         gpu = min(range(self.gpus), key=busy.count) if self.gpus > 1 else None
-        job.paused = False
-        self.running.append((job, job.start(gpu)))
+        task.paused = False
+        self.running.append((task, task.start(gpu)))
 
     def _collect(self) -> None:
-        """Wait until a job ends, or for INTERVAL, and record the outcomes of jobs that ended."""
+        """Wait until a task ends, or for INTERVAL, and record the outcomes of the jobs of those that ended."""
         wait([handle for _, worker in self.running for handle in worker.handles()], timeout=INTERVAL)
-        for job, worker in list(self.running):
+        for task, worker in list(self.running):
             if not worker.poll():
                 continue
-            self.running.remove((job, worker))
-            completed = worker.outcome is not None and worker.outcome.error is None
-            if job.paused and not completed and not self.stop.number:
-                self.waiting.appendleft(job)
+            self.running.remove((task, worker))
+            completed = worker.outcomes is not None and all(outcome.error is None for outcome in worker.outcomes)
+            if task.paused and not completed and not self.stop.number:
+                self.waiting.appendleft(task)
             else:
-                job.outcome = _outcome(job.folder, worker)
+                received: list[Outcome] | list[None] = worker.outcomes or [None] * len(task.folders)
+                pairs = zip(task.folders, received, strict=True)
+                task.outcomes = [_outcome(folder, outcome, worker) for folder, outcome in pairs]
 
     def _make_room(self) -> None:
         """If memory is short, pause the run that started last: it saves a checkpoint, and is resumed later."""
         self.memory.observe([worker.memory() for _, worker in self.running])
         if len(self.running) > 1 and self.memory.is_short():
-            job, worker = self.running[-1]
-            if not job.paused:
-                job.paused = True
+            task, worker = self.running[-1]
+            if not task.paused:
+                task.paused = True
                 self.most = len(self.running) - 1
-                log.warning(f"{job.folder.name}: paused, because memory is short; from now on {self.most} at once")
+                log.warning(f"{task.folders[0].name}: paused, because memory is short; from now on {self.most} at once")
                 worker.stop()
 
     def _stop_all(self) -> None:
@@ -104,7 +106,7 @@ class Scheduler:
             self._collect()
 
 
-def _outcome(folder: Path, worker: Worker) -> Outcome:
+def _outcome(folder: Path, received: Outcome | None, worker: Worker) -> Outcome:
     """What became of a job whose process ended. Its status.json is corrected if the process could not write it."""
     run = RunFolder(folder)
     status_exists = (folder / STATUS).exists()
@@ -116,7 +118,7 @@ def _outcome(folder: Path, worker: Worker) -> Outcome:
         if status_exists and run.read_status().get("status") == "running":
             run.set_status("interrupted", reason=reason)
         return Outcome(error=reason)
-    outcome = worker.outcome or Outcome(error=f"its process ended with code {code}, as the traceback above says")
+    outcome = received or Outcome(error=f"its process ended with code {code}, as the traceback above says")
     if outcome.error and not status_exists:  # it failed before the run began
         folder.mkdir(parents=True, exist_ok=True)
         run.set_status("failed", error=outcome.error)

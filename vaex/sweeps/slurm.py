@@ -29,7 +29,7 @@ from vaex.errors import Interrupted, UserError
 from vaex.runs.folder import RunFolder
 from vaex.runs.writing import replace_file
 from vaex.sweeps.folder import SweepFolder
-from vaex.sweeps.plan import planned_name
+from vaex.sweeps.plan import PlannedJob, planned_name
 from vaex.sweeps.slurm_queue import NAMES, SUBMISSIONS, QueuedJob, cancel, has_gpus, queued_jobs, remedy
 from vaex.sweeps.worker import Outcome, train_job
 from vaex.training.signals import StopFlag, stop_on_signals
@@ -92,7 +92,9 @@ class SlurmLauncher(Launcher):
             for number, (name, job) in enumerate(overrides.items(), start=initial_job_idx):
                 if name not in queued and self.sweep.job(name).status != "completed":
                     threads = int(self.options["cpus_per_task"])
-                    jobs[name] = TrainingJob(partial(train_job, self.config, self.loader, job, number, threads))
+                    jobs[name] = TrainingJob(
+                        partial(train_job, self.config, self.loader, PlannedJob(number, job), threads)
+                    )
             if jobs:
                 self._submit(jobs)
             outcomes = self._wait(list(overrides), stop)

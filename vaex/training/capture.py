@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from vaex.config.schema import TrainerConfig
 from vaex.errors import UserError
 from vaex.training.memory import ran_out
+from vaex.training.stacked import StackedStep
 from vaex.training.step import TrainingStep
 
 # Steps of a run from which compiling, which takes ten seconds to a minute, saves time (docs/benchmarks.md).
@@ -53,25 +55,43 @@ def compile_step(step: TrainingStep) -> None:
         step.local_gradients = compiled(step.local_gradients)
 
 
+def compile_stacked(step: StackedStep) -> None:
+    """Compile everything of a step of several runs but the noise and the update."""
+    torch._dynamo.config.trace_autograd_ops = True
+    step.forward_backward = torch.compile(step.forward_backward, fullgraph=True, dynamic=False)
+
+
 class CapturedStep:
-    """A TrainingStep on a GPU that is launched as one CUDA graph.
+    """A TrainingStep or StackedStep on a GPU that is launched as one CUDA graph.
 
     The first steps run without a graph, which warms up every library. Recording the graph executes nothing, so weights,
     optimizer state and random numbers are those of steps without a graph.
+
+    Args:
+        index_shape: of the rows that a step takes.
+        generators: from which the step draws noise, beside the default one.
     """
 
     WARMUP = 3
 
-    def __init__(self, step: TrainingStep, batch_size: int) -> None:
+    def __init__(
+        self,
+        step: TrainingStep | StackedStep,
+        index_shape: Sequence[int],
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         self.step = step
         device = step.images.pixels.device
-        self.index = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.index = torch.zeros(*index_shape, dtype=torch.int64, device=device)
         self.graph = torch.cuda.CUDAGraph()
+        if torch.__version__ < "2.14":  # TorchVersion compares as versions do; later ones find the generators themselves
+            for generator in generators:
+                self.graph.register_generator_state(generator)
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.steps_taken = 0
 
     def __call__(self, index: Tensor) -> None:
-        """Train on the rows of `index`, [batch_size].
+        """Train on the rows of `index`.
 
         Raises:
             UserError: an operation of the step cannot be captured.

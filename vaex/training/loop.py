@@ -2,10 +2,11 @@
 
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Generator, Mapping
+from contextlib import closing, nullcontext
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -23,8 +24,29 @@ from vaex.training.session import Session
 log = logging.getLogger("vaex")
 
 
-def train(session: Session) -> None:
+Training = Generator[tuple[Session, Tensor], None, float | None]
+
+
+def run_to_end(training: Training, pending: tuple[Session, Tensor] | None = None) -> float | None:
+    """Take every step that a run asks for, first the one that is `pending`, and return what the run returns."""
+    while True:
+        try:
+            session, index = pending or next(training)
+        except StopIteration as end:
+            value: float | None = end.value
+            return value
+        pending = None
+        try:
+            session.take_step(index)
+        except BaseException as error:  # the run records why it failed
+            training.throw(error)
+
+
+def train(session: Session) -> Generator[tuple[Session, Tensor], None, None]:
     """Train to the last step. The model then has the weights that are to be exported.
+
+    Yields:
+        The session and the rows of the next step, [B], before each step. Whoever iterates takes the step.
 
     Raises:
         Interrupted: a signal asked the run to stop; a checkpoint was saved.
@@ -46,12 +68,12 @@ def train(session: Session) -> None:
         dynamic_ncols=True,
     )
     try:
-        with closing(session.feed), bar, logging_redirect_tqdm():
+        with closing(session.feed), bar, nullcontext() if bar.disable else logging_redirect_tqdm():
             finish_epoch(session)  # if the run was stopped before it had finished this
             while not session.is_last_step:
                 started = time.perf_counter()
                 learning_rate = session.set_learning_rate()
-                session.take_step(session.feed.index(progress.step))
+                yield session, session.feed.index(progress.step)
                 progress.step += 1
                 progress.interval += 1
                 if session.epoch_ended:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+import torch
 from torch import Tensor
 
 from vaex.config.schema import FiguresConfig, TrainerConfig
@@ -90,9 +91,10 @@ class Session:
         if trainer.compile == "true":
             compile_step(self.step)
         if trainer.capture == "true" and self.step.update.fused:
-            self.take_step = CapturedStep(self.step, settings.batch_size)
+            self.take_step = CapturedStep(self.step, (settings.batch_size,))
         elif trainer.capture == "true":
             log.warning("the step is not captured: optimizer.fused is false, or this optimizer has no such option")
+        self.generator: torch.Generator | None = None  # of the noise; None for the default one
         self.progress = Progress()
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -132,9 +134,30 @@ class Session:
     def save(self, *, required: bool = False) -> None:
         """Save a checkpoint of the state as it is now. It is written in the background."""
         self.progress.seconds = time.perf_counter() - self.started
-        state = self.step.state_dict() | {"random": random_state(self.experiment.device)}
+        state = self.step.state_dict() | {"random": self.random_state()}
         state["progress"] = asdict(self.progress)
         self.writer.save(self.progress.step, state, self.progress.best_step, required)
+
+    def take_generator(self) -> torch.Generator:
+        """Have the noise of this run's steps drawn from a generator of its own, which continues the default one."""
+        if self.generator is None:
+            device = self.experiment.device
+            self._random = random_state(device)
+            self.generator = torch.Generator(device)
+            self.generator.set_state(self._random[device.type])
+        return self.generator
+
+    def return_generator(self) -> None:
+        """Have the noise drawn from the default generator again."""
+        restore_random_state(self.random_state(), self.experiment.device)
+        self.generator = None
+
+    def random_state(self) -> dict[str, Tensor]:
+        """The state of every random number generator that this run's steps use."""
+        device = self.experiment.device
+        if self.generator is None:
+            return random_state(device)
+        return self._random | {device.type: self.generator.get_state()}
 
     def _restore(self, state: State) -> None:
         try:

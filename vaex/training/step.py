@@ -54,22 +54,21 @@ class TrainingStep:
         gradients, skipped = self.forward_backward(index)
         self.update(gradients, skipped)
 
+    def batch(self, pixels: Tensor, labels: Tensor) -> Batch:
+        """The batch of images uint8 [B, C, H, W], converted and corrupted, and labels [B]."""
+        x = self.to_float(pixels)
+        return Batch(x=x, input=self.corruption(x), labels=labels, population=len(self.images))
+
     def _local_gradients(self, index: Tensor) -> tuple[Gradients, Metrics]:
         """Gradients of the loss and logged metrics of this process's part of the batch."""
         # All processes draw the noise of the whole batch, so that it does not depend on the number of processes.
-        x = self.to_float(self.images.pixels.index_select(0, index))
-        batch = Batch(
-            x=x,
-            input=self.corruption(x),
-            labels=self.images.labels.index_select(0, index),
-            population=len(self.images),
-        )
+        batch = self.batch(self.images.pixels.index_select(0, index), self.images.labels.index_select(0, index))
         if self.processes.size > 1:
             batch = batch.part(self.processes.rank, self.processes.size)
         terms = self.objective(self.model, batch, self.step)
         gradients = torch.autograd.grad(terms.loss, self.update.parameters, allow_unused=True)
         with torch.no_grad():
-            return gradients, _metrics(terms)
+            return gradients, metrics_of(terms)
 
     def _forward_backward(self, index: Tensor) -> tuple[Gradients, Tensor]:
         """The clipped gradient of the whole batch, and a [] tensor that is 1 if the update must be skipped, else 0."""
@@ -102,7 +101,7 @@ class TrainingStep:
         self.sums.load_state_dict(state["sums"], state["step"])
 
 
-def _metrics(terms: Terms) -> Metrics:
+def metrics_of(terms: Terms) -> Metrics:
     """The logged metrics of a batch, the loss first: each a mean over its images, []."""
     distortion = terms.distortion.mean()
     metrics = {"loss": terms.loss.detach(), "distortion": distortion}
