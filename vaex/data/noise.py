@@ -135,7 +135,10 @@ def given_noise(values: Iterable[Tensor]) -> Iterator[None]:
 
 def _draw(*, normal: bool, shape: tuple[int, ...], device: torch.device) -> Tensor:
     if _given is not None:
-        return next(_given)
+        value = next(_given)
+        if value.shape != shape:
+            raise ValueError(f"noise of shape {list(value.shape)} was given, and {list(shape)} is needed")
+        return value
     if _recorded is not None:
         _recorded.append(Draw(normal, shape))
     return (torch.randn if normal else torch.rand)(shape, device=device)

@@ -8,8 +8,6 @@ from torch import Tensor
 
 
 class _LogNdtr(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         value: Tensor = torch.special.log_ndtr(x)
@@ -18,6 +16,10 @@ class _LogNdtr(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return _LogNdtr.apply(x), in_dims[0]  # it treats every element alike
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 
 class _Softplus(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         e = x.abs().neg_().exp_()
@@ -21,6 +19,10 @@ class _Softplus(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return _Softplus.apply(x), in_dims[0]  # it treats every element alike
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ folder, and writes its own log. A job that fails or ends leaves the others.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from hydra.core.config_loader import ConfigLoader
@@ -39,27 +40,21 @@ class _Job:
 
     def __init__(self, config: DictConfig, loader: ConfigLoader, job: PlannedJob) -> None:
         self.outcome: Outcome | None = None
-        self.handlers: list[logging.Handler] = []
         try:
             run_task(config, loader, job, self._begin)
         except UserError as error:
             self.outcome = Outcome.of(error)
 
     def _begin(self, composed: DictConfig) -> None:
-        self.log_file = folder_of_job().path / LOG
+        self.output = _Output(folder_of_job().path / LOG)
         self.training: Training = training_of_job(composed)
-        for handler in logging.getLogger().handlers:  # Hydra closes its own when it sets up the log of the next job
-            if isinstance(handler, logging.FileHandler):
-                own = logging.FileHandler(handler.baseFilename)
-                own.setFormatter(handler.formatter)
-                self.handlers.append(own)
         self.advance()
         if not self.outcome:
             self.session.take_generator()
 
     def advance(self) -> None:
         """Go on to the next step, or to the end."""
-        with self.output():
+        with self.output:
             try:
                 self.session, self.index = next(self.training)
             except StopIteration as end:
@@ -69,7 +64,7 @@ class _Job:
 
     def fail(self, error: BaseException) -> None:
         """End the job with this error."""
-        with self.output():
+        with self.output:
             try:
                 self.training.throw(error)
             except (Exception, KeyboardInterrupt) as raised:
@@ -77,23 +72,34 @@ class _Job:
 
     def run_alone(self) -> None:
         """Train the job to its end by steps of its own."""
-        with self.output():
+        with self.output:
             try:
                 self.session.return_generator()
                 self.outcome = Outcome(value=run_to_end(self.training, (self.session, self.index)))
             except (Exception, KeyboardInterrupt) as error:
                 self.outcome = Outcome.of(error)
 
-    @contextmanager
-    def output(self) -> Iterator[None]:
-        """Write what the job logs and prints into its own log."""
+
+class _Output:
+    """Within this context, what is logged and printed goes to the log of a job. It is entered once in every step."""
+
+    def __init__(self, log_file: Path) -> None:
+        self.file = open(log_file, "a", buffering=1)
+        # Hydra closes its own handlers when it sets up the log of the next job.
+        self.handlers: list[logging.Handler] = []
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler):
+                own = logging.FileHandler(handler.baseFilename)
+                own.setFormatter(handler.formatter)
+                self.handlers.append(own)
+
+    def __enter__(self) -> None:
         root = logging.getLogger()
-        before, root.handlers = root.handlers, self.handlers
-        try:
-            with open(self.log_file, "a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
-                yield
-        finally:
-            root.handlers = before
+        self.before = root.handlers, sys.stdout, sys.stderr
+        root.handlers, sys.stdout, sys.stderr = self.handlers, self.file, self.file
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().handlers, sys.stdout, sys.stderr = self.before
 
 
 def train_together(
@@ -130,6 +136,7 @@ def _train(jobs: Sequence[_Job], step: "_Step") -> None:
     active = list(jobs)
     while 2 * len(active) > len(jobs):
         try:
+            step.stacked.set_learning_rates([rate for job in jobs for rate in job.session.rates])
             step.take(torch.stack([job.index for job in jobs]))
         except Exception as error:
             for job in active:
@@ -165,5 +172,5 @@ class _Step:
 
 def _report(jobs: Sequence[_Job], text: str) -> None:
     for job in jobs:
-        with job.output():
+        with job.output:
             log.info(text)

@@ -84,7 +84,7 @@ class CapturedStep:
         device = step.images.pixels.device
         self.index = torch.zeros(*index_shape, dtype=torch.int64, device=device)
         self.graph = torch.cuda.CUDAGraph()
-        if torch.__version__ < "2.14":  # TorchVersion compares as versions do; later ones find the generators themselves
+        if torch.__version__ < "2.14":  # later versions do this themselves
             for generator in generators:
                 self.graph.register_generator_state(generator)
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

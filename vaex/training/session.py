@@ -126,10 +126,11 @@ class Session:
     def set_learning_rate(self) -> float:
         """Set the learning rates of the next step, and return that of the networks."""
         factor = self.experiment.schedule(self.progress.step)
-        rates = [rate * factor for rate in self.experiment.learning_rates]
-        for group, rate in zip(self.experiment.optimizer.param_groups, rates, strict=True):
-            group["lr"].fill_(rate)
-        return rates[0]
+        self.rates = [rate * factor for rate in self.experiment.learning_rates]
+        if self.generator is None:  # else the step of several runs sets those of all
+            for group, rate in zip(self.experiment.optimizer.param_groups, self.rates, strict=True):
+                group["lr"].fill_(rate)
+        return self.rates[0]
 
     def save(self, *, required: bool = False) -> None:
         """Save a checkpoint of the state as it is now. It is written in the background."""

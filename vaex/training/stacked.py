@@ -80,6 +80,10 @@ class StackedStep:
         for row, step in enumerate(steps):
             step.step = self.counts[row]
             step.sums.table, step.sums.row = self.table[row], self.rows[row : row + 1]
+        groups = [group for step in steps for group in step.optimizer.param_groups]
+        self.rates = torch.stack([group["lr"] for group in groups])
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate
         names = [{id(p): name for name, p in loss.named_parameters()} for loss in losses]
         # The names of a run's parameters in the order of its optimizer, which has more groups in some runs.
         self.orders = [[n[id(p)] for p in s.update.parameters] for n, s in zip(names, steps, strict=True)]
@@ -98,6 +102,10 @@ class StackedStep:
         for row, (step, order) in enumerate(zip(self.steps, self.orders, strict=True)):
             rows = {name: gradient[row] for name, gradient in gradients.items()}
             step.update([rows.get(name) for name in order], skipped[row])
+
+    def set_learning_rates(self, rates: Sequence[float]) -> None:
+        """Set the learning rates of all parameter groups of all runs, in their order."""
+        self.rates.copy_(torch.tensor(rates), non_blocking=True)
 
     def leave(self, step: TrainingStep) -> None:
         """From now on no step changes this run's weights, optimizer or sums."""
@@ -167,18 +175,23 @@ class StackedStep:
         self._draw_noise()
         for generator, state in zip(self.generators, states, strict=True):
             generator.set_state(state)
-        with self._buffers_kept():
-            try:
+        try:
+            with self._buffers_kept():
                 _, norms, metrics = self._gradients(index)
-            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-                raise UserError(f"a part of the step cannot be vectorized over runs ({_first_line(error)})") from error
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            raise UserError(f"a part of the step cannot be vectorized over runs ({_first_line(error)})") from error
         together = torch.stack([metrics["loss"], norms], dim=1).tolist()
         for row, (step, (loss, total)) in enumerate(zip(self.steps, together, strict=True)):
-            with self._buffers_kept(), given_noise([values[row] for values in self.noise]):
-                gradients, alone = step.local_gradients(index[row])
-            pairs = ((loss, float(alone["loss"])), (total, float(norm([g for g in gradients if g is not None]))))
-            if any(abs(a - b) > TOLERANCE * max(1, abs(b)) for a, b in pairs):
-                raise UserError(f"run {row + 1} would not be trained as it is alone: {pairs}")
+            different = f"run {row + 1} of {len(self.steps)} differs from the first in more than values"
+            try:
+                with self._buffers_kept(), given_noise([values[row] for values in self.noise]):
+                    gradients, alone = step.local_gradients(index[row])
+            except (RuntimeError, ValueError, StopIteration) as error:
+                raise UserError(f"{different} ({_first_line(error)})") from error
+            expected = float(alone["loss"]), float(norm([g for g in gradients if g is not None]))
+            for name, value, of_run in zip(("loss", "gradient norm"), (loss, total), expected, strict=True):
+                if not abs(value - of_run) <= TOLERANCE * max(1, abs(of_run)):
+                    raise UserError(f"{different} (its {name} is {of_run:.6g} alone, and {value:.6g} together)")
 
     @contextmanager
     def _buffers_kept(self) -> Iterator[None]:
