@@ -46,8 +46,9 @@ from vaex.config.schema import check, config_dir
 from vaex.data.dataset import Images, Source
 from vaex.data.mnist import EMBEDDED
 from vaex.data.stream import IndexStream
-from vaex.training.capture import CapturedStep, compile_step
+from vaex.training.capture import CapturedStep, compile_stacked, compile_step
 from vaex.training.memory import keep_freed_memory
+from vaex.training.stacked import StackedStep
 from vaex.training.step import TrainingStep
 
 Run = Callable[[int], None]  # takes that many training steps
@@ -279,6 +280,28 @@ def ours(case: Case, device: torch.device, *settings: str, captured: bool = Fals
             taken += 1
             if taken % 50 == 0:
                 step.sums.take()
+
+    return run
+
+
+def together(case: Case, device: torch.device, runs: int, *settings: str, captured: bool = False) -> Run:
+    """One step of vaex for `runs` runs, which differ in their seeds (see vaex.training.stacked)."""
+    parts = [training_step(case, device, f"seed={seed}", *settings) for seed in range(runs)]
+    generators = [torch.Generator(device).manual_seed(seed) for seed in range(runs)]
+    step = StackedStep([step for step, _ in parts], generators, case.batch_size)
+    if "trainer.compile=true" in settings:
+        compile_stacked(step)
+    take = CapturedStep(step, (runs, case.batch_size), generators) if captured else step
+    taken = 0
+
+    def run(steps: int) -> None:
+        nonlocal taken
+        for _ in range(steps):
+            take(torch.stack([stream.batch(taken) for _, stream in parts]))
+            taken += 1
+            if taken % 50 == 0:
+                for part, _ in parts:
+                    part.sums.take()
 
     return run
 

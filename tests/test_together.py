@@ -17,7 +17,8 @@ from vaex.data.noise import given_noise, normal, recorded_noise, uniform_like
 from vaex.data.stream import IndexStream
 from vaex.errors import UserError
 from vaex.sweeps.plan import MOST_TOGETHER, PlannedJob, plan_groups
-from vaex.training.capture import compile_stacked
+from vaex.training.capture import CapturedStep, compile_stacked
+from vaex.training.checkpoint import random_state, restore_random_state
 from vaex.training.stacked import StackedStep
 from vaex.training.step import TrainingStep
 
@@ -47,18 +48,19 @@ class Runs:
             for group, rate in zip(experiment.optimizer.param_groups, experiment.learning_rates, strict=True):
                 group["lr"].fill_(rate)
             self.steps.append(step_of(experiment, config.trainer.clip_norm))
-            self.generators.append(torch.Generator())
-            self.generators[-1].set_state(torch.get_rng_state())
+            self.device, self.batch_size = experiment.device, config.batch_size
+            self.generators.append(torch.Generator(self.device))
+            self.generators[-1].set_state(random_state(self.device)[self.device.type])
             size = len(experiment.dataset.train)
-            self.streams.append(IndexStream(size, config.batch_size, config.seed, torch.device("cpu")))
-        self.batch_size = config.batch_size
+            self.streams.append(IndexStream(size, config.batch_size, config.seed, self.device))
 
     def index(self, n: int) -> torch.Tensor:
         return torch.stack([stream.batch(n) for stream in self.streams])
 
     def alone(self, steps: int) -> None:
         for step, generator, stream in zip(self.steps, self.generators, self.streams, strict=True):
-            torch.set_rng_state(generator.get_state())
+            state = random_state(torch.device("cpu")) | {self.device.type: generator.get_state()}
+            restore_random_state(state, self.device)
             for n in range(steps):
                 step(stream.batch(n))
 
@@ -174,6 +176,27 @@ def test_recorded_draws_can_be_made_from_another_generator() -> None:
         draw.fill(value, generator)
     with given_noise(values):
         assert all(torch.equal(one, other) for one, other in zip(draws(), expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[3], KINDS[6]], ids=names)
+def test_captured_steps_together_are_steps_alone_and_never_wait(
+    kind: list[str], small: list[str], no_waiting: Callable[[], None]
+) -> None:
+    overrides = [[*small, *kind, "device=cuda", "start=zero", f"seed={n}"] for n in range(3)]
+    alone, together = Runs(overrides), Runs(overrides)
+    alone.alone(20)
+    stacked = together.stacked()
+    take = CapturedStep(stacked, together.index(0).shape, together.generators)
+    for n in range(10):
+        take(together.index(n))
+    no_waiting()
+    for n in range(10, 20):
+        take(together.index(n))
+    torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip(alone.steps, together.steps, strict=True):
+        assert other.sums.take().sums == pytest.approx(one.sums.take().sums, rel=1e-3)
 
 
 # Which jobs are trained together.
