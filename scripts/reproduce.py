@@ -197,7 +197,9 @@ def rescored(mapped: bool) -> Read:
             if mapped:
                 eta = grid[torch.searchsorted(means, torch.sigmoid(eta)).clamp(max=len(grid) - 1)]
             log_prob = ContinuousBernoulliDistribution(eta.clamp(-bound, bound)).log_prob_of_pixels(batch.x)
-            total += float(log_prob.sum() - posterior.rate().sum())
+            rate = model.latent_prior().rate(posterior)
+            assert rate is not None
+            total += float(log_prob.sum() - rate.sum())
         return total / len(dataset.test)
 
     return read

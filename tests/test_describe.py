@@ -18,8 +18,9 @@ from vaex.config.schema import Config
 from vaex.cost import Layer, layers, step_cost
 from vaex.errors import UserError
 from vaex.experiment import Experiment
+from vaex.latents.posterior import DiagonalGaussian
 from vaex.likelihoods.base import PixelDistribution
-from vaex.model import Autoencoder, Posterior
+from vaex.model import Autoencoder
 from vaex.objectives import Batch, Objective, Terms
 from vaex.text_table import human
 
@@ -33,7 +34,7 @@ class SquaresOfTheOutput(Objective):
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor) -> Terms:
         h = model.decoder(model.encoder(batch.input))
-        none = Posterior(torch.zeros(()), torch.zeros(()))
+        none = DiagonalGaussian(torch.zeros(()), torch.zeros(()))
         return Terms(h.square().sum(), torch.zeros(()), None, none, PixelDistribution(h.shape))
 
 

@@ -12,13 +12,16 @@ import torch
 from conftest import composed, for_tests
 from scipy.integrate import quad
 from scipy.stats import norm
+from test_model import rate_of
 from torch.nn import functional as F
 
 from vaex.build import build, build_model
 from vaex.data.dataset import Dataset, Images, Source
 from vaex.evaluation.bound import Numbers, evaluate
 from vaex.evaluation.measure import Evaluation
-from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
+from vaex.latents.posterior import DiagonalGaussian
+from vaex.latents.prior import StandardNormal
+from vaex.model import Autoencoder
 from vaex.objectives import AE, DIP, IWAE, MMD, RAE, VAE, Batch, Capacity, Objective, TotalCorrelation
 from vaex.objectives.latents import aggregate_log_prob, squared_mmd
 from vaex.training.step import TrainingStep
@@ -65,7 +68,7 @@ def test_effective_beta_is_the_kld_weight_of_mean_squared_error_code(beta: float
     )  # the loss as it is written elsewhere: both terms means over the batch, the error over pixels too
     posterior = model.encode(batch.x)
     mean = model.decode(posterior.rsample(1)[0]).mean
-    theirs = F.mse_loss(mean, batch.x) + kld_weight * posterior.rate().sum(1).mean()
+    theirs = F.mse_loss(mean, batch.x) + kld_weight * rate_of(posterior).sum(1).mean()
     a, b = gradient(model, ours.loss), gradient(model, theirs)
     torch.testing.assert_close(a / a.norm(), b / b.norm(), rtol=1e-4, atol=1e-6)
     assert (a.norm() / b.norm()).item() == pytest.approx(64 / (2 * sigma**2), rel=1e-4)
@@ -154,7 +157,7 @@ def test_one_importance_sample_gives_the_elbo_with_a_sampled_kl(doubly: bool) ->
     distortion = -model.decode(z).log_prob(batch.x)
     torch.testing.assert_close(terms.loss, (distortion + log_q - log_p).mean())
     torch.testing.assert_close(terms.distortion, distortion)
-    torch.testing.assert_close(terms.rate, posterior.rate())
+    torch.testing.assert_close(terms.rate, rate_of(posterior))
 
 
 def test_the_bound_grows_with_samples_towards_the_evidence() -> None:
@@ -230,7 +233,7 @@ def test_groups_are_the_mean_of_bounds_and_as_many_as_samples_the_elbo(doubly: b
     posterior = model.encode(batch.x)
     noise = batch.noise(6, 20)
     z = posterior.at(noise)
-    log_weights = model.decode(z).log_prob(batch.x) + log_prior_over_posterior(z, posterior.log_var, noise)
+    log_weights = model.decode(z).log_prob(batch.x) + StandardNormal(20, z.device).log_ratio(posterior, z, noise)
     expected = torch.stack([part.logsumexp(0) - math.log(3) for part in log_weights.split(3)]).mean()
     grouped = IWAE(samples=3, groups=2, doubly_reparametrized=doubly)
     assert grouped.samples == 6
@@ -288,15 +291,15 @@ def test_a_corrupted_input_is_scored_against_the_clean_image() -> None:
     assert numbers["loss"] != clean["loss"] and "mse_restored" not in clean
 
 
-def posteriors(count: int, latents: int = 2) -> tuple[Posterior, torch.Tensor]:
+def posteriors(count: int, latents: int = 2) -> tuple[DiagonalGaussian, torch.Tensor]:
     """q(z|x) of some images, and a sample of each."""
     generator = torch.Generator().manual_seed(0)
     mean, log_var, noise = (torch.randn(count, latents, generator=generator).double() for _ in range(3))
-    posterior = Posterior(mean, log_var)
+    posterior = DiagonalGaussian(mean, log_var)
     return posterior, posterior.at(noise)
 
 
-def mixture(posterior: Posterior, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def mixture(posterior: DiagonalGaussian, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """q(z) and q(z_j), by PyTorch's distributions."""
     parts = torch.distributions.Normal(posterior.mean, posterior.std)
     log_prob = parts.log_prob(z[:, None])
@@ -317,7 +320,7 @@ def test_the_aggregate_posterior_is_estimated_without_bias_from_a_batch() -> Non
         estimates = []
         for pair in itertools.combinations([n for n in range(6) if n != image], 2):
             rows = torch.tensor([image, *pair])
-            part = Posterior(posterior.mean[rows], posterior.log_var[rows])
+            part = DiagonalGaussian(posterior.mean[rows], posterior.log_var[rows])
             estimates.append([log_q[0].exp() for log_q in aggregate_log_prob(part, z[rows], population=6)])
         for n in (0, 1):
             mean = torch.stack([estimate[n] for estimate in estimates]).mean(0)
@@ -358,7 +361,7 @@ def test_one_image_says_nothing_about_the_aggregate_posterior() -> None:
 
 def test_a_capacity_pulls_the_rate_from_both_sides_and_grows() -> None:
     model, batch = model_and_batch()
-    rate = model.encode(batch.x).rate().sum(1).mean().item()
+    rate = rate_of(model.encode(batch.x)).sum(1).mean().item()
     for capacity, step, distance in (
         (rate + 3, None, 3.0),
         (rate / 2, None, rate / 2),

@@ -13,13 +13,15 @@ from vaex.data.dataset import Dataset
 from vaex.errors import UserError
 from vaex.evaluation.split import evaluating
 from vaex.experiment import Experiment
+from vaex.latents.posterior import PosteriorFamily
+from vaex.latents.prior import Prior
 from vaex.likelihoods.base import Likelihood
 from vaex.likelihoods.gaussian import StandardGaussian
 from vaex.likelihoods.location_scale import default_floor
 from vaex.model import Autoencoder
 from vaex.objectives import Objective
 from vaex.runs.folder import CONFIG, WEIGHTS, RunFolder
-from vaex.start import fit_start
+from vaex.start import fit_start, training_images
 
 
 def build(config: Config) -> Experiment:
@@ -36,6 +38,7 @@ def build(config: Config) -> Experiment:
     objective = create("objective", config.objective)
     objective = instance_of(Objective, "objective", objective, defines=("stochastic", "forward")).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic)
+    _check_latents(model, objective, config)
     _check_support(model.likelihood, dataset)
     if objective.weighs_samples and model.likelihood.depends_on_x:
         raise UserError(
@@ -44,6 +47,8 @@ def build(config: Config) -> Experiment:
         )
     if config.start == "data":
         fit_start(model, dataset)
+    if model.prior.images:
+        model.prior.start(training_images(dataset, model.prior.images))
     model = model.to(device)
     groups = _parameter_groups(model, config.optimizer)
     optimizer = instance_of(torch.optim.Optimizer, "optimizer", create("optimizer", config.optimizer, params=groups))
@@ -85,11 +90,15 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     likelihood = instance_of(Likelihood, "likelihood", likelihood, defines=("support", "kind", "forward"))
     if likelihood.scale is not None:  # a likelihood that sets no floor of its own has a Gaussian's
         likelihood.scale.resolve_floor(lambda: default_floor(StandardGaussian(), discretize=False))
+    posterior = create("posterior", config.posterior, latent_dim=config.latent_dim)
+    posterior = instance_of(PosteriorFamily, "posterior", posterior, defines=("features", "forward"))
+    prior = create("prior", config.prior, latent_dim=config.latent_dim, image_shape=image_shape)
+    prior = instance_of(Prior, "prior", prior, defines=("forward",))
     encoder = create(
         "architecture.encoder",
         encoder_group,
         image_shape=image_shape,
-        out_features=(2 if stochastic else 1) * config.latent_dim,
+        out_features=posterior.features if stochastic else config.latent_dim,
         condition_features=condition_features,
     )
     decoder = create(
@@ -107,6 +116,8 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
         classes=condition_features,
         stochastic=stochastic,
         bf16=config.precision == "bf16",
+        posterior=posterior,
+        prior=prior,
     )
     _check_outputs(model, image_shape)
     return model
@@ -114,7 +125,7 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
 
 def _check_outputs(model: Autoencoder, image_shape: tuple[int, int, int]) -> None:
     """Run the networks on one black image. Raises UserError if an output does not have the shape that vaex needs."""
-    codes, classes = (2 if model.stochastic else 1) * model.latent_dim, model.classes
+    codes, classes = model.posterior.features if model.stochastic else model.latent_dim, model.classes
     condition = [F.one_hot(torch.zeros(1, dtype=torch.int64), classes).float()] if classes else []
     channels = model.likelihood.out_channels(image_shape[0])
     with evaluating(model):
@@ -130,6 +141,25 @@ def _check_outputs(model: Autoencoder, image_shape: tuple[int, int, int]) -> Non
             if not isinstance(output, Tensor) or output.shape != shape:
                 actual = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
                 raise UserError(f"{name} returns {actual} for one image, but must return a tensor {list(shape)}")
+
+
+def _check_latents(model: Autoencoder, objective: Objective, config: Config) -> None:
+    """Raises UserError if the prior, the posterior, the objective and the condition do not fit together."""
+    prior, posterior = (group["_target_"].rpartition(".")[2] for group in (config.prior, config.posterior))
+    name = f"objective {type(objective).__name__}"
+    if not model.stochastic and not (model.prior.is_standard and model.posterior.is_diagonal):
+        group = f"posterior: {posterior}" if model.prior.is_standard else f"prior: {prior}"
+        raise UserError(f"{group}: {name} has no distribution of z; leave it out, or use objective=vae")
+    if not model.posterior.is_diagonal:
+        for who, needs in ((f"prior: {prior}", model.prior.needs_diagonal), (name, objective.needs_diagonal)):
+            if needs:
+                raise UserError(
+                    f"posterior: {posterior}: {who} needs a Gaussian with independent latents; use posterior=diagonal"
+                )
+    if objective.needs_standard and not model.prior.is_standard:
+        raise UserError(f"prior: {prior}: {name} compares codes with samples of N(0, I); use prior=standard")
+    if model.classes and not model.prior.conditional:
+        raise UserError(f"prior: {prior}: its pseudo-inputs have no labels; use another prior, or conditional=false")
 
 
 def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:
@@ -222,7 +252,11 @@ def _parameter_groups(model: Autoencoder, optimizer: Group) -> list[dict[str, An
     others = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in ids}
     groups: list[dict[str, Any]] = [{"params": list(others.values())}]
     if optimizer.get("weight_decay"):
-        weights = [p for name, p in others.items() if p.ndim > 1 and not name.startswith("likelihood.")]
+        # Neither scales nor the pseudo-inputs, means and variances of a prior are pulled to 0.
+        exempt = {f"prior.{name}" for name, _ in model.prior.named_parameters(recurse=False)}
+        weights = [
+            p for name, p in others.items() if p.ndim > 1 and not name.startswith("likelihood.") and name not in exempt
+        ]
         weight_ids = {id(parameter) for parameter in weights}
         rest = [parameter for parameter in others.values() if id(parameter) not in weight_ids]
         groups = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""The autoencoder: encoder, posterior q(z|x), prior N(0, I), decoder, likelihood p(x|z) and an optional condition.
+"""The autoencoder: encoder, posterior q(z|x), prior p(z), decoder, likelihood p(x|z) and an optional condition.
 
 The encoder sees x less the mean image, and a constant offset is added to the decoder's output, so that the model begins
 as the best one that ignores z (see vaex.start).
@@ -18,40 +18,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaex.architectures.base import output_layer
-from vaex.data.noise import normal
+from vaex.latents.posterior import Diagonal, DiagonalGaussian, Posterior, PosteriorFamily
+from vaex.latents.prior import LatentDistribution, Prior, Standard
 from vaex.likelihoods.base import Likelihood, PixelDistribution
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """q(z|x) = N(mean, diag exp(log_var)), both [B, latent_dim] float32. A log_var of -inf is a point mass."""
+class Latents:
+    """Samples of z for B images, and what the bound needs to know of them. Nats.
 
-    mean: Tensor
-    log_var: Tensor
-
-    @property
-    def std(self) -> Tensor:
-        return torch.exp(0.5 * self.log_var)
-
-    def at(self, noise: Tensor) -> Tensor:
-        """Reparametrized samples [samples, B, latent_dim] from noise of the same shape, drawn from N(0, 1)."""
-        return self.mean + self.std * noise
-
-    def rsample(self, samples: int) -> Tensor:
-        """Reparametrized samples, [samples, B, latent_dim]."""
-        return self.at(normal(samples, *self.mean.shape, device=self.mean.device))
-
-    def rate(self) -> Tensor:
-        """KL(q(z|x) || N(0, I)) of each latent, [B, latent_dim] nats. Kingma & Welling 2014, appendix B."""
-        return 0.5 * (self.mean.square() + torch.expm1(self.log_var) - self.log_var)
-
-
-def log_prior_over_posterior(z: Tensor, log_var: Tensor, standardized: Tensor) -> Tensor:
-    """log p(z) - log q(z|x), [K, B] nats, for z and `standardized` = (z - mean) / std, both [K, B, latent_dim].
-
-    The terms in log 2π cancel.
+    Attributes:
+        posterior: q(z|x).
+        prior: p(z).
+        noise: from N(0, I), [K, B, latent_dim].
+        z: samples of q(z|x), one for each noise, [K, B, latent_dim].
+        rate: KL(q(z|x) || p(z)), [B, groups]: of each latent if they are independent in both distributions, else as a
+            whole. Without a closed form it is an estimate from these samples.
     """
-    return 0.5 * (standardized.square() + log_var - z.square()).sum(-1)
+
+    posterior: Posterior
+    prior: LatentDistribution
+    noise: Tensor
+    z: Tensor
+    rate: Tensor
+
+    def log_ratio(self) -> Tensor:
+        """log p(z) - log q(z|x), [K, B]."""
+        return self.prior.log_ratio(self.posterior, self.z, self.noise)
 
 
 def _in_float32(forward: Callable[..., Tensor], features: Tensor, *arguments: Any, **options: Any) -> Tensor:
@@ -63,8 +56,8 @@ class Autoencoder(nn.Module):
     """An encoder and a decoder around a latent vector z.
 
     Args:
-        encoder: maps x [B, C, H, W] and the condition to the posterior's mean and log variance, [B, 2 · latent_dim]; or
-            to the code itself, [B, latent_dim], if `stochastic` is False.
+        encoder: maps x [B, C, H, W] and the condition to the features of the posterior, [B, posterior.features]; or to
+            the code itself, [B, latent_dim], if `stochastic` is False.
         decoder: maps [N, latent_dim + classes] to [N, out_channels of the likelihood, H, W].
         likelihood: turns the decoder's output into a distribution over images.
         latent_dim: size of z.
@@ -72,6 +65,8 @@ class Autoencoder(nn.Module):
             unconditional model.
         stochastic: whether the encoder returns a distribution.
         bf16: whether the encoder and the decoder run in bfloat16 in training mode, except for their `output_layer`.
+        posterior: the family of q(z|x); None for Gaussians with independent latents.
+        prior: p(z); None for N(0, I).
 
     Attributes:
         center: subtracted from the encoder's input, [C, H, W]; zero unless vaex.start sets it.
@@ -94,11 +89,15 @@ class Autoencoder(nn.Module):
         classes: int = 0,
         stochastic: bool = True,
         bf16: bool = False,
+        posterior: PosteriorFamily | None = None,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.classes = latent_dim, classes
         self.stochastic, self.bf16 = stochastic, bf16
+        self.posterior = posterior or Diagonal(latent_dim=latent_dim)
+        self.prior = prior or Standard(latent_dim=latent_dim)
         channels, height, width = likelihood.image_shape
         self.register_buffer("center", torch.zeros(likelihood.image_shape))
         self.register_buffer("offset", torch.zeros(likelihood.out_channels(channels), height, width))
@@ -128,9 +127,26 @@ class Autoencoder(nn.Module):
         with self._precision(x.device):
             code = (self.encoder(x) if condition is None else self.encoder(x, condition)).float()
         if not self.stochastic:
-            return Posterior(code, torch.full_like(code, -torch.inf))
-        mean, log_var = code.chunk(2, dim=1)
-        return Posterior(mean, log_var)
+            return DiagonalGaussian(code, torch.full_like(code, -torch.inf))
+        posterior: Posterior = self.posterior(code)
+        return posterior
+
+    def latent_prior(self) -> LatentDistribution:
+        """p(z)."""
+        prior: LatentDistribution = self.prior(self.encode)
+        return prior
+
+    def infer(self, x: Tensor, labels: Tensor | None, noise: Tensor) -> Latents:
+        """Samples of z from q(z|x), for noise from N(0, I) [K, B, latent_dim].
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        posterior, prior = self.encode(x, labels), self.latent_prior()
+        z, rate = posterior.at(noise), prior.rate(posterior)
+        if rate is None:
+            rate = -prior.log_ratio(posterior, z, noise).mean(0)[:, None]
+        return Latents(posterior, prior, noise, z, rate)
 
     def decode(self, z: Tensor, labels: Tensor | None = None, x: Tensor | None = None) -> PixelDistribution:
         """p(x|z) with batch shape [..., B].
@@ -159,11 +175,15 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(x, labels).mean, labels, x).mean
 
     @torch.no_grad()
-    def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
-        """The mean of p(x|z) at `count` samples of z from the prior, [count, C, H, W]."""
+    def sample(self, count: int, labels: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
+        """The mean of p(x|z) at `count` samples of z from the prior, [count, C, H, W].
+
+        Args:
+            temperature: factor on the standard deviations of the prior, or of those of its components.
+        """
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"count={count}: must be a number of images, >= 1")
-        z = torch.randn(count, self.latent_dim, device=self.device)
+        z = self.latent_prior().sample(count, temperature=temperature)
         return self.decode(z, labels).mean
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:

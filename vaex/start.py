@@ -99,6 +99,19 @@ def start_images(dataset: Dataset, outputs: int) -> Tensor:
         return dataset.to_float(torch.cat([pixels, noise]))
 
 
+def training_images(dataset: Dataset, count: int) -> Tensor:
+    """x of `count` training images that are evenly spaced in the split, float32 [count, C, H, W] on the CPU.
+
+    Raises:
+        UserError: there are fewer training images.
+    """
+    if count > len(dataset.train):
+        raise UserError(f"prior.components={count}: there are only {len(dataset.train)} training images to start from")
+    rows = evenly_spaced(dataset.train, count)[:count]
+    with fixed_noise(torch.device("cpu")), noise_of(rows):
+        return dataset.to_float(dataset.train.pixels[rows].cpu())
+
+
 def fit_offset(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
     """Fit the likelihood's parameters in place, and an offset for its decoder output.
 

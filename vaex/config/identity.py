@@ -21,6 +21,8 @@ INCIDENTAL = (
 )
 # Options that configs of older runs lack: one that they have beside it, and the value that changes nothing.
 ADDED = {
+    "prior._target_": ("latent_dim", "vaex.latents.prior.Standard"),
+    "posterior._target_": ("latent_dim", "vaex.latents.posterior.Diagonal"),
     "objective.delay": ("objective.warmup", 0),
     "objective.cycle": ("objective.warmup", None),
     "objective.groups": ("objective.doubly_reparametrized", 1),

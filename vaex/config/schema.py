@@ -69,12 +69,25 @@ class Config:
     trainer: TrainerConfig = MISSING
     figures: FiguresConfig = MISSING
     sweep: SweepConfig = MISSING
-    start: str = "zero"  # of a run of an older version, whose config has no such key
+    # Values of runs of older versions, whose configs have no such keys.
+    start: str = "zero"
+    prior: Group = dataclasses.field(default_factory=lambda: {"_target_": "vaex.latents.prior.Standard"})
+    posterior: Group = dataclasses.field(default_factory=lambda: {"_target_": "vaex.latents.posterior.Diagonal"})
     experiment: str | None = None
 
 
 LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32
-GROUPS = ("dataset", "architecture", "likelihood", "objective", "corruption", "optimizer", "schedule")
+GROUPS = (
+    "dataset",
+    "architecture",
+    "likelihood",
+    "prior",
+    "posterior",
+    "objective",
+    "corruption",
+    "optimizer",
+    "schedule",
+)
 
 
 def config_dir() -> Path:

@@ -37,9 +37,9 @@ def evaluate(
         (the objective's, with its warm-up completed; of corrupted images if there is a corruption); with a corruption
         also mse_corrupted (of the corrupted image) and mse_restored (of its reconstruction), both against the clean x;
         posterior_std; likelihood_scale; active_units (latents whose posterior mean has a variance above 0.01 over a
-        split of at least two images); rate_per_latent; and effective_<error>, the weight of the rate if the distortion
-        were written as that mean error (see Likelihood.mean_error_weight). Values that do not exist for the model are
-        left out.
+        split of at least two images); rate_per_latent, if latents have rates of their own; and effective_<error>, the
+        weight of the rate if the distortion were written as that mean error (see Likelihood.mean_error_weight). Values
+        that do not exist for the model are left out.
     """
     model, objective = evaluation.model, evaluation.objective
     is_test, images = images is None, evaluation.images if images is None else images
@@ -60,13 +60,15 @@ def evaluate(
         at_mean = model.decode(posterior.mean, labels, x) if model.stochastic else distribution
         add("distortion", terms.distortion.double().sum())
         add("mse", image_mse(at_mean.mean - x).double().sum())
-        if model.stochastic:
-            rate = posterior.rate().double()
+        if terms.rate is not None:
+            rate = terms.rate.double()
             add("rate_per_latent", rate.sum(0))
             add("elbo_squared", (terms.distortion + rate.sum(1)).square().sum())
-        if model.stochastic and is_test:
-            again = objective(model, Batch(x, x, labels, population=len(images)), None)  # with other samples of z
-            add("draw_variance", (terms.distortion - again.distortion).double().square().sum() / 2)
+            if is_test:
+                again = objective(model, Batch(x, x, labels, population=len(images)), None)  # with other samples of z
+                assert again.rate is not None
+                difference = (terms.distortion - again.distortion).double() + (rate - again.rate).sum(1)
+                add("draw_variance", difference.square().sum() / 2)
         corrupted = evaluation.corruption(x)
         if corrupted is not x:
             terms = objective(model, Batch(x, corrupted, labels, population=len(images)), None)
@@ -98,8 +100,9 @@ def evaluate(
         numbers |= {
             "rate": rate.item(),
             "elbo": elbo.item(),
-            "rate_per_latent": rate_per_latent.tolist(),
         }
+        if len(rate_per_latent) == model.latent_dim:
+            numbers["rate_per_latent"] = rate_per_latent.tolist()
         if len(images) > 1:  # the variance over a single image would be zero
             numbers["active_units"] = int((variance > ACTIVE_UNIT_VARIANCE).sum().item())
             if elbo_squared is not None:

@@ -17,7 +17,7 @@ from vaex.evaluation.fid import FeatureStatistics, frechet_distance, neighborhoo
 from vaex.evaluation.latent import fit_mixture
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
-from vaex.evaluation.split import batches, evenly_spaced, fixed_noise
+from vaex.evaluation.split import batches, evaluating, evenly_spaced, fixed_noise
 
 # A distance needs more images than features on each side, and the floor is that of halves of the test images.
 FEWEST = 2 * (FEATURES + 1)
@@ -81,7 +81,8 @@ def _sample_latents(evaluation: Evaluation, count: int) -> tuple[Tensor, str]:
     model, dataset = evaluation.model, evaluation.dataset
     generator = torch.Generator().manual_seed(0)
     if model.stochastic and evaluation.latent == "prior":
-        return torch.randn(count, model.latent_dim, generator=generator).to(model.device), "prior"
+        with evaluating(model):
+            return model.latent_prior().sample(count, generator=generator), "prior"
 
     def codes(images: Images) -> Tensor:
         """One sample from q(z|x) for each of up to CODES images, [N, latent_dim]; the codes of an autoencoder."""

@@ -8,7 +8,6 @@ al. 2018 measure how far an encoder is from it).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +18,8 @@ from tqdm import tqdm
 from vaex.data.noise import normal
 from vaex.evaluation.measure import Evaluation
 from vaex.evaluation.split import ToFloat, batches
-from vaex.model import Autoencoder, Posterior, log_prior_over_posterior
+from vaex.latents.posterior import DiagonalGaussian, FullGaussian, Posterior
+from vaex.model import Autoencoder
 
 FIT_STEPS = 200  # of Adam
 FIT_RATE = 0.2  # its learning rate, which falls linearly to 0, in standard deviations of the encoder's q
@@ -43,7 +43,8 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, f
     Args:
         samples: K >= 1. `evaluation.batch_size` is the number of images times samples that are decoded at once, and
             `evaluation.poll` is called before each decoding. A fit decodes at least FIT_SAMPLES at once.
-        fitted: whether to draw from a q that is fitted to each image (see `fit`); otherwise from the encoder's.
+        fitted: whether to draw from a q that is fitted to each image (see `fit`), for which the encoder's must have
+            independent latents; otherwise from the encoder's.
     """
     model, images, batch_size = evaluation.model, evaluation.images, evaluation.batch_size
     total, title, estimates = len(images) * (samples + fitted * FIT_DECODINGS), evaluation.title, []
@@ -58,6 +59,7 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, f
             x, labels = batch.x, batch.labels
             posterior = model.encode(x, labels)
             if fitted:
+                assert isinstance(posterior, DiagonalGaussian)
                 posterior = fit(model, posterior, x, labels, partial(decoding, FIT_SAMPLES * len(x)))
             # Log-weights are float32, as the likelihood is, but the sum over thousands of them is float64.
             log_sum = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
@@ -82,25 +84,12 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, f
 def _log_weights(model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
     """log p(x|z) + log p(z) - log q(z|x), [samples, B], for noise [samples, B, latent_dim]."""
     z = posterior.at(noise)
-    return model.decode(z, labels, x).log_prob(x) + log_prior_over_posterior(z, posterior.log_var, noise)
-
-
-@dataclass(frozen=True)
-class FullPosterior(Posterior):
-    """N(mean, factor · factorᵀ), with `factor` lower triangular, [B, latent_dim, latent_dim].
-
-    `log_var` is twice the logarithm of its diagonal, so that its sum is the log determinant of the covariance.
-    """
-
-    factor: Tensor
-
-    def at(self, noise: Tensor) -> Tensor:
-        return self.mean + torch.einsum("bij,kbj->kbi", self.factor, noise)
+    return model.decode(z, labels, x).log_prob(x) + model.latent_prior().log_ratio(posterior, z, noise)
 
 
 def fit(
-    model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, before_decoding: Callable[[], None]
-) -> FullPosterior:
+    model: Autoencoder, posterior: DiagonalGaussian, x: Tensor, labels: Tensor, before_decoding: Callable[[], None]
+) -> FullGaussian:
     """A Gaussian with any covariance for each image, fitted to p(z|x) by maximizing the ELBO from the encoder's q.
 
     It is made somewhat wider than that, because importance weights vary more if q is narrower than p(z|x) than if it is
@@ -115,16 +104,15 @@ def fit(
     shift, log_scale = torch.zeros_like(mean), torch.zeros_like(mean)
     below = torch.zeros(*mean.shape, latent_dim, device=mean.device)
 
-    def current(factor_of_variances: float = 1) -> FullPosterior:
+    def current(factor_of_variances: float = 1) -> FullGaussian:
         factor = (torch.diag_embed(log_scale.exp()) + below.tril(-1)) * std[:, :, None] * math.sqrt(factor_of_variances)
-        log_var = posterior.log_var + 2 * log_scale + math.log(factor_of_variances)
-        return FullPosterior(mean + std * shift, log_var, factor)
+        return FullGaussian(mean + std * shift, factor)
 
     def noise() -> Tensor:
         half = normal(FIT_SAMPLES // 2, *mean.shape, device=mean.device)
         return torch.cat([half, -half])
 
-    def elbo(q: FullPosterior, noise: Tensor) -> Tensor:
+    def elbo(q: FullGaussian, noise: Tensor) -> Tensor:
         before_decoding()
         return _log_weights(model, q, x, labels, noise).mean(0)
 
@@ -137,12 +125,11 @@ def fit(
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
             optimizer.step()
-    fitted, encoder = current(width(latent_dim)), FullPosterior(mean, posterior.log_var, torch.diag_embed(std))
+    fitted, encoder = current(width(latent_dim)), FullGaussian(mean, torch.diag_embed(std))
     common = noise()
     better = elbo(fitted, common) > elbo(encoder, common)  # False for a fit that is not finite
-    return FullPosterior(
+    return FullGaussian(
         torch.where(better[:, None], fitted.mean, encoder.mean),
-        torch.where(better[:, None], fitted.log_var, encoder.log_var),
         torch.where(better[:, None, None], fitted.factor, encoder.factor),
     )
 

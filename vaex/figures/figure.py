@@ -10,7 +10,7 @@ from torch import Tensor
 from vaex.data.dataset import Dataset
 from vaex.evaluation.split import batches, evaluating, fixed_noise
 from vaex.figures.sheet import writable
-from vaex.model import Autoencoder, Posterior
+from vaex.model import Autoencoder
 
 Files = dict[str, Tensor | bytes]  # file name -> a sheet, uint8 [1 or 3, height, width], or the content of the file
 
@@ -63,11 +63,18 @@ class Subject:
             x = self.dataset.to_float(images.pixels)
             return Encoded(x, self.model.encode(x, images.labels).mean, images.labels)
 
-    def posterior(self, count: int) -> Posterior:
-        """q(z|x) of the first `count` test images, on the CPU."""
-        split = batches(self.model, self.dataset.test[:count], self.dataset.to_float, batch_size=500)
-        parts = [self.model.encode(batch.x, batch.labels) for batch in split]
-        return Posterior(torch.cat([p.mean for p in parts]).cpu(), torch.cat([p.log_var for p in parts]).cpu())
+    def codes(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """The codes of the first `count` test images [N, latent_dim], and the mean rate of each latent [latent_dim].
+
+        Both are on the CPU. The rates are None if latents have no rates of their own.
+        """
+        model, means, rates = self.model, [], []
+        for batch in batches(model, self.dataset.test[:count], self.dataset.to_float, batch_size=500):
+            posterior = model.encode(batch.x, batch.labels)
+            rate = model.latent_prior().rate(posterior) if model.stochastic else None
+            means.append(posterior.mean.cpu())
+            rates += [] if rate is None or rate.shape != posterior.mean.shape else [rate.cpu()]
+        return torch.cat(means), torch.cat(rates).mean(0) if rates else None
 
     def decode(self, z: Tensor, labels: Tensor) -> Tensor:
         """Means of p(x|z) for codes [N, latent_dim] with labels [N]: [N, C, H, W] on the CPU, decoded in batches."""
@@ -99,6 +106,11 @@ class FigureKind:
         """The files of the figure. The model's mode and the random state are left as they were."""
         with evaluating(subject.model), fixed_noise(subject.model.device):
             return self.function(subject)
+
+
+def has_standard_prior(model: Autoencoder) -> bool:
+    """Whether p(z) is N(0, I)."""
+    return model.stochastic and model.prior.is_standard
 
 
 def needs_prior(subject: Subject) -> str | None:

@@ -25,7 +25,7 @@ def samples(subject: Subject) -> Files:
     columns = min(COLUMNS, count)
     if not model.classes:
         return {"samples.png": tile(model.sample(count), columns)}
-    z = torch.randn(columns, model.latent_dim, device=model.device).repeat(model.classes, 1)
+    z = model.latent_prior().sample(columns).repeat(model.classes, 1)
     labels = torch.arange(model.classes, device=model.device).repeat_interleave(columns)
     means = model.decode(z, labels).mean
     sheet = grid(means.view(model.classes, columns, *means.shape[1:]), rows=subject.class_names)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaex.figures.figure import FigureKind, Files, Subject
+from vaex.figures.figure import FigureKind, Files, Subject, has_standard_prior
 from vaex.figures.sheet import above, framed, grid
 
 SEARCHED = 2000  # test images among which pairs are looked for
@@ -44,11 +44,11 @@ def _broadcastable(t: Tensor, z: Tensor) -> Tensor:
 def interpolation(subject: Subject, steps: int = 11) -> Files:
     """For each pair of test images a row between their pixels, and below it a row for each path between their codes.
 
-    The images of a pair are of different classes; of the same class if the model is conditional. The codes of an
-    autoencoder without a prior have no variance to preserve and lie on no sphere, so there the only path is linear.
+    The images of a pair are of different classes; of the same class if the model is conditional. Codes whose prior is
+    not N(0, I) have no variance to preserve and lie on no sphere, so there the only path is linear.
     """
     paths: dict[str, Path] = {"linear": linear}
-    if subject.model.stochastic:
+    if has_standard_prior(subject.model):
         paths |= {"spherical": spherical, "variance-preserving": variance_preserving}
     t = torch.linspace(0, 1, steps, device=subject.model.device)
     pairs = _pairs(subject, subject.count or 4)

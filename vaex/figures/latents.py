@@ -54,7 +54,7 @@ def plot(subjects: Sequence[Subject]) -> Tensor:
 
 def _scatter(axis: Axes, subject: Subject) -> None:
     count, stochastic, class_names = subject.count or 2000, subject.model.stochastic, subject.class_names
-    z, labels = subject.posterior(count).mean, subject.dataset.test.labels[:count].cpu()
+    z, labels = subject.codes(count)[0], subject.dataset.test.labels[:count].cpu()
     classes, dimensions = len(class_names), z.shape[1]
     axis.set_title(subject.title, fontsize=10)
     if dimensions == 1:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vaex.figures.figure import FigureKind, Files, Subject, needs_prior
+from vaex.figures.figure import FigureKind, Files, Subject, has_standard_prior, needs_prior
 from vaex.figures.sheet import above, beside, framed, grid, text
 
 CAPTION = "z0 grows to the right and z1 upwards, at even quantiles of the prior"
@@ -43,6 +43,8 @@ def quantiles(side: int) -> Tensor:
 def needs_plane(subject: Subject) -> str | None:
     if subject.model.latent_dim != 2:
         return f"needs latent_dim=2, this run has {subject.model.latent_dim}"
+    if subject.model.stochastic and not has_standard_prior(subject.model):
+        return "needs prior=standard, since it is drawn at quantiles of N(0, 1)"
     return needs_prior(subject)
 
 

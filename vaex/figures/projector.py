@@ -28,7 +28,7 @@ embeddings {{
 def projector(subject: Subject) -> Files:
     """Tables of codes and classes, a sheet of the images, and the config file in which TensorBoard finds these."""
     images = subject.dataset.test[: subject.count or 1000]
-    z = subject.posterior(len(images)).mean
+    z = subject.codes(len(images))[0]
     rows = ("\t".join(f"{value:.6g}" for value in row) for row in z.tolist())
     files: Files = {"projector/codes.tsv": "".join(f"{row}\n" for row in rows).encode()}
     metadata = ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaex.figures.figure import FigureKind, Files, Subject
+from vaex.figures.figure import FigureKind, Files, Subject, has_standard_prior
 from vaex.figures.sheet import above, beside, blank, encode_gif, framed, grid, text, tile
 
 MEASURED = 1000  # test images over which the rates are averaged
@@ -56,13 +56,13 @@ class Traversal:
 
 def plan(subject: Subject, *, count: int, most: int) -> Traversal:
     """Choose at most `most` latents, and start from the prior's mean and from the codes of the first `count` images."""
-    posterior = subject.posterior(MEASURED)
-    if subject.model.stochastic:
-        importance, least, unit = posterior.rate().mean(0), NEGLIGIBLE, "{:.2f} nats"
-        center, spread = torch.zeros_like(importance), torch.ones_like(importance)
-    else:
-        center, spread = posterior.mean.mean(0), posterior.mean.std(0, correction=0)
-        importance, least, unit = spread, 0.0, "std {:.2f}"
+    codes, rates = subject.codes(MEASURED)
+    center, spread = codes.mean(0), codes.std(0, correction=0)
+    importance, least, unit = spread, 0.0, "std {:.2f}"
+    if rates is not None:
+        importance, least, unit = rates, NEGLIGIBLE, "{:.2f} nats"
+    if has_standard_prior(subject.model):
+        center, spread = torch.zeros_like(center), torch.ones_like(spread)
     order = importance.argsort(descending=True, stable=True).tolist()
     used = [n for n in order if importance[n] > least] or order[:1]
     unused = len(order) - len(used)
@@ -97,7 +97,7 @@ def sheet(subject: Subject, *, count: int = 2, steps: int = 7, most: int = 20) -
     positions = torch.linspace(-REACH, REACH, steps)
     columns = [f"{position:+.2g}" if position else "0" for position in positions.tolist()]
     first, *others = traversal.decode(subject, positions)
-    name = "the prior's mean" if subject.model.stochastic else "the mean code"
+    name = "the prior's mean" if has_standard_prior(subject.model) else "the mean code"
     label = f", class {subject.class_names[int(traversal.labels[0])]}" if subject.model.classes else ""
     head = _head(tile(traversal.starts[:1], 1), name + label)
     body = grid(first, rows=traversal.names, columns=columns)
@@ -124,7 +124,8 @@ def animation(subject: Subject, *, count: int = 7, stops: int = 16, most: int = 
     frames = []
     for stop, position in enumerate(positions.tolist()):
         rows = torch.cat([traversal.starts[None], columns[:, :, stop].transpose(0, 1)])
-        heading = text(f"each latent at {position:+.1f} of the {'prior' if subject.model.stochastic else 'code'}'s std")
+        whose = "prior" if has_standard_prior(subject.model) else "code"
+        heading = text(f"each latent at {position:+.1f} of the {whose}'s std")
         frames.append(framed(above(heading, grid(rows, rows=["start", *traversal.names]), gap=6)))
     return encode_gif(frames + frames[-2:0:-1], milliseconds=80)
 

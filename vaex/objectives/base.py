@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vaex.data.noise import normal
+from vaex.latents.posterior import Posterior
 from vaex.likelihoods.base import PixelDistribution
-from vaex.model import Autoencoder, Posterior
+from vaex.model import Autoencoder, Latents
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Terms:
     Attributes:
         loss: the scalar that is minimized, [].
         distortion: -E_q log p(x|z), [B].
-        rate: KL(q(z|x) || p(z)) of each latent, [B, latent_dim]; None without a posterior distribution.
+        rate: KL(q(z|x) || p(z)), [B, groups] (see vaex.model.Latents); None without a posterior distribution.
         posterior: q(z|x).
         distribution: p(x|z), with batch shape [samples, B], or [B] without a posterior distribution.
     """
@@ -72,6 +73,8 @@ class Objective(nn.Module):
     Attributes:
         stochastic: whether the encoder must return a distribution.
         samples: number of samples of z for each image.
+        needs_diagonal: whether q(z|x) must be a Gaussian with independent latents.
+        needs_standard: whether p(z) must be N(0, I).
         weighs_samples: whether samples of z are weighted by p(x|z), which then may not be computed from x itself.
         linear_in_batch: whether the loss of a batch is the mean of the losses of its equal parts.
         beta: weight of the rate, []; None for an objective without such a weight.
@@ -80,6 +83,8 @@ class Objective(nn.Module):
 
     stochastic: bool
     samples: int = 1
+    needs_diagonal: bool = False
+    needs_standard: bool = False
     weighs_samples: bool = False
     linear_in_batch: bool = True
     beta: Tensor | None
@@ -105,14 +110,11 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
-def encode_and_decode(
-    model: Autoencoder, batch: Batch, samples: int
-) -> tuple[Posterior, Tensor, PixelDistribution, Tensor]:
-    """q(z|x), samples of z [samples, B, latent_dim], p(x|z), and the mean distortion of the samples [B]."""
-    posterior = model.encode(batch.input, batch.labels)
-    z = posterior.at(batch.noise(samples, model.latent_dim))
-    distribution = model.decode(z, batch.labels, batch.x)
-    return posterior, z, distribution, -distribution.log_prob(batch.x).mean(0)
+def infer_and_decode(model: Autoencoder, batch: Batch, samples: int) -> tuple[Latents, PixelDistribution, Tensor]:
+    """Samples of z, p(x|z), and the mean distortion of the samples [B]."""
+    latents = model.infer(batch.input, batch.labels, batch.noise(samples, model.latent_dim))
+    distribution = model.decode(latents.z, batch.labels, batch.x)
+    return latents, distribution, -distribution.log_prob(batch.x).mean(0)
 
 
 def at_least_one(samples: int) -> int:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from vaex.model import Autoencoder
-from vaex.objectives.base import Batch, Objective, Terms, encode_and_decode, not_negative
+from vaex.objectives.base import Batch, Objective, Terms, infer_and_decode, not_negative
 
 
 class Capacity(Objective):
@@ -33,10 +33,10 @@ class Capacity(Objective):
         self.formula += f", the capacity growing over {warmup:,} steps" if warmup else ""
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
-        posterior, _, distribution, distortion = encode_and_decode(model, batch, samples=1)
-        rate = posterior.rate()
+        latents, distribution, distortion = infer_and_decode(model, batch, samples=1)
+        rate = latents.rate
         capacity = self.capacity
         if self.warms_up and step is not None:
             capacity = capacity * (step / self.warmup).clamp(max=1)
         loss = distortion.mean() + self.weight * (rate.sum(1).mean() - capacity).abs()
-        return Terms(loss, distortion, rate, posterior, distribution)
+        return Terms(loss, distortion, rate, latents.posterior, distribution)

@@ -1,11 +1,13 @@
 """The importance-weighted autoencoder."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vaex.model import Autoencoder, log_prior_over_posterior
+from vaex.latents.posterior import DiagonalGaussian
+from vaex.model import Autoencoder
 from vaex.objectives.base import Batch, Objective, Terms, at_least_one
 
 
@@ -57,29 +59,31 @@ class IWAE(Objective):
         )
         self.formula = f"importance-weighted, {bounds}" + (f", and {elbo:g} · ELBO" if elbo else "")
         self.formula += ", doubly reparametrized gradient" if doubly_reparametrized else ""
+        self.needs_diagonal = doubly_reparametrized
         self.samples, self.doubly_reparametrized = groups * at_least_one(samples), doubly_reparametrized
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
-        posterior = model.encode(batch.input, batch.labels)
-        noise = batch.noise(self.samples, model.latent_dim)
-        z = posterior.at(noise)  # [groups · K, B, latent_dim]
-        log_var, standardized = posterior.log_var, noise
+        latents = model.infer(batch.input, batch.labels, batch.noise(self.samples, model.latent_dim))
+        posterior = latents.posterior
         if self.doubly_reparametrized:
+            assert isinstance(posterior, DiagonalGaussian)  # `needs_diagonal`
             with torch.no_grad():
-                log_likelihood = model.decode(z, batch.labels, batch.x).log_prob(batch.x)
-                log_weights = log_likelihood + log_prior_over_posterior(z, log_var, noise)
-                weights = self._grouped(log_weights).softmax(1).flatten(0, 1)
+                log_likelihood = model.decode(latents.z, batch.labels, batch.x).log_prob(batch.x)
+                weights = self._grouped(log_likelihood + latents.log_ratio()).softmax(1).flatten(0, 1)
+            z = latents.z
             z = z.detach() + weights[..., None] * (z - z.detach())  # the value of z, with its gradient times w̃
-            log_var = log_var.detach()
-            standardized = noise + (z - z.detach()) / posterior.std.detach()  # the noise, from z alone
-        distribution = model.decode(z, batch.labels, batch.x)
+            # q is held fixed, and the noise is computed from z alone.
+            fixed = DiagonalGaussian(posterior.mean.detach(), posterior.log_var.detach())
+            noise = latents.noise + (z - z.detach()) / fixed.std
+            latents = replace(latents, posterior=fixed, z=z, noise=noise)
+        distribution = model.decode(latents.z, batch.labels, batch.x)
         log_likelihood = distribution.log_prob(batch.x)
-        log_weights = log_likelihood + log_prior_over_posterior(z, log_var, standardized)  # [groups · K, B]
+        log_weights = log_likelihood + latents.log_ratio()  # [groups · K, B]
         grouped = self._grouped(log_weights)
         bound = (torch.logsumexp(grouped, dim=1) - math.log(grouped.shape[1])).mean()
         if self.elbo:
             bound = self.elbo * log_weights.mean() + (1 - self.elbo) * bound
-        return Terms(-bound, -log_likelihood.mean(0), posterior.rate(), posterior, distribution)
+        return Terms(-bound, -log_likelihood.mean(0), latents.rate, posterior, distribution)
 
     def _grouped(self, log_weights: Tensor) -> Tensor:
         """[groups · K, B] -> [groups, K, B]."""

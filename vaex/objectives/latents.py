@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vaex.model import Autoencoder, Posterior
-from vaex.objectives.base import Batch, Objective, Terms, encode_and_decode, not_negative
+from vaex.latents.posterior import DiagonalGaussian
+from vaex.model import Autoencoder
+from vaex.objectives.base import Batch, Objective, Terms, infer_and_decode, not_negative
 
 AT_ONCE = 2**23  # values of log q(z_ij|x_m)
 
@@ -25,13 +26,14 @@ class AggregateObjective(Objective):
 
     stochastic = True
     linear_in_batch = False
+    needs_diagonal = True
     beta: Tensor
 
     def __init__(self, *, beta: float) -> None:
         super().__init__()
         self.hold(beta=beta)
 
-    def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:
+    def penalty(self, posterior: DiagonalGaussian, z: Tensor, batch: Batch) -> Tensor:
         """What the loss adds for the aggregate posterior, in nats, [].
 
         Args:
@@ -41,9 +43,10 @@ class AggregateObjective(Objective):
         raise NotImplementedError
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
-        posterior, z, distribution, distortion = encode_and_decode(model, batch, samples=1)
-        rate = posterior.rate()
-        loss = distortion.mean() + self.beta * rate.sum(1).mean() + self.penalty(posterior, z[0], batch)
+        latents, distribution, distortion = infer_and_decode(model, batch, samples=1)
+        posterior, rate = latents.posterior, latents.rate
+        assert isinstance(posterior, DiagonalGaussian)  # `needs_diagonal`
+        loss = distortion.mean() + self.beta * rate.sum(1).mean() + self.penalty(posterior, latents.z[0], batch)
         return Terms(loss, distortion, rate, posterior, distribution)
 
 
@@ -71,12 +74,12 @@ class TotalCorrelation(AggregateObjective):
         self.hold(tc=not_negative("tc", tc))
         self.formula = f"distortion + {beta:g} · (KL(q(z|x) ‖ p(z)) − TC) + {tc:g} · TC"
 
-    def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:
+    def penalty(self, posterior: DiagonalGaussian, z: Tensor, batch: Batch) -> Tensor:
         log_q, log_q_of_each = aggregate_log_prob(posterior, z, batch.population)
         return (self.tc - self.beta) * (log_q - log_q_of_each.sum(1)).mean()
 
 
-def aggregate_log_prob(posterior: Posterior, z: Tensor, population: int | None = None) -> tuple[Tensor, Tensor]:
+def aggregate_log_prob(posterior: DiagonalGaussian, z: Tensor, population: int | None = None) -> tuple[Tensor, Tensor]:
     """Estimates of log q(z) [B] and of log q(z_j) [B, latent_dim], whose exponentials are unbiased.
 
     Args:
@@ -128,7 +131,7 @@ class DIP(AggregateObjective):
         terms = f"{off_diagonal:g} · Σ C_ij² + {diagonal:g} · Σ (C_ii − 1)², C the covariance of {of}"
         self.formula = f"distortion + {beta:g} · KL(q(z|x) ‖ p(z)) + {terms}"
 
-    def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:
+    def penalty(self, posterior: DiagonalGaussian, z: Tensor, batch: Batch) -> Tensor:
         centered = posterior.mean - posterior.mean.mean(0)
         covariance = centered.T @ centered / len(centered)
         if self.of == "samples":
@@ -157,6 +160,7 @@ class MMD(AggregateObjective):
         ValueError: if a value is out of range.
     """
 
+    needs_standard = True
     mmd: Tensor
 
     def __init__(self, *, beta: float, mmd: float, kernel: Literal["imq", "rbf"]) -> None:
@@ -167,7 +171,7 @@ class MMD(AggregateObjective):
         self.kernel = kernel
         self.formula = f"distortion + {beta:g} · KL(q(z|x) ‖ p(z)) + {mmd:g} · MMD²(q(z), p(z))"
 
-    def penalty(self, posterior: Posterior, z: Tensor, batch: Batch) -> Tensor:
+    def penalty(self, posterior: DiagonalGaussian, z: Tensor, batch: Batch) -> Tensor:
         prior = batch.noise(1, z.shape[1])[0]
         return self.mmd * squared_mmd(z, prior, self.kernel)
 

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from vaex.model import Autoencoder
-from vaex.objectives.base import Batch, Objective, Terms, at_least_one, encode_and_decode
+from vaex.objectives.base import Batch, Objective, Terms, at_least_one, infer_and_decode
 
 
 class AE(Objective):
@@ -31,7 +31,7 @@ class VAE(Objective):
         cycle: number of steps after which beta starts from 0 again, with its delay and its warm-up; None for never. Fu
             et al. 2019.
         free_bits: rate of each latent in nats, averaged over the batch, up to which it is not penalized. Kingma et al.
-            2016, eq. 15.
+            2016, eq. 15. Of all latents together if they have no rates of their own.
 
     Raises:
         ValueError: if a value is out of range.
@@ -70,7 +70,7 @@ class VAE(Objective):
         self.linear_in_batch = free_bits == 0  # free bits clamp the mean rate of the whole batch
 
     def loss(self, distortion: Tensor, rate: Tensor, step: Tensor | None = None) -> Tensor:
-        """The loss [] of a mean distortion [] and the mean rate of each latent [latent_dim]."""
+        """The loss [] of a mean distortion [] and the mean rates [groups]."""
         beta = self.beta
         if step is not None and (self.warms_up or self.delays):
             step = step % self.cycle if self.cycle else step
@@ -81,6 +81,6 @@ class VAE(Objective):
         return distortion + beta * rate.sum()
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
-        posterior, _, distribution, distortion = encode_and_decode(model, batch, self.samples)
-        rate = posterior.rate()
-        return Terms(self.loss(distortion.mean(), rate.mean(0), step), distortion, rate, posterior, distribution)
+        latents, distribution, distortion = infer_and_decode(model, batch, self.samples)
+        loss = self.loss(distortion.mean(), latents.rate.mean(0), step)
+        return Terms(loss, distortion, latents.rate, latents.posterior, distribution)

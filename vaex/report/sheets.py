@@ -13,6 +13,7 @@ from torch import Tensor
 from vaex.data.dataset import Dataset
 from vaex.errors import UserError
 from vaex.evaluation.split import evaluating, fixed_noise
+from vaex.figures.figure import has_standard_prior
 from vaex.figures.sheet import encode_png, enlarged, framed, grid, writable
 from vaex.model import Autoencoder
 from vaex.report.collect import Run
@@ -122,13 +123,19 @@ def reconstruct(title: str, models: Models, x: Tensor, labels: Tensor) -> Sheet:
 
 
 def sample(title: str, models: Models) -> Sheet:
-    """The decoder's means at the same samples from the prior; conditional models are given the classes in turn."""
+    """The decoder's means at samples from the prior; conditional models are given the classes in turn.
+
+    Models whose prior is N(0, I) share the samples.
+    """
     z = prior_samples(max(model.latent_dim for _, model in models))
     rows = []
     for _, model in models:
         labels = torch.arange(COLUMNS) % model.classes if model.classes else None
         with evaluating(model):
-            rows.append(model.decode(z[:, : model.latent_dim], labels).mean)
+            own = z[:, : model.latent_dim]
+            if not has_standard_prior(model):
+                own = model.latent_prior().sample(COLUMNS, generator=torch.Generator().manual_seed(SEED))
+            rows.append(model.decode(own, labels).mean)
     return Sheet(title, tuple(label for label, _ in models), torch.stack(rows))
 
 

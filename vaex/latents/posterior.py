@@ -1,0 +1,131 @@
+"""Posteriors q(z|x), and the families of them that an encoder's output can describe. Nats.
+
+Every posterior maps noise from N(0, I) to z, so that log q(z|x) = log N(noise; 0, I) - log |det ∂z/∂noise|.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vaex.data.noise import normal
+
+
+class Posterior:
+    """q(z|x) of B images.
+
+    Attributes:
+        mean: the mean, or for a flow the z of its base's mean: the code of an image, [B, latent_dim].
+    """
+
+    mean: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """The standard deviation of each latent, [B, latent_dim]."""
+        raise NotImplementedError
+
+    def at(self, noise: Tensor) -> Tensor:
+        """Reparametrized samples [samples, B, latent_dim] from noise of the same shape, drawn from N(0, 1)."""
+        raise NotImplementedError
+
+    def log_scales(self, noise: Tensor) -> Tensor:
+        """Numbers whose sum over the latents is log |det ∂z/∂noise|, broadcastable to the noise's shape."""
+        raise NotImplementedError
+
+    def rsample(self, samples: int) -> Tensor:
+        """Reparametrized samples, [samples, B, latent_dim]."""
+        return self.at(normal(samples, *self.mean.shape, device=self.mean.device))
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian(Posterior):
+    """N(mean, diag exp(log_var)), both [B, latent_dim] float32. A log_var of -inf is a point mass."""
+
+    mean: Tensor
+    log_var: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self.log_var)
+
+    def at(self, noise: Tensor) -> Tensor:
+        return self.mean + self.std * noise
+
+    def log_scales(self, noise: Tensor) -> Tensor:
+        return 0.5 * self.log_var
+
+
+@dataclass(frozen=True)
+class FullGaussian(Posterior):
+    """N(mean, factor · factorᵀ), with `factor` lower triangular, [B, latent_dim, latent_dim]."""
+
+    mean: Tensor
+    factor: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        return self.factor.square().sum(-1).sqrt()
+
+    def at(self, noise: Tensor) -> Tensor:
+        return self.mean + torch.einsum("bij,kbj->kbi", self.factor, noise)
+
+    def log_scales(self, noise: Tensor) -> Tensor:
+        return self.factor.diagonal(dim1=-2, dim2=-1).log()
+
+
+class PosteriorFamily(nn.Module):
+    """Base class of the families of posteriors.
+
+    Args:
+        latent_dim: number of latents.
+
+    Attributes:
+        features: number of features that the encoder returns for an image.
+        is_diagonal: whether the posteriors are Gaussians with independent latents.
+    """
+
+    features: int
+    is_diagonal: bool = False
+
+    def __init__(self, *, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+
+    def forward(self, features: Tensor) -> Posterior:
+        """The posteriors of B images, from features [B, `features`] float32."""
+        raise NotImplementedError
+
+
+class Diagonal(PosteriorFamily):
+    """A Gaussian with independent latents: the features are its mean and its log variance."""
+
+    is_diagonal = True
+
+    def __init__(self, *, latent_dim: int) -> None:
+        super().__init__(latent_dim=latent_dim)
+        self.features = 2 * latent_dim
+
+    def forward(self, features: Tensor) -> DiagonalGaussian:
+        mean, log_var = features.chunk(2, dim=1)
+        return DiagonalGaussian(mean, log_var)
+
+
+class Full(PosteriorFamily):
+    """A Gaussian with any covariance Σ = L Lᵀ, with L = diag(std) (I + strictly lower triangular)."""
+
+    def __init__(self, *, latent_dim: int) -> None:
+        super().__init__(latent_dim=latent_dim)
+        self.features = 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
+        rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
+        self.register_buffer("below", rows * latent_dim + columns, persistent=False)  # positions in a flat matrix
+
+    below: Tensor
+
+    def forward(self, features: Tensor) -> FullGaussian:
+        d = self.latent_dim
+        mean, log_var, values = torch.split(features, [d, d, len(self.below)], dim=1)
+        flat = torch.zeros_like(mean[:, :1]).expand(-1, d * d)
+        strictly_lower = flat.index_copy(1, self.below, values).unflatten(1, (d, d))  # type: ignore[no-untyped-call]
+        std = torch.exp(0.5 * log_var)
+        return FullGaussian(mean, torch.diag_embed(std) + std[:, :, None] * strictly_lower)
