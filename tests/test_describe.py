@@ -114,9 +114,9 @@ def test_memory_of_a_tiny_network(activation: str, saved_of_hidden: int, small: 
     weights = sum(p.numel() for p in experiment.model.parameters())
     used = weights - 1  # the scale of the likelihood has no part in this objective
     assert (cost.weights, cost.gradients) == (
-        4 * (weights + 2 * D),
+        4 * (weights + 2 * D + 1),
         4 * used,
-    )  # with the center of x and the offset of h
+    )  # with the center of x, the offset of h and the origin of the prior
     assert (
         cost.optimizer is not None and 0 <= cost.optimizer - 2 * 4 * used <= 8 * 8
     )  # two for each weight, and step counters
@@ -254,6 +254,8 @@ def test_the_description(architecture: str, small: list[str], capsys: pytest.Cap
         "mnist",
         "laplace",
         "per_image",
+        "standard",
+        "diagonal",
         "vae",
         "adam",
         "cosine",

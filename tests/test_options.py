@@ -133,20 +133,27 @@ def test_every_recipe_names_its_source() -> None:
 def test_the_examples_for_users_run_as_printed(
     here: Callable[..., Path], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/adding.md: an architecture, an objective and a metric in a package of one's own."""
+    """docs/adding.md: an architecture, an objective, a prior and a metric in a package of one's own."""
     text = (Path(__file__).parent.parent / "docs" / "adding.md").read_text()
     for path, content in re.findall(
-        r"```yaml\n# (myconf/(?:architecture|objective)/\S+)\n(.*?)```", text, flags=re.DOTALL
+        r"```yaml\n# (myconf/(?:architecture|objective|prior)/\S+)\n(.*?)```", text, flags=re.DOTALL
     ):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(content)
     modules = re.findall(r"```python\n# mypackage.py\n(.*?)```", text, flags=re.DOTALL)
-    assert len(modules) == 3
+    assert len(modules) == 4
     (tmp_path / "mypackage.py").write_text("".join(modules))
     monkeypatch.syspath_prepend(str(tmp_path))
     images = [override for override in tiny if not override.startswith("architecture")]
     run = here(
-        "--config-dir", "myconf", "architecture=linear", "objective=limit", "steps=2", "figures.kinds=[]", *images
+        "--config-dir",
+        "myconf",
+        "architecture=linear",
+        "objective=limit",
+        "prior=laplace",
+        "steps=2",
+        "figures.kinds=[]",
+        *images,
     )
     cli.run("eval", [str(run), "--metric", "mypackage.BRIGHTNESS", "--fid", "none", "--samples", "0"])
     assert 0 <= results(run)["test/brightness"] <= 1

@@ -35,6 +35,9 @@ KINDS = [
     ["architecture=resnet", "architecture.widths=[4,8]", "architecture.groups=2"],
     ["objective=iwae", "objective.doubly_reparametrized=true", "corruption=salt_and_pepper"],
     ["architecture=vit", "architecture.hidden=8", "architecture.depth=1", "architecture.patch_size=14"],
+    ["prior=vamp", "prior.components=4"],
+    ["prior=flow", "prior.layers=2", "prior.hidden=8", "posterior=iaf", "posterior.hidden=8", "posterior.context=3"],
+    ["prior=mixture", "prior.components=3", "posterior=full", "objective=iwae"],
 ]
 
 

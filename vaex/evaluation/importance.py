@@ -19,6 +19,7 @@ from vaex.data.noise import normal
 from vaex.evaluation.measure import Evaluation
 from vaex.evaluation.split import ToFloat, batches
 from vaex.latents.posterior import DiagonalGaussian, FullGaussian, Posterior
+from vaex.latents.prior import LatentDistribution
 from vaex.model import Autoencoder
 
 FIT_STEPS = 200  # of Adam
@@ -57,7 +58,7 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, f
 
         for batch in batches(model, images, to_float, batch_size=at_once):
             x, labels = batch.x, batch.labels
-            posterior = model.encode(x, labels)
+            posterior, prior = model.encode(x, labels), model.latent_prior()
             if fitted:
                 assert isinstance(posterior, DiagonalGaussian)
                 posterior = fit(model, posterior, x, labels, partial(decoding, FIT_SAMPLES * len(x)))
@@ -69,7 +70,7 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, f
                 chunk = min((half if drawn < half else samples) - drawn, max(1, batch_size // len(x)))
                 decoding(chunk * len(x))
                 noise = normal(chunk, *posterior.mean.shape, device=x.device)
-                log_weights = _log_weights(model, posterior, x, labels, noise).double()
+                log_weights = _log_weights(model, prior, posterior, x, labels, noise).double()
                 log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
                 drawn += chunk
                 if drawn == half:
@@ -81,10 +82,17 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, f
     return Estimate(nll.mean().item(), stderr, halving)
 
 
-def _log_weights(model: Autoencoder, posterior: Posterior, x: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+def _log_weights(
+    model: Autoencoder,
+    prior: LatentDistribution,
+    posterior: Posterior,
+    x: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+) -> Tensor:
     """log p(x|z) + log p(z) - log q(z|x), [samples, B], for noise [samples, B, latent_dim]."""
     z = posterior.at(noise)
-    return model.decode(z, labels, x).log_prob(x) + model.latent_prior().log_ratio(posterior, z, noise)
+    return model.decode(z, labels, x).log_prob(x) + prior.log_ratio(posterior, z, noise)
 
 
 def fit(
@@ -101,6 +109,7 @@ def fit(
         before_decoding: called before each decoding of FIT_SAMPLES samples of z for each image.
     """
     mean, std, latent_dim = posterior.mean, posterior.std, posterior.mean.shape[1]
+    prior = model.latent_prior()
     shift, log_scale = torch.zeros_like(mean), torch.zeros_like(mean)
     below = torch.zeros(*mean.shape, latent_dim, device=mean.device)
 
@@ -114,7 +123,7 @@ def fit(
 
     def elbo(q: FullGaussian, noise: Tensor) -> Tensor:
         before_decoding()
-        return _log_weights(model, q, x, labels, noise).mean(0)
+        return _log_weights(model, prior, q, x, labels, noise).mean(0)
 
     parameters = [parameter.requires_grad_() for parameter in (shift, log_scale, below)]
     optimizer = torch.optim.Adam(parameters, lr=FIT_RATE, betas=(0.9, 0.99))

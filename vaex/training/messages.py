@@ -45,6 +45,7 @@ def start_message(
         "data": f"{choices['dataset']}, {splits} images of {channels} × {height} × {width}",
         "model": f"{choices['architecture']}, {model.latent_dim} latents, {experiment.parameters:,} parameters"
         + conditional,
+        "latents": _latents(choices),
         "likelihood": f"{choices['likelihood']}{scale}, a {kind}{bounds}",
         "distortion": f"{likelihood.formula}, summed over pixels" if likelihood.formula else "",
         "objective": choices["objective"]
@@ -61,6 +62,12 @@ def start_message(
         else "",
     }
     return "\n".join(f"{name:>10}  {text}" for name, text in lines.items() if text)
+
+
+def _latents(choices: Mapping[str, str]) -> str:
+    """The prior and the posterior, unless they are the usual ones."""
+    prior, posterior = choices.get("prior", "standard"), choices.get("posterior", "diagonal")
+    return "" if (prior, posterior) == ("standard", "diagonal") else f"prior {prior}, posterior {posterior}"
 
 
 def _as_mean_error(experiment: Experiment, beta: float) -> str:
