@@ -71,7 +71,8 @@ class FullGaussian(Posterior):
         return self.mean + torch.einsum("bij,kbj->kbi", self.factor, noise)
 
     def log_scales(self, noise: Tensor) -> Tensor:
-        return self.factor.diagonal(dim1=-2, dim2=-1).log()
+        # With diagonal() or diag_embed(), TorchInductor calls a deprecated function.
+        return (self.factor * torch.eye(self.mean.shape[1], device=self.factor.device)).sum(-1).log()
 
 
 class PosteriorFamily(nn.Module):
@@ -128,4 +129,4 @@ class Full(PosteriorFamily):
         flat = torch.zeros_like(mean[:, :1]).expand(-1, d * d)
         strictly_lower = flat.index_copy(1, self.below, values).unflatten(1, (d, d))  # type: ignore[no-untyped-call]
         std = torch.exp(0.5 * log_var)
-        return FullGaussian(mean, torch.diag_embed(std) + std[:, :, None] * strictly_lower)
+        return FullGaussian(mean, std[:, :, None] * (torch.eye(d, device=std.device) + strictly_lower))

@@ -59,8 +59,7 @@ class StandardNormal(LatentDistribution):
             return 0.5 * (posterior.mean.square() + torch.expm1(posterior.log_var) - posterior.log_var)
         if isinstance(posterior, FullGaussian):
             squares = posterior.mean.square().sum(1) + posterior.factor.square().sum((1, 2))
-            log_det = posterior.factor.diagonal(dim1=1, dim2=2).log().sum(1)
-            return (0.5 * (squares - self.latent_dim) - log_det)[:, None]
+            return (0.5 * (squares - self.latent_dim) - posterior.log_scales(posterior.mean).sum(1))[:, None]
         return None
 
     def log_ratio(self, posterior: Posterior, z: Tensor, noise: Tensor) -> Tensor:
