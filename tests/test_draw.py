@@ -52,7 +52,8 @@ def test_every_kind_that_applies_to_a_run_is_drawn(here: Here, tiny: list[str], 
     capsys.readouterr()
 
     main([str(run), "--device", "cpu"])
-    kinds = [name for name in FIGURES if name not in ("denoising", "projector")]
+    others = ("denoising", "pseudo_inputs")  # which do not apply to this run
+    kinds = [name for name in FIGURES if name not in (*others, "projector")]
     pictures = {f"figures/{name}.png" for name in kinds} | {"figures/traversals.gif"}
     new_events = {name for name in files(run) - before if name.startswith("events.out")}
     assert files(run) - before - new_events == pictures - before and len(new_events) == 1
@@ -64,7 +65,7 @@ def test_every_kind_that_applies_to_a_run_is_drawn(here: Here, tiny: list[str], 
     ]
     for line in lines:
         name, path, *_ = line.split()
-        assert path == ("not" if name == "denoising" else str(run / "figures" / f"{name}.png"))
+        assert path == ("not" if name in others else str(run / "figures" / f"{name}.png"))
     steps = results(run)["train/steps"]
     assert images(run) == {name: [*events_before.get(name, []), steps] for name in kinds}
 

@@ -471,11 +471,13 @@ def reasons(model: Autoencoder, **options: Any) -> dict[str, str]:
 def test_a_kind_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     lines(metrics, [50], lambda step: 1.0)
-    assert reasons(build(2), metrics=metrics, corruption=lambda x: x) == {}
+    no_pseudo_inputs = {"pseudo_inputs": "needs prior=vamp"}
+    assert reasons(build(2), metrics=metrics, corruption=lambda x: x) == no_pseudo_inputs
     assert reasons(build(20, rule=Fixed), metrics=metrics) == {
         "denoising": "needs a corruption; this run has corruption=none",
         "manifold": "needs latent_dim=2, this run has 20",
         "scale": "needs a scale that varies, and this run's is 0.1 everywhere: use likelihood/scale=per_pixel",
+        **no_pseudo_inputs,
     }
     without_prior = reasons(build(2, stochastic=False), metrics=tmp_path / "none.jsonl", corruption=lambda x: x)
     no_prior = "needs a prior, and this objective has none"
@@ -483,6 +485,7 @@ def test_a_kind_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch, tm
         "samples": no_prior,
         "manifold": no_prior,
         "curves": f"needs {tmp_path / 'none.jsonl'}, which does not exist",
+        **no_pseudo_inputs,
     }
     model = build(2)
     model.likelihood = CrossEntropy(image_shape=(1, SIDE, SIDE))
@@ -492,7 +495,7 @@ def test_a_kind_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch, tm
     assert alone["interpolation"] == "needs two test images, and there are 1 in all"
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
     without = reasons(build(2), metrics=metrics, corruption=lambda x: x)
-    assert set(without) == {"latents", "curves"}
+    assert set(without) == {"latents", "curves", "pseudo_inputs"}
     assert without["latents"] == "needs matplotlib; pip install 'vaex-autoencoders[plots]'"
 
 

@@ -41,6 +41,17 @@ def denoising(subject: Subject, columns: int = 12) -> Files:
     return {"denoising.png": framed(_below_each_other(parts, columns, rows=["clean", "corrupted", "restored"]))}
 
 
+def pseudo_inputs(subject: Subject) -> Files:
+    """The pseudo-inputs of a VampPrior."""
+    images = subject.model.prior.pseudo_images()
+    assert images is not None  # as `needs_pseudo_inputs` has checked
+    return {"pseudo_inputs.png": tile(images[: subject.count or subject.grid], COLUMNS)}
+
+
+def needs_pseudo_inputs(subject: Subject) -> str | None:
+    return None if subject.model.prior.pseudo_images() is not None else "needs prior=vamp"
+
+
 def needs_corruption(subject: Subject) -> str | None:
     return "needs a corruption; this run has corruption=none" if isinstance(subject.corruption, nn.Identity) else None
 
@@ -54,3 +65,4 @@ def _below_each_other(parts: Sequence[Tensor], columns: int, rows: Sequence[str]
 RECONSTRUCTIONS = FigureKind("reconstructions", reconstructions)
 SAMPLES = FigureKind("samples", samples, needs_prior)
 DENOISING = FigureKind("denoising", denoising, needs_corruption)
+PSEUDO_INPUTS = FigureKind("pseudo_inputs", pseudo_inputs, needs_pseudo_inputs)

@@ -1,7 +1,7 @@
 """All kinds of figures, in the order in which they are drawn."""
 
 from vaex.figures.curves import CURVES
-from vaex.figures.grids import DENOISING, RECONSTRUCTIONS, SAMPLES
+from vaex.figures.grids import DENOISING, PSEUDO_INPUTS, RECONSTRUCTIONS, SAMPLES
 from vaex.figures.interpolation import INTERPOLATION
 from vaex.figures.latents import LATENTS
 from vaex.figures.manifold import MANIFOLD
@@ -13,6 +13,6 @@ FIGURES = {
     kind.name: kind
     for kind in (
         *(RECONSTRUCTIONS, SAMPLES, DENOISING, INTERPOLATION, TRAVERSALS),
-        *(MANIFOLD, LATENTS, SCALE, CURVES, PROJECTOR),
+        *(MANIFOLD, LATENTS, PSEUDO_INPUTS, SCALE, CURVES, PROJECTOR),
     )
 }

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vaex.figures.figure import FigureKind, Files, Subject
+from vaex.figures.figure import FigureKind, Files, Subject, has_standard_prior
 from vaex.figures.plot import GRAY, needs_matplotlib, render, styled_figure
+from vaex.latents.prior import LatentDistribution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ def plot(subjects: Sequence[Subject]) -> Tensor:
 
 
 def _scatter(axis: Axes, subject: Subject) -> None:
-    count, stochastic, class_names = subject.count or 2000, subject.model.stochastic, subject.class_names
+    count, standard, class_names = subject.count or 2000, has_standard_prior(subject.model), subject.class_names
     z, labels = subject.codes(count)[0], subject.dataset.test.labels[:count].cpu()
     classes, dimensions = len(class_names), z.shape[1]
     axis.set_title(subject.title, fontsize=10)
@@ -63,7 +64,7 @@ def _scatter(axis: Axes, subject: Subject) -> None:
         points = torch.stack([z[:, 0], (labels if classes else 0) + 0.8 * jitter], dim=1)
         axis.set_xlabel("z0")
         axis.set_yticks(range(classes), class_names)
-        if stochastic:
+        if standard:
             axis.axvline(-PRIOR_RADIUS, **PRIOR_STYLE)
             axis.axvline(PRIOR_RADIUS, label=PRIOR, **PRIOR_STYLE)
     else:
@@ -77,10 +78,25 @@ def _scatter(axis: Axes, subject: Subject) -> None:
         chosen = points[labels == n] if classes else points
         name = class_names[n] if 0 < classes <= LEGEND else None
         axis.scatter(chosen[:, 0], chosen[:, 1], s=7, color=color(n, classes), alpha=0.8, label=name, linewidths=0)
-    if dimensions > 1 and stochastic:
+    if dimensions == 2 and subject.model.stochastic and not standard:
+        _outline(axis, subject.model.latent_prior())
+    if dimensions > 1 and standard:
         angle = torch.linspace(0, 2 * math.pi, 200)
         circle = origin + PRIOR_RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
         axis.plot(circle[:, 0], circle[:, 1], label=PRIOR, **PRIOR_STYLE)
+
+
+def _outline(axis: Axes, prior: LatentDistribution) -> None:
+    """The region of highest density that holds as much of p(z) as a circle of PRIOR_RADIUS of N(0, I)."""
+    share = 1 - math.exp(-(PRIOR_RADIUS**2) / 2)
+    level = prior.log_prob(prior.sample(4000)).quantile(1 - share).item()
+    sides = [torch.linspace(*limits, 200) for limits in (axis.get_xlim(), axis.get_ylim())]
+    x, y = torch.meshgrid(*sides, indexing="xy")
+    z = torch.stack([x, y], dim=-1).flatten(0, 1)
+    device = prior.sample(1).device
+    log_prob = torch.cat([prior.log_prob(part.to(device)).cpu() for part in z.split(4000)]).view_as(x)
+    axis.contour(x, y, log_prob, levels=[level], colors=[GRAY], linestyles="--", linewidths=1)
+    axis.plot([], [], label=f"prior, {share:.0%}", **PRIOR_STYLE)
 
 
 def color(label: int, classes: int) -> tuple[float, ...]:

@@ -130,6 +130,10 @@ class Prior(nn.Module):
     def start(self, x: Tensor) -> None:
         """Set what starts from training images x [`images`, C, H, W]."""
 
+    def pseudo_images(self) -> Tensor | None:
+        """Images [K, C, H, W] in [0, 1] that the prior has learned; None if it has none."""
+        return None
+
 
 class Standard(Prior):
     """N(0, I)."""
@@ -192,8 +196,11 @@ class Vamp(Prior):
     def start(self, x: Tensor) -> None:
         self.pseudo_inputs.copy_(x)
 
+    def pseudo_images(self) -> Tensor:
+        return self.pseudo_inputs.clamp(0, 1)
+
     def forward(self, encode: Encode) -> MixtureOfGaussians:
-        posterior = encode(self.pseudo_inputs.clamp(0, 1))
+        posterior = encode(self.pseudo_images())
         assert isinstance(posterior, DiagonalGaussian)
         return MixtureOfGaussians(torch.zeros_like(posterior.mean[:, 0]), posterior.mean, posterior.log_var)
 
