@@ -19,8 +19,18 @@ from vaex.evaluation.bound import evaluate
 from vaex.evaluation.importance import importance_nll
 from vaex.latents.autoregressive import InverseAutoregressive
 from vaex.latents.posterior import Diagonal, DiagonalGaussian, Full, FullGaussian, PosteriorFamily
-from vaex.latents.prior import Flow, LatentDistribution, Mixture, MixtureOfGaussians, Prior, Standard, StandardNormal
+from vaex.latents.prior import (
+    Flow,
+    LatentDistribution,
+    Mixture,
+    MixtureOfGaussians,
+    Prior,
+    Standard,
+    StandardNormal,
+    Vamp,
+)
 from vaex.model import Autoencoder
+from vaex.objectives import VAE
 
 IMAGE = (1, 4, 4)
 
@@ -278,6 +288,35 @@ def test_pseudo_inputs_start_as_training_images(tiny: list[str]) -> None:
     assert isinstance(prior, MixtureOfGaussians) and torch.equal(prior.means, posterior.mean)
 
 
+def test_all_pixels_of_pseudo_inputs_learn(tiny: list[str]) -> None:
+    """Black and white pixels, too, with which binary images start."""
+    prior = build(composed(*tiny, "prior=vamp", "prior.components=4", "dataset.binarize=threshold")).model.prior
+    assert isinstance(prior, Vamp)
+    images = prior.pseudo_images()
+    assert set(images.unique().tolist()) == {0.0, 1.0}
+    (gradient,) = torch.autograd.grad(images.sum(), [prior.pseudo_inputs])
+    assert (gradient == 1).all()
+    prior.pseudo_inputs.data += 0.5
+    images = prior.pseudo_images()
+    assert images.min() == 0.5 and images.max() == 1
+
+
+def test_networks_have_the_same_initial_weights_with_any_prior_and_posterior(tiny: list[str]) -> None:
+    def weights(*options: str) -> Tensor:
+        encoder = build(composed(*tiny, "start=zero", *options)).model.encoder
+        return next(iter(encoder.parameters()))
+
+    for chosen in (["prior=mixture"], ["prior=flow"], ["prior=vamp", "prior.components=2"], ["posterior=iaf"]):
+        assert torch.equal(weights(), weights(*chosen)), chosen
+
+
+def test_free_bits_are_as_many_nats_with_any_prior(tiny: list[str]) -> None:
+    objective = build(composed(*tiny, "objective.free_bits=0.5", "latent_dim=4")).objective
+    assert isinstance(objective, VAE)
+    zero = torch.zeros(())
+    assert objective.loss(zero, torch.zeros(4)) == objective.loss(zero, torch.zeros(1), latents=4) == 2
+
+
 @pytest.mark.parametrize(
     "prior, posterior", [*itertools.product(options("prior"), options("posterior"))], ids=lambda name: name
 )
@@ -300,9 +339,9 @@ def test_priors_and_posteriors_train_together(prior: str, posterior: str, data: 
         (["objective=ae", "prior=mixture"], "prior: Mixture: objective AE has no distribution of z"),
         (["objective=rae", "posterior=full"], "posterior: Full: objective RAE has no distribution of z"),
         (["objective=beta_tc", "posterior=full"], "needs a Gaussian with independent latents"),
-        (["objective=mmd", "prior=flow"], "compares codes with samples"),
-        (["prior=vamp", "prior.components=4", "conditional=true"], "have no labels"),
-        (["prior=vamp", "prior.components=4000"], "there are only 1000 training images"),
+        (["objective=mmd", "prior=flow"], "is defined for p.z. = N"),
+        (["prior=vamp", "prior.components=4", "conditional=true"], "cannot use labels"),
+        (["prior=vamp", "prior.components=4000"], "there are only 1000; set fewer"),
         (["prior=mixture", "prior.components=0"], "prior.components=0: must be >= 1"),
         (["prior=flow", "latent_dim=1"], "at least 2 latents"),
         (["posterior=iaf", "posterior.steps=0"], "posterior.steps=0: must be >= 1"),

@@ -122,6 +122,13 @@ def test_any_number_of_runs_can_share_a_step(runs: int, tiny: list[str]) -> None
         assert other.sums.take().sums["elbo"] == pytest.approx(one.sums.take().sums["elbo"], rel=1e-5)
 
 
+def test_values_that_are_whole_numbers_do_not_round_those_of_other_runs(tiny: list[str]) -> None:
+    overrides = [[*tiny, f"beta={beta}", f"objective.free_bits={bits}"] for beta, bits in ((1, 1), (0.5, 0.1))]
+    stacked = Runs(overrides).stacked()
+    assert stacked.buffers["objective.beta"].tolist() == [1, 0.5]
+    assert stacked.buffers["objective.free_bits"].tolist() == pytest.approx([1, 0.1])
+
+
 def test_a_run_that_left_stays_as_it_is(tiny: list[str]) -> None:
     runs = Runs([[*tiny, f"seed={n}"] for n in range(3)])
     stacked = runs.stacked()
@@ -150,9 +157,11 @@ def test_a_run_whose_numbers_are_not_finite_skips_the_step_by_itself(tiny: list[
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ([["objective.samples=1"], ["objective.samples=2"]], "differs from the first in more than values"),
-        ([["corruption=none"], ["corruption=gaussian"]], "differs from the first in more than values"),
-        ([["latent_dim=2"], ["latent_dim=3"]], "different names or shapes"),
+        ([["objective.samples=1"], ["objective.samples=2"]], "samples is 1 in one run and 2 in another"),
+        ([["corruption=none"], ["corruption=gaussian"]], "different modules|corruption, class"),
+        ([["latent_dim=2"], ["latent_dim=3"]], "different names, shapes or types"),
+        ([["likelihood.scale.init=0.1"], ["likelihood.scale.init=0.11"]], "init is 0.1 in one run and 0.11"),
+        ([["objective.cycle=10", "objective.warmup=5"], ["objective.cycle=20", "objective.warmup=5"]], "cycle is 10"),
         ([["trainer.clip_norm=1"], []], "trainer.clip_norm"),
         ([["objective=rae", "objective.gradient=1"]] * 2, "cannot be vectorized"),
     ],
@@ -224,8 +233,11 @@ def test_jobs_that_differ_in_values_are_trained_together() -> None:
 
 def test_groups_have_a_largest_size_and_are_divided_among_gpus() -> None:
     jobs = [f"seed={n}" for n in range(2 * MOST_TOGETHER + 1)]
-    assert [len(group) for group in grouped(*jobs)] == [MOST_TOGETHER, MOST_TOGETHER, 1]
+    assert [len(group) for group in grouped(*jobs)] == [11, 11, 11] and MOST_TOGETHER == 16
     assert [len(group) for group in grouped(*jobs[:6], at_least=4)] == [2, 2, 2]
+    two_kinds = [f"likelihood={name} seed={n}" for name in ("gaussian", "laplace") for n in range(4)]
+    assert [len(group) for group in grouped(*two_kinds, at_least=2)] == [4, 4]
+    assert grouped("optimizer.fused=true", "optimizer.fused=false") == [[0], [1]]
 
 
 # Sweeps.

@@ -90,10 +90,11 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     likelihood = instance_of(Likelihood, "likelihood", likelihood, defines=("support", "kind", "forward"))
     if likelihood.scale is not None:  # a likelihood that sets no floor of its own has a Gaussian's
         likelihood.scale.resolve_floor(lambda: default_floor(StandardGaussian(), discretize=False))
-    posterior = create("posterior", config.posterior, latent_dim=config.latent_dim)
-    posterior = instance_of(PosteriorFamily, "posterior", posterior, defines=("features", "forward"))
-    prior = create("prior", config.prior, latent_dim=config.latent_dim, image_shape=image_shape)
-    prior = instance_of(Prior, "prior", prior, defines=("forward",))
+    with torch.random.fork_rng([]):  # the networks have the same initial weights with any prior and posterior
+        posterior = create("posterior", config.posterior, latent_dim=config.latent_dim)
+        posterior = instance_of(PosteriorFamily, "posterior", posterior, defines=("features", "forward"))
+        prior = create("prior", config.prior, latent_dim=config.latent_dim, image_shape=image_shape)
+        prior = instance_of(Prior, "prior", prior, defines=("forward",))
     encoder = create(
         "architecture.encoder",
         encoder_group,
@@ -157,9 +158,9 @@ def _check_latents(model: Autoencoder, objective: Objective, config: Config) -> 
                     f"posterior: {posterior}: {who} needs a Gaussian with independent latents; use posterior=diagonal"
                 )
     if objective.needs_standard and not model.prior.is_standard:
-        raise UserError(f"prior: {prior}: {name} compares codes with samples of N(0, I); use prior=standard")
+        raise UserError(f"prior: {prior}: {name} is defined for p(z) = N(0, I); use prior=standard")
     if model.classes and not model.prior.conditional:
-        raise UserError(f"prior: {prior}: its pseudo-inputs have no labels; use another prior, or conditional=false")
+        raise UserError(f"prior: {prior}: cannot use labels; use another prior, or conditional=false")
 
 
 def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:

@@ -41,9 +41,12 @@ class Latents:
     noise: Tensor
     z: Tensor
     rate: Tensor
+    known_log_ratio: Tensor | None = None
 
     def log_ratio(self) -> Tensor:
         """log p(z) - log q(z|x), [K, B]."""
+        if self.known_log_ratio is not None:
+            return self.known_log_ratio
         return self.prior.log_ratio(self.posterior, self.z, self.noise)
 
 
@@ -131,6 +134,16 @@ class Autoencoder(nn.Module):
         posterior: Posterior = self.posterior(code)
         return posterior
 
+    @property
+    def has_rate_per_latent(self) -> bool:
+        """Whether each latent has a rate of its own: the latents are independent in both distributions."""
+        return self.prior.is_standard and self.posterior.is_diagonal
+
+    @property
+    def estimates_rate(self) -> bool:
+        """Whether the rate is estimated from samples of z, because it has no closed form."""
+        return self.stochastic and not (self.prior.is_standard and self.posterior.is_gaussian)
+
     def latent_prior(self) -> LatentDistribution:
         """p(z)."""
         prior: LatentDistribution = self.prior(self.encode)
@@ -144,9 +157,10 @@ class Autoencoder(nn.Module):
         """
         posterior, prior = self.encode(x, labels), self.latent_prior()
         z, rate = posterior.at(noise), prior.rate(posterior)
-        if rate is None:
-            rate = -prior.log_ratio(posterior, z, noise).mean(0)[:, None]
-        return Latents(posterior, prior, noise, z, rate)
+        if rate is not None:
+            return Latents(posterior, prior, noise, z, rate)
+        log_ratio = prior.log_ratio(posterior, z, noise)
+        return Latents(posterior, prior, noise, z, -log_ratio.mean(0)[:, None], log_ratio)
 
     def decode(self, z: Tensor, labels: Tensor | None = None, x: Tensor | None = None) -> PixelDistribution:
         """p(x|z) with batch shape [..., B].
@@ -179,7 +193,8 @@ class Autoencoder(nn.Module):
         """The mean of p(x|z) at `count` samples of z from the prior, [count, C, H, W].
 
         Args:
-            temperature: factor on the standard deviations of the prior, or of those of its components.
+            temperature: factor on the standard deviations of the prior or of its components; of a flow on those of the
+                noise that it transforms.
         """
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"count={count}: must be a number of images, >= 1")

@@ -106,7 +106,10 @@ def training_images(dataset: Dataset, count: int) -> Tensor:
         UserError: there are fewer training images.
     """
     if count > len(dataset.train):
-        raise UserError(f"prior.components={count}: there are only {len(dataset.train)} training images to start from")
+        raise UserError(
+            f"prior: needs {count} training images to start from, and there are only {len(dataset.train)}; set fewer "
+            "components"
+        )
     rows = evenly_spaced(dataset.train, count)[:count]
     with fixed_noise(torch.device("cpu")), noise_of(rows):
         return dataset.to_float(dataset.train.pixels[rows].cpu())

@@ -120,7 +120,9 @@ def _layer_lines(rows: list[Layer], image_shape: tuple[int, int, int]) -> list[s
         cells(row.path, row.kind, _sizes(row.shape) if row.shape is not None else "–", [row]) for row in merged(rows)
     ]
     parts = {
-        part: [row for row in rows if row.path.split(".")[0] == part] for part in ("encoder", "decoder", "likelihood")
+        part: inside
+        for part in ("encoder", "posterior", "prior", "decoder", "likelihood")
+        if (inside := [row for row in rows if row.path.split(".")[0] == part]) or part not in ("posterior", "prior")
     }
     sums = [cells(part, "", "", inside) for part, inside in (parts | {"all": rows}).items()]
     header = ["layer", "type", "output", "parameters", "forward"]

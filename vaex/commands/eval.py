@@ -86,7 +86,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         choices=("encoder", "fitted"),
         help="what these samples are drawn from: the encoder's q(z|x), as in papers, or a Gaussian fitted to p(z|x) of "
         "each image, which usually gives a tighter bound and takes as long as 2500 samples; default fitted on binary "
-        "images unless --samples is given, otherwise encoder",
+        "images with posterior=diagonal unless --samples is given, otherwise encoder",
     )
     add(
         "--batch-size",
@@ -185,6 +185,11 @@ def _evaluate(
     config, recorded, dataset = datasets.of(run)
     before = RunFolder(run).read_results()
     model = load_model(run, options.device)
+    if options.posterior == "fitted" and not model.posterior.is_diagonal:
+        raise UserError(
+            f"{run}: --posterior=fitted: starts from a Gaussian with independent latents, and this run has another "
+            "posterior; use --posterior=encoder"
+        )
     evaluation = Evaluation(
         model=model,
         objective=create("objective", config.objective).to(model.device),

@@ -109,10 +109,6 @@ def _probability(evaluation: Evaluation) -> dict[str, Any]:
     is_diagonal = evaluation.model.posterior.is_diagonal
     fitted = evaluation.dataset.binary and evaluation.samples is None and is_diagonal
     posterior = evaluation.posterior or ("fitted" if fitted else "encoder")
-    if posterior == "fitted" and not is_diagonal:
-        raise ValueError(
-            "--posterior=fitted: starts from a Gaussian with independent latents, and this run has another"
-        )
     samples = SAMPLES[posterior] if evaluation.samples is None else evaluation.samples
     if samples:
         estimate = importance_nll(evaluation, to_float, samples, fitted=posterior == "fitted")

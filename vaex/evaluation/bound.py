@@ -78,7 +78,7 @@ def evaluate(
         add("loss", terms.loss * len(x))
         add("code", posterior.mean.double().sum(0))
         add("code_squared", posterior.mean.double().square().sum(0))
-        if model.stochastic:
+        if model.stochastic and posterior.std is not None:
             add("posterior_std", posterior.std.mean(1).sum())
         scale = distribution.scale
         if scale is not None:
@@ -101,7 +101,7 @@ def evaluate(
             "rate": rate.item(),
             "elbo": elbo.item(),
         }
-        if len(rate_per_latent) == model.latent_dim:
+        if model.has_rate_per_latent:
             numbers["rate_per_latent"] = rate_per_latent.tolist()
         if len(images) > 1:  # the variance over a single image would be zero
             numbers["active_units"] = int((variance > ACTIVE_UNIT_VARIANCE).sum().item())

@@ -34,6 +34,8 @@ class Description:
         kind: density, mass or pseudo.
         support: the values that an image may take.
         beta: weight of the rate; None where the objective has none.
+        prior, posterior: options of the groups.
+        rate: where the rate comes from: its closed form, or samples of z.
     """
 
     dataset: str
@@ -50,6 +52,9 @@ class Description:
     kind: Literal["density", "mass", "pseudo"]
     support: str
     beta: float | None
+    prior: str = "standard"  # older results have none of these
+    posterior: str = "diagonal"
+    rate: str = "closed form"
 
     @classmethod
     def read(cls, results: Results) -> Description | None:
@@ -75,7 +80,7 @@ class Description:
                     "support",
                 )
                 if all(isinstance(about.get(name), str) for name in texts):
-                    values = {field.name: about[field.name] for field in fields(cls)}
+                    values = {field.name: about.get(field.name, field.default) for field in fields(cls)}
                     return cls(**values | {"image_shape": tuple(values["image_shape"])})
         return None
 
@@ -149,7 +154,11 @@ def ranking_group(results: Results) -> ComparisonGroup:
 def collapsed(results: Results) -> str | None:
     """A note if the posterior contains almost no information about the image, so that every image is decoded alike."""
     units, rate = results.get("test/active_units"), results.get("test/rate")
-    if units is None or rate is None or (units > 0 and rate >= COLLAPSED_RATE):
+    if units is None or rate is None:
+        return None
+    # A learned prior gives z no scale, and so none to the variance of its means.
+    is_active = units > 0 or results.get(f"{PREFIX}prior", "standard") != "standard"
+    if is_active and rate >= COLLAPSED_RATE:
         return None
     return (
         f"the posterior has collapsed ({units} active units, rate {rate:.3g} nats): z is not used; "

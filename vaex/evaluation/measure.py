@@ -30,7 +30,7 @@ class Evaluation:
         samples: samples of z for each image in the importance-weighted NLL; 0 to use the ELBO alone; None for the
             default of the posterior.
         posterior: what these are drawn from, the encoder's q(z|x) or one that is fitted to each image; None for the
-            default, which is `fitted` for binary images unless `samples` is given.
+            default, which is `fitted` for binary images and posterior=diagonal unless `samples` is given.
         images_per_batch: images, or images times samples of z, that are decoded at once; None for `images_at_once`.
         fid: how generated images are made, or none; None for the default, means where the images have labels.
         latent: where z of generated images comes from.

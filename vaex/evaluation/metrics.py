@@ -65,6 +65,9 @@ def describe(
         kind=model.likelihood.kind,
         support=model.likelihood.support,
         beta=config.beta if "beta" in config.objective else None,
+        prior=choices.get("prior", "standard"),
+        posterior=choices.get("posterior", "diagonal"),
+        rate="samples of z" if model.estimates_rate else "closed form",
     )
     identity = {PREFIX + key: value for key, value in dataset.identity("test").items()}
     return {**results, **image_scores(results, model.likelihood, dataset), **description.to_results(), **identity}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 UNITS = {
     **dict.fromkeys(("loss", "distortion", "rate", "elbo"), "nats per image"),
     "likelihood_scale": "of x in [0, 1]",
-    "posterior_std": "of z; the prior's is 1",
+    "posterior_std": "of z",
 }
 START = 0.05  # share of the steps whose values do not extend the axis, since the loss falls steeply in these
 

@@ -89,12 +89,14 @@ def _scatter(axis: Axes, subject: Subject) -> None:
 def _outline(axis: Axes, prior: LatentDistribution) -> None:
     """The region of highest density that holds as much of p(z) as a circle of PRIOR_RADIUS of N(0, I)."""
     share = 1 - math.exp(-(PRIOR_RADIUS**2) / 2)
-    level = prior.log_prob(prior.sample(4000)).quantile(1 - share).item()
+    samples = prior.sample(4000)
+    level = prior.log_prob(samples).quantile(1 - share).item()
+    axis.update_datalim(samples.cpu().numpy())
+    axis.autoscale_view()
     sides = [torch.linspace(*limits, 200) for limits in (axis.get_xlim(), axis.get_ylim())]
     x, y = torch.meshgrid(*sides, indexing="xy")
     z = torch.stack([x, y], dim=-1).flatten(0, 1)
-    device = prior.sample(1).device
-    log_prob = torch.cat([prior.log_prob(part.to(device)).cpu() for part in z.split(4000)]).view_as(x)
+    log_prob = torch.cat([prior.log_prob(part.to(samples.device)).cpu() for part in torch.split(z, 4000)]).view_as(x)
     axis.contour(x, y, log_prob, levels=[level], colors=[GRAY], linestyles="--", linewidths=1)
     axis.plot([], [], label=f"prior, {share:.0%}", **PRIOR_STYLE)
 

@@ -1,1 +1,1 @@
-"""What is said about z: families of posteriors q(z|x), and priors p(z)."""
+"""Priors p(z), and families of posteriors q(z|x)."""

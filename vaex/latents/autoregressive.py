@@ -1,5 +1,7 @@
 """Inverse autoregressive flow: a diagonal Gaussian, transformed step by step. Kingma et al. 2016."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +26,7 @@ class MaskedNetwork(nn.Module):
         self.input, self.context = nn.Linear(latent_dim, hidden), nn.Linear(context, hidden, bias=False)
         self.output = nn.Linear(hidden, 2 * latent_dim)
         latents = torch.arange(latent_dim)
-        units = torch.arange(hidden) % max(1, latent_dim - 1)  # each sees the latents up to this one
+        units = torch.linspace(0, max(0, latent_dim - 2), hidden).round()  # each sees the latents up to this one
         self.register_buffer("input_mask", (latents <= units[:, None]).float(), persistent=False)
         self.register_buffer("output_mask", (units < latents[:, None]).float().repeat(2, 1), persistent=False)
 
@@ -36,20 +38,15 @@ class MaskedNetwork(nn.Module):
 
 
 class FlowPosterior(Posterior):
-    """A Gaussian whose samples go through an inverse autoregressive flow.
-
-    Attributes:
-        std: of the Gaussian, before the flow.
-    """
+    """A Gaussian whose samples go through an inverse autoregressive flow."""
 
     def __init__(self, base: DiagonalGaussian, context: Tensor, steps: nn.ModuleList) -> None:
         self.base, self.context, self.steps = base, context, steps
         self._noise: Tensor | None = None
-        self.mean = self._transform(torch.zeros_like(base.mean)[None])[0][0]
 
-    @property
-    def std(self) -> Tensor:
-        return self.base.std
+    @cached_property
+    def mean(self) -> Tensor:  # type: ignore[override]
+        return self._transform(torch.zeros_like(self.base.mean)[None])[0][0]
 
     def at(self, noise: Tensor) -> Tensor:
         return self._transformed(noise)[0]

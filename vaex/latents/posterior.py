@@ -21,16 +21,16 @@ class Posterior:
     mean: Tensor
 
     @property
-    def std(self) -> Tensor:
-        """The standard deviation of each latent, [B, latent_dim]."""
-        raise NotImplementedError
+    def std(self) -> Tensor | None:
+        """The standard deviation of each latent, [B, latent_dim]; None if it is not known."""
+        return None
 
     def at(self, noise: Tensor) -> Tensor:
         """Reparametrized samples [samples, B, latent_dim] from noise of the same shape, drawn from N(0, 1)."""
         raise NotImplementedError
 
     def log_scales(self, noise: Tensor) -> Tensor:
-        """Numbers whose sum over the latents is log |det ∂z/∂noise|, broadcastable to the noise's shape."""
+        """The terms of log |det ∂z/∂noise|, one for each latent, broadcastable to the noise's shape."""
         raise NotImplementedError
 
     def rsample(self, samples: int) -> Tensor:
@@ -83,10 +83,12 @@ class PosteriorFamily(nn.Module):
 
     Attributes:
         features: number of features that the encoder returns for an image.
-        is_diagonal: whether the posteriors are Gaussians with independent latents.
+        is_gaussian: whether the posteriors are Gaussians.
+        is_diagonal: whether they are Gaussians with independent latents.
     """
 
     features: int
+    is_gaussian: bool = False
     is_diagonal: bool = False
 
     def __init__(self, *, latent_dim: int) -> None:
@@ -101,7 +103,7 @@ class PosteriorFamily(nn.Module):
 class Diagonal(PosteriorFamily):
     """A Gaussian with independent latents: the features are its mean and its log variance."""
 
-    is_diagonal = True
+    is_gaussian = is_diagonal = True
 
     def __init__(self, *, latent_dim: int) -> None:
         super().__init__(latent_dim=latent_dim)
@@ -114,6 +116,8 @@ class Diagonal(PosteriorFamily):
 
 class Full(PosteriorFamily):
     """A Gaussian with any covariance Σ = L Lᵀ, with L = diag(std) (I + strictly lower triangular)."""
+
+    is_gaussian = True
 
     def __init__(self, *, latent_dim: int) -> None:
         super().__init__(latent_dim=latent_dim)

@@ -23,7 +23,7 @@ class LatentDistribution:
         """Samples [count, latent_dim], on the device of the distribution.
 
         Args:
-            temperature: factor on the standard deviations.
+            temperature: factor on the standard deviations; of a flow on those of the noise that it transforms.
             generator: on any device; None for the default one.
         """
         raise NotImplementedError
@@ -128,7 +128,7 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def start(self, x: Tensor) -> None:
-        """Set what starts from training images x [`images`, C, H, W]."""
+        """Initialize parameters from training images x [`images`, C, H, W]."""
 
     def pseudo_images(self) -> Tensor | None:
         """Images [K, C, H, W] in [0, 1] that the prior has learned; None if it has none."""
@@ -197,7 +197,8 @@ class Vamp(Prior):
         self.pseudo_inputs.copy_(x)
 
     def pseudo_images(self) -> Tensor:
-        return self.pseudo_inputs.clamp(0, 1)
+        # The gradient of clamp() is 0 at 0 and 1, where most pixels start.
+        return self.pseudo_inputs + (self.pseudo_inputs.clamp(0, 1) - self.pseudo_inputs).detach()
 
     def forward(self, encode: Encode) -> MixtureOfGaussians:
         posterior = encode(self.pseudo_images())

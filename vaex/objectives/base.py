@@ -97,7 +97,7 @@ class Objective(nn.Module):
     def hold(self, **values: float) -> None:
         """Keep numbers as tensors [] on the device: runs that differ only in these can be trained together."""
         for name, value in values.items():
-            self.register_buffer(name, torch.tensor(value), persistent=False)
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         """The terms of a batch.

@@ -75,7 +75,7 @@ class IWAE(Objective):
             # q is held fixed, and the noise is computed from z alone.
             fixed = DiagonalGaussian(posterior.mean.detach(), posterior.log_var.detach())
             noise = latents.noise + (z - z.detach()) / fixed.std
-            latents = replace(latents, posterior=fixed, z=z, noise=noise)
+            latents = replace(latents, posterior=fixed, z=z, noise=noise, known_log_ratio=None)
         distribution = model.decode(latents.z, batch.labels, batch.x)
         log_likelihood = distribution.log_prob(batch.x)
         log_weights = log_likelihood + latents.log_ratio()  # [groups · K, B]

@@ -27,6 +27,7 @@ class AggregateObjective(Objective):
     stochastic = True
     linear_in_batch = False
     needs_diagonal = True
+    needs_standard = True  # with another prior, the terms of the aggregate posterior are not those of the rate
     beta: Tensor
 
     def __init__(self, *, beta: float) -> None:
@@ -160,7 +161,6 @@ class MMD(AggregateObjective):
         ValueError: if a value is out of range.
     """
 
-    needs_standard = True
     mmd: Tensor
 
     def __init__(self, *, beta: float, mmd: float, kernel: Literal["imq", "rbf"]) -> None:

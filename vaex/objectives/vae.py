@@ -31,7 +31,7 @@ class VAE(Objective):
         cycle: number of steps after which beta starts from 0 again, with its delay and its warm-up; None for never. Fu
             et al. 2019.
         free_bits: rate of each latent in nats, averaged over the batch, up to which it is not penalized. Kingma et al.
-            2016, eq. 15. Of all latents together if they have no rates of their own.
+            2016, eq. 15. If latents have no rates of their own, as many times this value of all of them together.
 
     Raises:
         ValueError: if a value is out of range.
@@ -69,18 +69,19 @@ class VAE(Objective):
         self.cycle, self.warms_up, self.delays = cycle, warmup > 0, delay > 0
         self.linear_in_batch = free_bits == 0  # free bits clamp the mean rate of the whole batch
 
-    def loss(self, distortion: Tensor, rate: Tensor, step: Tensor | None = None) -> Tensor:
-        """The loss [] of a mean distortion [] and the mean rates [groups]."""
+    def loss(self, distortion: Tensor, rate: Tensor, step: Tensor | None = None, *, latents: int = 1) -> Tensor:
+        """The loss [] of a mean distortion [] and the mean rates [groups], each of so many latents."""
         beta = self.beta
         if step is not None and (self.warms_up or self.delays):
             step = step % self.cycle if self.cycle else step
             grown = (step - self.delay) / self.warmup if self.warms_up else (step >= self.delay).float()
             beta = beta * grown.clamp(0, 1)
         if not self.linear_in_batch:
-            rate = rate.clamp(min=self.free_bits)
+            rate = rate.clamp(min=self.free_bits * latents)
         return distortion + beta * rate.sum()
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         latents, distribution, distortion = infer_and_decode(model, batch, self.samples)
-        loss = self.loss(distortion.mean(), latents.rate.mean(0), step)
+        together = model.latent_dim // latents.rate.shape[1]
+        loss = self.loss(distortion.mean(), latents.rate.mean(0), step, latents=together)
         return Terms(loss, distortion, latents.rate, latents.posterior, distribution)

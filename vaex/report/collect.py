@@ -18,6 +18,8 @@ from vaex.runs.reading import mapping, parse_yaml
 
 Value = str | int | float | bool | tuple[Any, ...] | None
 STATES = ("completed", "failed", "interrupted", "running")
+# Options of groups that older runs do not have.
+ADDED_CHOICES = {"prior": "standard", "posterior": "diagonal"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def _read(path: Path, name: str, defaults: Mapping[str, Value]) -> Run:
         status=state if state in STATES else "unknown",
         reason="; ".join(reason.splitlines()[-1:] + problems),
         config=with_added({**defaults, **_flatten(content)}) if content else {},
-        choices={str(group): str(option) for group, option in choices.items()} if isinstance(choices, dict) else {},
+        choices=ADDED_CHOICES | {str(group): str(option) for group, option in choices.items()}
+        if isinstance(choices, dict)
+        else {},
         overrides={} if content else _overrides(path / ".hydra" / "overrides.yaml"),
         results=results,
     )

@@ -226,7 +226,7 @@ def sheet_sections(study: Study, loaders: sheets.Loaders, files: "FileNames") ->
     sections = []
     for title, pictures, content in (
         ("Reconstructions", pages.reconstructions, "the same test image"),
-        ("Samples", pages.samples, "the same z, sampled from the prior"),
+        ("Samples", pages.samples, "the same z from the prior, if that is N(0, I)"),
     ):
         parts = tuple(
             Picture(

@@ -99,7 +99,7 @@ def draw(rows: Sequence[Rows], loaders: Loaders) -> Sheets:
         stochastic = [(label, model) for label, model in models if model.stochastic]
         if stochastic:
             sheets.samples.append(sample(title, stochastic))
-            if len({model.latent_dim for _, model in stochastic}) > 1:
+            if len({model.latent_dim for _, model in stochastic if has_standard_prior(model)}) > 1:
                 sheets.remark(f"{title or 'Samples'}: a z of fewer dimensions is the first part of a longer one.")
             if any(model.classes for _, model in stochastic):
                 sheets.remark(f"{title or 'Samples'}: the columns are given the classes in turn as their labels.")

@@ -54,16 +54,18 @@ class LocalLauncher(Launcher):
         gpus = _gpu_count(context) if may_use_gpu else 0
         planned = [PlannedJob(number, list(job)) for number, job in enumerate(job_overrides, start=initial_job_idx)]
         groups = [[job] for job in planned]
-        if self.together == "true" or (self.together == "auto" and gpus):
+        hydra = self.config.hydra.job
+        if (self.together == "true" or (self.together == "auto" and gpus)) and not (hydra.chdir or hydra.env_set):
             groups = plan_groups(planned, at_least=gpus)
         share = resources.share(self.workers, len(groups), resources.cores(), gpus)
         if initial_job_idx == 0:
             threads = f"{share.threads} thread{'s' * (share.threads > 1)}"
-            largest = max(map(len, groups))
-            runs = f"{min(share.workers * largest, len(planned))} of {len(planned)} runs"
+            sizes = sorted(map(len, groups), reverse=True)
+            largest, runs = sizes[0], f"{sum(sizes[: share.workers])} of {len(planned)} runs"
             if largest > 1:
                 runs += f", up to {largest} of them in one step"
-            print(f"{'at once':>10}  {runs}, {threads} each ({share.reason})", flush=True)
+            each = "each" if largest == 1 else "for each process"
+            print(f"{'at once':>10}  {runs}, {threads} {each} ({share.reason})", flush=True)
         sweep = Path(self.config.hydra.sweep.dir)
         tasks = []
         for group in groups:

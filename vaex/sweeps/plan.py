@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,10 @@ LONGEST = 100  # characters of a job's name; a file system takes 255
 SUBDIR = "hydra.sweep.subdir="  # the job's folder inside the folder of the sweep
 
 MOST_TOGETHER = 16  # runs in one step: the weights and activations of all of them are on one GPU
-# What may differ between runs that are trained together: keys, or the first parts of keys, …
+# Keys, or first parts of keys, in which runs that are trained together may differ.
 VALUES = ("seed", "beta", "start", "epochs", "steps", "optimizer", "schedule")
-# … and keys whose values 0 and null take another path through the step, so that runs may not differ in that.
+# Keys in which they may differ only in value: 0 and null take another path through the step.
 SWITCHES = (
-    "likelihood.scale.init",
     "likelihood.scale.lr",
     "likelihood.scale.value",
     "objective.capacity",
@@ -89,14 +89,15 @@ def plan_groups(jobs: Sequence[PlannedJob], at_least: int) -> list[list[PlannedJ
     """Divide jobs into groups that differ only in values, each of which one process can train in one step.
 
     Args:
-        at_least: number of groups into which equal jobs are divided, one for each GPU, if there are enough of them.
+        at_least: smallest number of groups, one for each GPU, if there are enough jobs.
     """
     alike: dict[tuple[str, ...], list[PlannedJob]] = {}
     for job in jobs:
         alike.setdefault(tuple(_fixed_part(override) for override in sorted(job.overrides)), []).append(job)
     groups = []
     for same in alike.values():
-        size = min(MOST_TOGETHER, max(1, -(-len(same) // max(1, at_least))))
+        parts = max(math.ceil(len(same) / MOST_TOGETHER), math.ceil(at_least / len(alike)))
+        size = math.ceil(len(same) / parts)
         groups += [same[n : n + size] for n in range(0, len(same), size)]
     return groups
 
@@ -104,6 +105,8 @@ def plan_groups(jobs: Sequence[PlannedJob], at_least: int) -> list[list[PlannedJ
 def _fixed_part(override: str) -> str:
     """The part of an override in which jobs that are trained together may not differ."""
     key, value = key_of(override), override.partition("=")[2]
+    if key == "optimizer.fused":  # it decides whether the step can be captured
+        return override
     if override.startswith(SUBDIR) or key.partition(".")[0] in VALUES:
         return key
     if key in SWITCHES:

@@ -111,11 +111,14 @@ def _outcome(folder: Path, received: Outcome | None, worker: Worker) -> Outcome:
     run = RunFolder(folder)
     status_exists = (folder / STATUS).exists()
     code = worker.process.exitcode or 0
+    status = run.read_status() if status_exists else {}
+    if received is None and status.get("status") == "completed":  # before the process, which had others, ended
+        return Outcome(value=status.get("monitored"))
     if code < 0:
         reason = f"its process was ended by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
             reason += ", as the system does when memory runs out"
-        if status_exists and run.read_status().get("status") == "running":
+        if status.get("status") == "running":
             run.set_status("interrupted", reason=reason)
         return Outcome(error=reason)
     outcome = received or Outcome(error=f"its process ended with code {code}, as the traceback above says")

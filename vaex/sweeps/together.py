@@ -1,11 +1,12 @@
 """Jobs of a sweep that are trained together: one process, one step for all of them (see vaex.training.stacked).
 
-Each job is the generator that trains it, as alone, up to its next step. It validates, draws and saves in its own
-folder, and writes its own log. A job that fails or ends leaves the others.
+Each job is the generator that trains it as it would be trained alone, up to its next step. It validates, draws and
+saves in its own folder, and writes its own log. A job that fails or ends does not stop the others.
 """
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
+from vaex.data.dataset import Images
 from vaex.data.feed import ResidentFeed
 from vaex.errors import UserError
 from vaex.runs.folder import LOG
@@ -22,7 +24,9 @@ from vaex.sweeps.stopping import stop_with_sweep
 from vaex.sweeps.worker import Outcome, run_task
 from vaex.training.capture import CapturedStep, compile_stacked
 from vaex.training.loop import Training, run_to_end
+from vaex.training.memory import ran_out
 from vaex.training.session import Session
+from vaex.training.signals import stop_on_signals
 from vaex.training.stacked import StackedStep
 
 log = logging.getLogger("vaex")
@@ -42,7 +46,7 @@ class _Job:
         self.outcome: Outcome | None = None
         try:
             run_task(config, loader, job, self._begin)
-        except UserError as error:
+        except Exception as error:
             self.outcome = Outcome.of(error)
 
     def _begin(self, composed: DictConfig) -> None:
@@ -61,6 +65,7 @@ class _Job:
                 self.outcome = Outcome(value=end.value)
             except (Exception, KeyboardInterrupt) as error:
                 self.outcome = Outcome.of(error)
+        self.waits_since = time.perf_counter()
 
     def fail(self, error: BaseException) -> None:
         """End the job with this error."""
@@ -75,13 +80,18 @@ class _Job:
         with self.output:
             try:
                 self.session.return_generator()
+                self.session.set_learning_rate()
+                self.session.started += time.perf_counter() - self.waits_since  # its time does not count the others'
                 self.outcome = Outcome(value=run_to_end(self.training, (self.session, self.index)))
             except (Exception, KeyboardInterrupt) as error:
                 self.outcome = Outcome.of(error)
 
 
 class _Output:
-    """Within this context, what is logged and printed goes to the log of a job. It is entered once in every step."""
+    """Within this context, what is logged and printed goes to the log of a job.
+
+    A job enters it before every step, so that entering must be cheap.
+    """
 
     def __init__(self, log_file: Path) -> None:
         self.file = open(log_file, "a", buffering=1)
@@ -109,35 +119,52 @@ def train_together(
 
     Args:
         planned: the jobs, as `plan_groups` divides them.
-        required: whether jobs that cannot share a step fail; otherwise they are trained one after another.
+        required: if True, jobs that cannot share a step fail before their first step; otherwise they are trained one
+            after another.
     """
     stop_with_sweep()
-    jobs = [_Job(config, loader, job) for job in planned]
+    jobs, outcomes = [], {}
+    with stop_on_signals() as stop:
+        for job in planned:
+            if stop.number:
+                outcomes[job.number] = Outcome(error="not started, because the sweep was asked to stop")
+            else:
+                jobs.append((job.number, _Job(config, loader, job)))
+        _train_all([job for _, job in jobs], required)
+    outcomes |= {number: job.outcome for number, job in jobs if job.outcome}
+    return [outcomes[job.number] for job in planned]
+
+
+def _train_all(jobs: Sequence[_Job], required: bool) -> None:
+    """Train the jobs to their ends: together as long as they can share a step, then one after another."""
     while len(active := [job for job in jobs if not job.outcome]) > 1:
         try:
-            step = _Step(active)
+            _train(active)
         except UserError as error:
             _report(active, f"not trained together with {len(active) - 1} other runs: {error}")
-            if required:
-                for job in active:
+            for job in active if required else ():
+                if not job.session.progress.step:
                     job.fail(UserError(f"sweep.together=true: {error}; set it to auto or false"))
             break
-        _report(active, f"trained together with {len(active) - 1} other runs")
-        _train(active, step)
     for job in jobs:
         if not job.outcome:
             job.run_alone()
-    outcomes = [job.outcome for job in jobs]
-    return [outcome for outcome in outcomes if outcome]
 
 
-def _train(jobs: Sequence[_Job], step: "_Step") -> None:
-    """Train until half of the jobs have ended, so that a smaller step can serve the others."""
+def _train(jobs: Sequence[_Job]) -> None:
+    """Train until half of the jobs have ended, so that a smaller step can serve the others.
+
+    Raises:
+        UserError: the jobs cannot share a step. None of them has taken one that it would not have taken alone.
+    """
+    step = _Step(jobs)
+    _report(jobs, f"trained together with {len(jobs) - 1} other runs")
     active = list(jobs)
     while 2 * len(active) > len(jobs):
         try:
-            step.stacked.set_learning_rates([rate for job in jobs for rate in job.session.rates])
-            step.take(torch.stack([job.index for job in jobs]))
+            step(jobs)
+        except UserError:
+            raise
         except Exception as error:
             for job in active:
                 job.fail(error)
@@ -150,24 +177,71 @@ def _train(jobs: Sequence[_Job], step: "_Step") -> None:
 
 
 class _Step:
-    """A StackedStep as it is called: compiled and captured as the settings of its runs say."""
+    """A StackedStep as it is called: compiled and captured as the settings of its runs say.
+
+    Raises:
+        UserError: the runs cannot share a step.
+    """
+
+    FIRST = 5  # steps in which it is compiled and captured
 
     def __init__(self, jobs: Sequence[_Job]) -> None:
         sessions = [job.session for job in jobs]
-        trainer, first = sessions[0].settings.trainer, sessions[0]
+        settings, first = [session.settings for session in sessions], sessions[0]
         if not all(isinstance(session.feed, ResidentFeed) for session in sessions):
             raise UserError("their images are streamed to the device")
-        index = torch.stack([job.index for job in jobs])
-        generators = [session.take_generator() for session in sessions]
-        self.stacked = StackedStep([session.step for session in sessions], generators, first.settings.batch_size)
-        self.stacked.check(index)
         for session in sessions[1:]:
-            session.feed.images = first.feed.images  # the same, as the check has shown; this frees the copies
+            if not _same_images(session.feed.images, first.feed.images):
+                raise UserError("their training images differ")
+        for name, values in (
+            ("batch_size", {each.batch_size for each in settings}),
+            ("trainer.log_every", {each.trainer.log_every for each in settings}),
+            ("optimizer.fused", {session.step.update.fused for session in sessions}),
+        ):
+            if len(values) > 1:
+                raise UserError(f"{name} differs: {', '.join(map(str, values))}")
+        index = torch.stack([job.index for job in jobs])
+        self.generators = [session.take_generator() for session in sessions]
+        self.stacked = StackedStep([session.step for session in sessions], self.generators, settings[0].batch_size)
+        self.stacked.check(index)
+        for session in sessions[1:]:  # this frees the copies
+            session.feed.images = session.step.images = first.feed.images
+            if _same_images(session.validation, first.validation):
+                session.validation = first.validation
         self.take: Callable[[torch.Tensor], None] = self.stacked
-        if trainer.compile == "true":
+        if any(each.trainer.compile == "true" for each in settings):
             compile_stacked(self.stacked)
-        if trainer.capture == "true" and all(step.update.fused for step in self.stacked.steps):
-            self.take = CapturedStep(self.stacked, index.shape, generators)
+        if settings[0].trainer.capture == "true" and first.step.update.fused:
+            self.take = CapturedStep(self.stacked, index.shape, self.generators)
+        self.steps = 0
+
+    def __call__(self, jobs: Sequence[_Job]) -> None:
+        """Take the next step of each job.
+
+        Raises:
+            UserError: one of the first steps, which changes nothing, cannot be compiled or captured, or needs more memory.
+        """
+        started = time.perf_counter()
+        states = [generator.get_state() for generator in self.generators] if self.steps < self.FIRST else None
+        self.stacked.set_learning_rates([rate for job in jobs for rate in job.session.rates])
+        try:
+            self.take(torch.stack([job.index for job in jobs]))
+        except Exception as error:
+            if states is None:
+                raise
+            for generator, state in zip(self.generators, states, strict=True):
+                generator.set_state(state)
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            if ran_out(error):
+                reason = "out of memory with so many runs in one step"
+            raise UserError(reason) from error
+        self.steps += 1
+        for job in jobs:
+            job.session.progress.step_seconds += time.perf_counter() - started
+
+
+def _same_images(one: Images, other: Images) -> bool:
+    return torch.equal(one.pixels, other.pixels) and torch.equal(one.labels, other.labels)
 
 
 def _report(jobs: Sequence[_Job], text: str) -> None:

@@ -102,19 +102,19 @@ def _work(connection: Connection, train: Callable[[], list[Outcome]], jobs: int,
 
 
 def train_jobs(
-    config: DictConfig, loader: ConfigLoader, jobs: Sequence[PlannedJob], threads: int, together: bool
+    config: DictConfig, loader: ConfigLoader, jobs: Sequence[PlannedJob], threads: int, required: bool
 ) -> list[Outcome]:
     """Train one job in this process, or several together.
 
     Args:
-        together: whether several jobs that cannot share a step fail; otherwise they are trained one after another.
+        required: if True, jobs that cannot share a step fail; otherwise they are trained one after another.
     """
     if len(jobs) == 1:
         return [Outcome(value=train_job(config, loader, jobs[0], threads))]
     from vaex.sweeps.together import train_together
 
     set_up(threads)
-    return train_together(config, loader, jobs, required=together)
+    return train_together(config, loader, jobs, required=required)
 
 
 def train_job(config: DictConfig, loader: ConfigLoader, job: PlannedJob, threads: int) -> float | None:

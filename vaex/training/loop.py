@@ -36,8 +36,10 @@ def run_to_end(training: Training, pending: tuple[Session, Tensor] | None = None
             value: float | None = end.value
             return value
         pending = None
+        started = time.perf_counter()
         try:
             session.take_step(index)
+            session.progress.step_seconds += time.perf_counter() - started
         except BaseException as error:  # the run records why it failed
             training.throw(error)
 
@@ -73,7 +75,10 @@ def train(session: Session) -> Generator[tuple[Session, Tensor], None, None]:
             while not session.is_last_step:
                 started = time.perf_counter()
                 learning_rate = session.set_learning_rate()
-                yield session, session.feed.index(progress.step)
+                index = session.feed.index(progress.step)
+                progress.step_seconds += time.perf_counter() - started
+                yield session, index  # whoever takes the step adds its time
+                started = time.perf_counter()
                 progress.step += 1
                 progress.interval += 1
                 if session.epoch_ended:

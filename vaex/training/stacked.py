@@ -6,6 +6,7 @@ figures, checkpoints) sees ordinary models. A run takes the same steps as it wou
 drawn from a generator of its own, and its optimizer makes its update.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -18,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vaex.data.noise import Draw, given_noise, recorded_noise
 from vaex.errors import UserError
 from vaex.training.distributed import Metrics
+from vaex.training.memory import ran_out
 from vaex.training.step import TrainingStep, metrics_of
 from vaex.training.update import Update, norm
 
@@ -31,11 +33,11 @@ class _Loss(nn.Module):
 
     def __init__(self, step: TrainingStep) -> None:
         super().__init__()
-        self.model, self.objective, self.make_batch = step.model, step.objective, step.batch
+        self.model, self.objective, self.step = step.model, step.objective, step
 
     def forward(self, pixels: Tensor, labels: Tensor, count: Tensor, noise: Sequence[Tensor]) -> tuple[Tensor, Metrics]:
         with given_noise(noise):
-            terms = self.objective(self.model, self.make_batch(pixels, labels), count)
+            terms = self.objective(self.model, self.step.batch(pixels, labels), count)
         with torch.no_grad():
             return terms.loss, metrics_of(terms)
 
@@ -108,7 +110,7 @@ class StackedStep:
         self.rates.copy_(torch.tensor(rates), non_blocking=True)
 
     def leave(self, step: TrainingStep) -> None:
-        """From now on no step changes this run's weights, optimizer or sums."""
+        """From now on no step changes this run's weights, optimizer or sums, but it does change a running mean."""
         self.active[self.steps.index(step)] = 0
 
     def _draw_noise(self) -> None:
@@ -178,7 +180,9 @@ class StackedStep:
         try:
             with self._buffers_kept():
                 _, norms, metrics = self._gradients(index)
-        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        except Exception as error:  # also of a user's own classes
+            if ran_out(error):
+                raise UserError("out of memory with so many runs in one step; set sweep.together=false") from error
             raise UserError(f"a part of the step cannot be vectorized over runs ({_first_line(error)})") from error
         together = torch.stack([metrics["loss"], norms], dim=1).tolist()
         for row, (step, (loss, total)) in enumerate(zip(self.steps, together, strict=True)):
@@ -186,11 +190,12 @@ class StackedStep:
             try:
                 with self._buffers_kept(), given_noise([values[row] for values in self.noise]):
                     gradients, alone = step.local_gradients(index[row])
-            except (RuntimeError, ValueError, StopIteration) as error:
+            except Exception as error:
                 raise UserError(f"{different} ({_first_line(error)})") from error
             expected = float(alone["loss"]), float(norm([g for g in gradients if g is not None]))
             for name, value, of_run in zip(("loss", "gradient norm"), (loss, total), expected, strict=True):
-                if not abs(value - of_run) <= TOLERANCE * max(1, abs(of_run)):
+                difference = abs(value - of_run)  # NaN where a step is skipped, alone or together
+                if difference > TOLERANCE * max(1, abs(of_run)) or math.isnan(value) != math.isnan(of_run):
                     raise UserError(f"{different} (its {name} is {of_run:.6g} alone, and {value:.6g} together)")
 
     @contextmanager
@@ -218,12 +223,35 @@ def _stack(tensors: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _check_alike(losses: Sequence[_Loss]) -> None:
-    """Raises UserError unless all runs have the same parameters and buffers, apart from their values."""
-    shapes = [
-        {name: tuple(t.shape) for name, t in [*loss.named_parameters(), *loss.named_buffers()]} for loss in losses
-    ]
-    if any(other != shapes[0] for other in shapes[1:]):
-        raise UserError("the runs have parameters of different names or shapes")
+    """Raises UserError unless all runs have the same modules, settings, parameters and buffers, apart from values."""
+    first, *others = (
+        {name: (tuple(t.shape), t.dtype) for name, t in [*loss.named_parameters(), *loss.named_buffers()]}
+        for loss in losses
+    )
+    if any(other != first for other in others):
+        raise UserError("the runs have parameters of different names, shapes or types")
+    first_settings, *other_settings = (dict(_settings(loss)) for loss in losses)
+    for other in other_settings:
+        if other.keys() != first_settings.keys():
+            raise UserError("the runs have different modules")
+        for name, value in first_settings.items():
+            if other[name] != value:
+                raise UserError(f"{name} is {value} in one run and {other[name]} in another, and not a tensor")
+
+
+def _settings(loss: _Loss) -> Iterator[tuple[str, object]]:
+    """The settings of each module and of the corruption that are not tensors, and so take part in the step as they are.
+
+    A formula is only text, and a learning rate belongs to the optimizer.
+    """
+    for path, module in [*loss.named_modules(), ("corruption", loss.step.corruption)]:
+        yield f"{path}, class", type(module)
+        for name, value in getattr(module, "__dict__", {}).items():
+            if isinstance(value, int | float | str | None) and not name.startswith("_") and name not in TEXT:
+                yield f"{path.partition('.')[2] or path}.{name}", value
+
+
+TEXT = ("formula", "lr", "training")
 
 
 def _first_line(error: Exception) -> str:
