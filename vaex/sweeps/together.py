@@ -219,7 +219,7 @@ class _Step:
         """Take the next step of each job.
 
         Raises:
-            UserError: one of the first steps, which changes nothing, cannot be compiled or captured, or needs more memory.
+            UserError: one of the first steps cannot be compiled or captured, or lacks memory; nothing is changed.
         """
         started = time.perf_counter()
         states = [generator.get_state() for generator in self.generators] if self.steps < self.FIRST else None
