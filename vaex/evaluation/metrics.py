@@ -9,6 +9,7 @@ from typing import Any
 
 from vaex.config.schema import Config
 from vaex.data.dataset import Dataset
+from vaex.evaluation.aggregate import AGGREGATE
 from vaex.evaluation.bits import PROBABILITY, image_scores
 from vaex.evaluation.bound import BOUND
 from vaex.evaluation.calibration import CALIBRATION
@@ -21,7 +22,7 @@ from vaex.evaluation.reconstruction import RECONSTRUCTION
 from vaex.model import Autoencoder
 
 # In the order in which `vaex eval` runs them.
-MEASUREMENTS = (BOUND, RECONSTRUCTION, GENERATION, DISENTANGLEMENT, CALIBRATION, PROBABILITY, FLOOR)
+MEASUREMENTS = (BOUND, RECONSTRUCTION, GENERATION, DISENTANGLEMENT, CALIBRATION, PROBABILITY, AGGREGATE, FLOOR)
 
 # Those of `vaex train`, in the order of the summary after training.
 HEADLINES: tuple[Metric, ...] = BOUND.metrics
