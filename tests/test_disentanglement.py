@@ -18,6 +18,7 @@ from vaex.evaluation.disentanglement import (
     disentanglement,
     factor_vae_score,
     forest_importances,
+    mig_of_samples,
     mutual_information,
     mutual_information_gap,
     separated_attribute_predictability,
@@ -25,6 +26,7 @@ from vaex.evaluation.disentanglement import (
     threshold_accuracy,
 )
 from vaex.evaluation.measure import Evaluation
+from vaex.latents.posterior import DiagonalGaussian
 from vaex.likelihoods.bernoulli import CrossEntropy
 from vaex.model import Autoencoder
 from vaex.objectives import AE
@@ -115,6 +117,21 @@ def transposed_gap(codes: Tensor, factors: Tensor) -> float:
     """MIG gone wrong: the gap of the two best factors of each latent. The factors are of one bit each."""
     best = mutual_information(codes, factors).topk(2, dim=1).values
     return float((best[:, 0] - best[:, 1]).mean() / math.log(2))
+
+
+def test_mig_of_samples_by_hand() -> None:
+    """One latent tells four values apart, with modes far from each other; the others are noise: the gap is 1.
+
+    With two latents that both do, it is 0.
+    """
+    factors = torch.arange(4).repeat_interleave(300)[:, None]
+    mean = torch.zeros(1200, 3)
+    mean[:, 0] = 20.0 * factors[:, 0]
+    posterior = DiagonalGaussian(mean, torch.zeros(1200, 3))
+    z = posterior.at(torch.randn(1200, 3, generator=torch.Generator().manual_seed(0)))
+    assert mig_of_samples(posterior, z, factors) == pytest.approx(1, abs=1e-3)
+    both = DiagonalGaussian(mean[:, [0, 0, 1]], torch.zeros(1200, 3))
+    assert mig_of_samples(both, both.at(z - mean), factors) == pytest.approx(0, abs=1e-3)
 
 
 def test_mig_by_hand() -> None:
