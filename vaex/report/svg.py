@@ -45,7 +45,7 @@ def panel(title: str, xlabel: str, ylabel: str) -> Iterator[tuple[Figure, Axes]]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 3.4))
         # With fixed margins, adjacent panels are aligned, and matplotlib need not draw twice to measure the text.
-        axes = figure.add_axes((0.16, 0.27, 0.8, 0.63))
+        axes = figure.add_axes((0.185, 0.27, 0.775, 0.63))  # room for tick labels such as −0.025
         axes.set(xlabel=plain(xlabel), ylabel=plain(ylabel))
         if len(title) > LONGEST_TITLE:
             title = title[: LONGEST_TITLE - 1] + "…"
