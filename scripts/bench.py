@@ -12,6 +12,7 @@ are the medians of the ratios within a round. Each contender runs in a process o
 import argparse
 import atexit
 import gzip
+import itertools
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,37 +272,31 @@ def ours(case: Case, device: torch.device, *settings: str, captured: bool = Fals
     """vaex's step, with its sums read every 50 steps, as in a run."""
     step, stream = training_step(case, device, *settings)
     take = CapturedStep(step, (case.batch_size,)) if captured else step
-    taken = 0
-
-    def run(steps: int) -> None:
-        nonlocal taken
-        for _ in range(steps):
-            take(stream.batch(taken))
-            taken += 1
-            if taken % 50 == 0:
-                step.sums.take()
-
-    return run
+    return numbered(lambda number: take(stream.batch(number)), [step])
 
 
 def together(case: Case, device: torch.device, runs: int, *settings: str, captured: bool = False) -> Run:
     """One step of vaex for `runs` runs, which differ in their seeds (see vaex.training.stacked)."""
     parts = [training_step(case, device, f"seed={seed}", *settings) for seed in range(runs)]
+    steps, streams = [step for step, _ in parts], [stream for _, stream in parts]
     generators = [torch.Generator(device).manual_seed(seed) for seed in range(runs)]
-    step = StackedStep([step for step, _ in parts], generators, case.batch_size)
+    stacked = StackedStep(steps, generators, case.batch_size)
     if "trainer.compile=true" in settings:
-        compile_stacked(step)
-    take = CapturedStep(step, (runs, case.batch_size), generators) if captured else step
-    taken = 0
+        compile_stacked(stacked)
+    take = CapturedStep(stacked, (runs, case.batch_size), generators) if captured else stacked
+    return numbered(lambda number: take(torch.stack([stream.batch(number) for stream in streams])), steps)
 
-    def run(steps: int) -> None:
-        nonlocal taken
-        for _ in range(steps):
-            take(torch.stack([stream.batch(taken) for _, stream in parts]))
-            taken += 1
-            if taken % 50 == 0:
-                for part, _ in parts:
-                    part.sums.take()
+
+def numbered(take: Callable[[int], None], steps: Sequence[TrainingStep]) -> Run:
+    """Call `take` with the number of each step, and read the sums of `steps` after every 50 of them."""
+    numbers = itertools.count(1)
+
+    def run(count: int) -> None:
+        for number in itertools.islice(numbers, count):
+            take(number - 1)
+            if number % 50 == 0:
+                for step in steps:
+                    step.sums.take()
 
     return run
 

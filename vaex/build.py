@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vaex.config.create import asks_for, create, instance_of
 from vaex.config.schema import Config, Group, restore_config
 from vaex.data.dataset import Dataset
-from vaex.errors import UserError
+from vaex.errors import UserError, first_line
 from vaex.evaluation.split import evaluating
 from vaex.experiment import Experiment
 from vaex.latents.posterior import PosteriorFamily
@@ -225,7 +225,7 @@ def load_model(run_folder: str | Path, device: str = "cpu") -> Autoencoder:
         content = (path / WEIGHTS).read_bytes()
         model.load_state_dict(load(content))
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path / WEIGHTS}: damaged, or not of the model in config.yaml ({reason})") from error
     RunFolder(path).check_weights(content)
     return model.to(resolve_device(device)).eval()

@@ -40,6 +40,11 @@ class Interrupted(KeyboardInterrupt):
         return self.message
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def one_line(text: str) -> str:
     """The text on one line, with its control characters escaped, so that a terminal only shows it."""
     return printable(" ".join(text.split()))

@@ -20,7 +20,7 @@ IMAGES = 2000  # the density of N codes under N posteriors takes N² evaluations
 
 
 def aggregate_posterior(evaluation: Evaluation) -> dict[str, Any]:
-    """Of up to IMAGES test images.
+    """Divide the mean rate of up to IMAGES test images.
 
     Returns:
         index_code_mi, I(n; z) for an image n drawn from these, which is at most the logarithm of their number;

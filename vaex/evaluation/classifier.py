@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from vaex.data.dataset import Images, Source
 from vaex.data.stream import IndexStream
+from vaex.errors import first_line
 from vaex.evaluation.split import fixed_noise
 from vaex.runs.writing import replace_file
 
@@ -159,7 +160,7 @@ def classifier_for(
     try:
         classifier.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{path}: not this classifier's weights ({reason}); delete it to train again") from error
     return classifier.to(device).eval().requires_grad_(False), weights_hash
 

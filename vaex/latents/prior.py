@@ -123,7 +123,7 @@ class Prior(nn.Module):
         """p(z).
 
         Args:
-            encode: the model's encoder, in case that the prior depends on it.
+            encode: the model's encoder, on which a prior may depend.
         """
         raise NotImplementedError
 
@@ -212,7 +212,7 @@ class Coupling(nn.Module):
     Args:
         latent_dim: number of latents.
         hidden: hidden units of its network.
-        parity: which half is transformed, 0 or 1.
+        parity: which half is kept, 0 for the even latents or 1 for the odd ones.
     """
 
     kept: Tensor

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vaex.config.schema import Config, config_dir
-from vaex.errors import UserError
+from vaex.errors import UserError, first_line
 from vaex.runs.reading import check_results, check_status, mapping, parse_yaml, read_json
 from vaex.runs.writing import TEMPORARY, WritePolicy, replace_file
 
@@ -177,7 +177,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror})") from error
         except Exception as error:  # raised by YAML, by OmegaConf or here, depending on the damage
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"{path}: damaged ({reason}); restore it from a copy: each checkpoint holds the values under config"
             ) from error

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf._utils import get_yaml_loader
 
-from vaex.errors import UserError
+from vaex.errors import UserError, first_line
 
 # Keys of results.json that begin with one of these are numbers or lists of numbers, except TEXTS.
 NUMERIC = ("test", "train", "model", "beta", "likelihood")
@@ -44,7 +44,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return _Loader(text).get_single_data()
     except Exception as error:  # depending on the damage
-        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
+        raise ValueError(first_line(error)) from error
 
 
 def read_json(path: Path, remedy: str, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from vaex.config.compose import compose, hydra_of
 from vaex.config.identity import is_incidental
 from vaex.config.overrides import parse_overrides, with_text
 from vaex.config.schema import DATA
-from vaex.errors import Interrupted, UserError, one_line
+from vaex.errors import Interrupted, UserError, first_line, one_line
 from vaex.runs.reading import parse_yaml
 from vaex.sweeps.command import Command, read_command
 from vaex.sweeps.folder import JobState, SweepFolder, announce
@@ -127,7 +127,7 @@ def _report(folder: SweepFolder, command: Command) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         _print_report(folder)  # the launcher gave up, as some do when a process is killed
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = first_line(error)
         raise UserError(f"{first}; {resume} runs the jobs that are not complete") from error
     _print_report(folder)
 

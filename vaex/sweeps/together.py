@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from vaex.data.dataset import Images
 from vaex.data.feed import ResidentFeed
-from vaex.errors import UserError
+from vaex.errors import UserError, first_line
 from vaex.runs.folder import LOG
 from vaex.sweeps.job import folder_of_job, training_of_job
 from vaex.sweeps.plan import PlannedJob
@@ -231,7 +231,7 @@ class _Step:
                 raise
             for generator, state in zip(self.generators, states, strict=True):
                 generator.set_state(state)
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = first_line(error)
             if ran_out(error):
                 reason = "out of memory with so many runs in one step"
             raise UserError(reason) from error

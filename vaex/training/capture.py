@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaex.config.schema import TrainerConfig
-from vaex.errors import UserError
+from vaex.errors import UserError, first_line
 from vaex.training.memory import ran_out
 from vaex.training.stacked import StackedStep
 from vaex.training.step import TrainingStep
@@ -116,7 +116,7 @@ class CapturedStep:
         except RuntimeError as error:
             if ran_out(error):
                 raise
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise UserError(
                 f"the training step cannot be captured as a CUDA graph ({reason}); set trainer.capture=false"
             ) from error

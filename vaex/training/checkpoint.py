@@ -14,7 +14,7 @@ import torch
 
 from vaex.config.identity import difference_from_checkpoint
 from vaex.config.schema import Config
-from vaex.errors import UserError
+from vaex.errors import UserError, first_line
 from vaex.runs.writing import WritePolicy, replace_file
 from vaex.text_table import human
 
@@ -146,7 +146,7 @@ class Checkpoints:
             state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             saved_format, saved_step = state["format"], state["step"]
         except Exception as error:  # the file may hold anything
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{path}: is no checkpoint of vaex ({reason})") from error
         if saved_format != FORMAT:
             raise UserError(f"{path}: has format {saved_format}, and this version of vaex reads format {FORMAT}")

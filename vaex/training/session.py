@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaex.config.schema import FiguresConfig, TrainerConfig
 from vaex.data.feed import Feed, images_on_device, make_feed
-from vaex.errors import Interrupted, UserError
+from vaex.errors import Interrupted, UserError, first_line
 from vaex.experiment import Experiment
 from vaex.training.capture import CapturedStep, compile_step
 from vaex.training.checkpoint import State, random_state, restore_random_state
@@ -165,7 +165,7 @@ class Session:
             self.step.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
             path = self.writer.path / "checkpoints" / f"step-{state['step']}.pt"
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{path}: does not belong to the model in config.yaml ({reason})") from error
         restore_random_state(state["random"], self.experiment.device)
         self.progress = Progress(**state["progress"])

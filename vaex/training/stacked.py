@@ -1,9 +1,9 @@
 """One training step for several runs that differ only in values, such as beta or the seed.
 
 Their parameters and buffers become views of stacked tensors, [runs, ...], so that one forward and one backward pass
-under torch.func.vmap serve all runs, with kernels that are as many as those of one run. Everything else (validation,
-figures, checkpoints) sees ordinary models. A run takes the same steps as it would alone, to rounding: its noise is
-drawn from a generator of its own, and its optimizer makes its update.
+under torch.func.vmap serve all runs, with about as many kernels as for one run. Everything else (validation, figures,
+checkpoints) sees ordinary models. A run takes the same steps as it would alone, apart from rounding: its noise is drawn
+from a generator of its own, and its optimizer makes its update.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vaex.data.noise import Draw, given_noise, recorded_noise
-from vaex.errors import UserError
+from vaex.errors import UserError, first_line
 from vaex.training.distributed import Metrics
 from vaex.training.memory import ran_out
 from vaex.training.step import TrainingStep, metrics_of
@@ -26,6 +26,8 @@ from vaex.training.update import Update, norm
 # Relative difference between the loss, or the norm of the gradient, of a run in the stack and alone. Rounding makes up
 # to 1e-6 of it in float32, and 1e-2 of the norm in bfloat16 or TF32; another value of an option makes much more.
 TOLERANCE = 0.05
+# Attributes of modules in which runs may differ: text for people, the optimizer's learning rate, and the mode.
+OTHER_SETTINGS = ("formula", "lr", "training")
 
 
 class _Loss(nn.Module):
@@ -55,7 +57,7 @@ class StackedStep:
 
     Attributes:
         active: 1 for each run whose weights a step changes, 0 for one that has ended; float32 [R].
-        forward_backward: everything but noise and update. `vaex.training.capture.compile_step` replaces it.
+        forward_backward: everything but noise and update. `vaex.training.capture.compile_stacked` replaces it.
     """
 
     def __init__(self, steps: Sequence[TrainingStep], generators: Sequence[torch.Generator], batch_size: int) -> None:
@@ -67,7 +69,7 @@ class StackedStep:
         self.loss = losses[0]
         _check_alike(losses)
         self.parameters = _stack([dict(loss.named_parameters()) for loss in losses])
-        buffers = [{name: b for name, b in loss.named_buffers()} for loss in losses]
+        buffers = [dict(loss.named_buffers()) for loss in losses]
         self.buffers = _stack(buffers)
         for row, (loss, step) in enumerate(zip(losses, steps, strict=True)):
             for name, parameter in loss.named_parameters():
@@ -155,7 +157,7 @@ class StackedStep:
         return torch.maximum(not_finite, 1 - self.active)
 
     def _recorded_draws(self, batch_size: int) -> list[Draw]:
-        """What noise a step draws."""
+        """The draws of noise that a step makes, in their order."""
         index = torch.zeros(batch_size, dtype=torch.int64, device=self.counts.device)
         devices = [index.device] if index.is_cuda else []
         with torch.random.fork_rng(devices), self._buffers_kept(), recorded_noise() as draws:
@@ -183,7 +185,7 @@ class StackedStep:
         except Exception as error:  # also of a user's own classes
             if ran_out(error):
                 raise UserError("out of memory with so many runs in one step; set sweep.together=false") from error
-            raise UserError(f"a part of the step cannot be vectorized over runs ({_first_line(error)})") from error
+            raise UserError(f"a part of the step cannot be vectorized over runs ({first_line(error)})") from error
         together = torch.stack([metrics["loss"], norms], dim=1).tolist()
         for row, (step, (loss, total)) in enumerate(zip(self.steps, together, strict=True)):
             different = f"run {row + 1} of {len(self.steps)} differs from the first in more than values"
@@ -191,7 +193,7 @@ class StackedStep:
                 with self._buffers_kept(), given_noise([values[row] for values in self.noise]):
                     gradients, alone = step.local_gradients(index[row])
             except Exception as error:
-                raise UserError(f"{different} ({_first_line(error)})") from error
+                raise UserError(f"{different} ({first_line(error)})") from error
             expected = float(alone["loss"]), float(norm([g for g in gradients if g is not None]))
             for name, value, of_run in zip(("loss", "gradient norm"), (loss, total), expected, strict=True):
                 difference = abs(value - of_run)  # NaN where a step is skipped, alone or together
@@ -240,19 +242,9 @@ def _check_alike(losses: Sequence[_Loss]) -> None:
 
 
 def _settings(loss: _Loss) -> Iterator[tuple[str, object]]:
-    """The settings of each module and of the corruption that are not tensors, and so take part in the step as they are.
-
-    A formula is only text, and a learning rate belongs to the optimizer.
-    """
+    """The settings of each module and of the corruption that are not tensors, so that all runs use the first one's."""
     for path, module in [*loss.named_modules(), ("corruption", loss.step.corruption)]:
         yield f"{path}, class", type(module)
         for name, value in getattr(module, "__dict__", {}).items():
-            if isinstance(value, int | float | str | None) and not name.startswith("_") and name not in TEXT:
+            if isinstance(value, int | float | str | None) and not name.startswith("_") and name not in OTHER_SETTINGS:
                 yield f"{path.partition('.')[2] or path}.{name}", value
-
-
-TEXT = ("formula", "lr", "training")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
