@@ -90,7 +90,7 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     likelihood = instance_of(Likelihood, "likelihood", likelihood, defines=("support", "kind", "forward"))
     if likelihood.scale is not None:  # a likelihood that sets no floor of its own has a Gaussian's
         likelihood.scale.resolve_floor(lambda: default_floor(StandardGaussian(), discretize=False))
-    with torch.random.fork_rng([]):  # the networks have the same initial weights with any prior and posterior
+    with torch.random.fork_rng([]):  # the networks have the same initial weights with every prior
         posterior = create("posterior", config.posterior, latent_dim=config.latent_dim)
         posterior = instance_of(PosteriorFamily, "posterior", posterior, defines=("features", "forward"))
         prior = create("prior", config.prior, latent_dim=config.latent_dim, image_shape=image_shape)
