@@ -108,8 +108,9 @@ def metrics_of(terms: Terms) -> Metrics:
     if terms.rate is not None:
         rate = terms.rate.sum(1).mean()
         metrics |= {"rate": rate, "elbo": -distortion - rate}
-        if terms.posterior.std is not None:
-            metrics["posterior_std"] = terms.posterior.std.mean()
+        std = terms.posterior.std  # computed on access
+        if std is not None:
+            metrics["posterior_std"] = std.mean()
     scale = terms.distribution.scale  # computed on access
     if scale is not None:
         metrics["likelihood_scale"] = scale.mean()
