@@ -30,6 +30,7 @@ COLUMNS = {  # heading: (key of results.json, digits)
     "distortion": ("test/distortion", 1),
     "rate": ("test/rate", 1),
     "FID": ("test/fid", 0),
+    "FID from N(0, I)": ("test/fid_normal", 0),
     "reconstruction FID": ("test/fid_reconstruction", 1),
     "active units": ("test/active_units", 1),
     "seconds": ("train/seconds", 0),

@@ -287,7 +287,11 @@ class TestRunFolders:
             ("recorded:", "recorder:", "config.yaml: damaged"),
             ("image_shape:", "image_shapes:", "config.yaml: lacks recorded.image_shape"),
             ("beta: 1.0", "beta: [", "config.yaml: damaged"),
-            ("_target_: vaex.objectives.VAE", "_target_: vaex.objectives.VAF", "there is no vaex.objectives.VAF here"),
+            (
+                "_target_: vaex.objectives.VAE",
+                "_target_: vaex.objectives.VAF",
+                "there is no vaex.objectives.VAF on Python's path",
+            ),
         ):
             assert old in text
             path.write_text(text.replace(old, new, 1))

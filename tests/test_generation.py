@@ -18,6 +18,7 @@ from vaex.evaluation import generation
 from vaex.evaluation.classifier import MNIST_WEIGHTS_SHA256, classifier_for
 from vaex.evaluation.generation import GENERATION, generation_quality
 from vaex.evaluation.measure import Evaluation, measure
+from vaex.latents.prior import Mixture
 from vaex.likelihoods.base import PixelDistribution
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.scale import Fixed
@@ -60,6 +61,18 @@ def test_a_copy_is_at_no_distance_and_noise_is_far(dataset: Dataset) -> None:
     assert numbers["precision"] < 0.05 and numbers["coverage"] < 0.05
     assert numbers["fid_images"] == 300 and numbers["fid_draws"] == "means" and numbers["fid_latent"] == "prior"
     assert numbers["fid_classifier"] == MNIST_WEIGHTS_SHA256
+
+
+def test_samples_of_a_learned_prior_are_compared_with_those_of_a_standard_normal(dataset: Dataset) -> None:
+    standard, learned = copying(0.5), copying(0.5)
+    learned.prior = Mixture(latent_dim=784, components=1)
+    with torch.no_grad():
+        learned.prior.means.copy_(dataset.test.pixels[:1].flatten(1) / 255)
+        learned.prior.log_vars.fill_(-20)
+    usual, own = quality(standard, dataset), quality(learned, dataset)
+    assert "fid_normal" not in usual and own["fid_normal"] == pytest.approx(usual["fid"])
+    assert own["fid"] != pytest.approx(usual["fid"], rel=0.01)
+    assert own["precision"] == 1  # each sample is one of the real images
 
 
 def test_pixel_noise_is_part_of_an_image_only_on_request_and_is_the_same_every_time(dataset: Dataset) -> None:

@@ -17,6 +17,8 @@ from vaex.data.dataset import Images
 from vaex.errors import UserError
 from vaex.evaluation.bound import evaluate
 from vaex.evaluation.importance import importance_nll
+from vaex.evaluation.measure import Evaluation, measure
+from vaex.evaluation.metrics import MEASUREMENTS
 from vaex.latents.autoregressive import InverseAutoregressive
 from vaex.latents.posterior import Diagonal, DiagonalGaussian, Full, FullGaussian, PosteriorFamily
 from vaex.latents.prior import (
@@ -31,6 +33,7 @@ from vaex.latents.prior import (
 )
 from vaex.model import Autoencoder
 from vaex.objectives import VAE
+from vaex.training.step import TrainingStep
 
 IMAGE = (1, 4, 4)
 
@@ -77,7 +80,7 @@ def priors() -> dict[str, LatentDistribution]:
 
 
 @pytest.mark.parametrize("latents", [1, 2, 5])
-@pytest.mark.parametrize("name", ["diagonal", "full", "iaf"])
+@pytest.mark.parametrize("name", options("posterior"))
 def test_log_scales_are_the_log_determinant_of_the_map_from_noise(name: str, latents: int) -> None:
     family = families(latents)[name].double()
     posterior = family(features_of(family, images=1))
@@ -107,7 +110,7 @@ def test_densities_of_gaussian_posteriors_are_those_of_pytorch() -> None:
         torch.testing.assert_close(rate.sum(1), kl_divergence(exact, standard))
 
 
-@pytest.mark.parametrize("name", ["diagonal", "full", "iaf"])
+@pytest.mark.parametrize("name", options("posterior"))
 def test_gradients_of_samples_are_finite_differences(name: str) -> None:
     family = families(3)[name].double()
     noise = torch.randn(2, 3, 3, dtype=torch.float64)
@@ -139,7 +142,7 @@ def grid() -> tuple[Tensor, float]:
     return torch.cartesian_prod(axis, axis), float(axis[1] - axis[0]) ** 2
 
 
-@pytest.mark.parametrize("name", ["standard", "mixture", "vamp", "flow"])
+@pytest.mark.parametrize("name", options("prior"))
 def test_priors_integrate_to_one_and_samples_have_their_density(name: str) -> None:
     prior = priors()[name]
     points, area = grid()
@@ -193,7 +196,7 @@ def test_a_temperature_of_zero_leaves_the_centers_of_a_prior() -> None:
             assert (z == z[0]).all(), name
 
 
-@pytest.mark.parametrize("name", ["standard", "mixture", "vamp", "flow"])
+@pytest.mark.parametrize("name", options("prior"))
 def test_a_generator_decides_the_samples(name: str) -> None:
     prior = priors()[name]
     one, other = (prior.sample(9, generator=torch.Generator().manual_seed(3)) for _ in range(2))
@@ -307,15 +310,17 @@ def test_networks_have_the_same_initial_weights_with_any_prior(tiny: list[str]) 
         return {**model.encoder.state_dict(prefix="encoder."), **model.decoder.state_dict(prefix="decoder.")}
 
     expected = weights()
-    for chosen in (["prior=mixture"], ["prior=flow"], ["prior=vamp", "prior.components=2"]):
-        assert all(torch.equal(value, expected[name]) for name, value in weights(*chosen).items()), chosen
+    for prior in options("prior"):
+        of_prior = weights(f"prior={prior}", *for_tests("prior", prior))
+        assert all(torch.equal(value, expected[name]) for name, value in of_prior.items()), prior
 
 
 def test_free_bits_are_as_many_nats_with_any_prior(tiny: list[str]) -> None:
     objective = build(composed(*tiny, "objective.free_bits=0.5", "latent_dim=4")).objective
     assert isinstance(objective, VAE)
     zero = torch.zeros(())
-    assert objective.loss(zero, torch.zeros(4)) == objective.loss(zero, torch.zeros(1), latents=4) == 2
+    assert objective.loss(zero, torch.zeros(4), objective.beta) == 2
+    assert objective.loss(zero, torch.zeros(1), objective.beta, latents=4) == 2
 
 
 @pytest.mark.parametrize(
@@ -332,6 +337,45 @@ def test_priors_and_posteriors_train_together(prior: str, posterior: str, data: 
             build(composed(*overrides, *objective))
     else:
         assert_trains([*overrides, *objective], steps=10)
+
+
+def fit_together(prior: str, posterior: str, objective: str) -> bool:
+    """What docs/latents.md says."""
+    if prior == "vamp" and posterior != "diagonal":
+        return False
+    usual = (prior, posterior) == ("standard", "diagonal")
+    return usual or objective not in ("beta_tc", "dip", "mmd", "ae", "rae")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["mnist", "sprites"])
+@pytest.mark.parametrize("objective", options("objective"))
+@pytest.mark.parametrize(
+    "prior, posterior", [*itertools.product(options("prior"), options("posterior"))], ids=lambda name: name
+)
+def test_priors_posteriors_and_objectives_train_and_evaluate_or_are_refused(
+    prior: str, posterior: str, objective: str, dataset: str, data: dict[str, list[str]]
+) -> None:
+    chosen = {"prior": prior, "posterior": posterior, "objective": objective}
+    small = [override for group, option in chosen.items() for override in for_tests(group, option)]
+    overrides = [f"{group}={option}" for group, option in chosen.items()] + small
+    overrides += ["likelihood=bernoulli"] if dataset == "sprites" else []
+    config = composed(*data[dataset], "architecture.hidden=[32]", "latent_dim=4", *overrides)
+    if not fit_together(prior, posterior, objective):
+        with pytest.raises(UserError, match="use (posterior=diagonal|prior=standard|objective=vae)$"):
+            build(config)
+        return
+    experiment = build(config)
+    step = TrainingStep(experiment, experiment.dataset.train)
+    for n in range(3):
+        step(torch.arange(n * config.batch_size, (n + 1) * config.batch_size) % len(step.images))
+    sums = step.sums.take()
+    assert not sums.skipped and all(map(math.isfinite, sums.sums.values()))
+    evaluation = Evaluation(experiment.model, experiment.objective, experiment.dataset, samples=4, fid="none")
+    results, _ = measure(evaluation, MEASUREMENTS)
+    assert all(math.isfinite(value) for value in results.values() if isinstance(value, float))
+    if experiment.objective.stochastic:
+        assert results["test/nll"] <= -results["test/elbo"] + 5 * results["test/elbo_draw_stderr"]
 
 
 @pytest.mark.parametrize(
@@ -356,6 +400,37 @@ def test_priors_and_posteriors_train_together(prior: str, posterior: str, data: 
 def test_combinations_that_make_no_sense_say_why(overrides: list[str], message: str, tiny: list[str]) -> None:
     with pytest.raises(UserError, match=message):
         build(composed(*tiny, *overrides))
+
+
+class Wrong(LatentDistribution):
+    """Without the sum over latents."""
+
+    def sample(self, count: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        return torch.randn(count, 5)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return -0.5 * z.square()
+
+
+class WithoutSamples(LatentDistribution):
+    def log_prob(self, z: Tensor) -> Tensor:
+        return z.sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "message"),
+    [
+        (Normal(0, 1), "prior: Standard returns a Normal, but must return a LatentDistribution"),
+        (WithoutSamples(), "WithoutSamples must define sample"),
+        (Wrong(), r"prior: log_prob\(z\) of Standard returns \[2, 5\], but must return a tensor \[2\]"),
+    ],
+)
+def test_a_prior_that_does_not_fit_is_refused_before_training(
+    distribution: object, message: str, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Standard, "forward", lambda self, encode: distribution)
+    with pytest.raises(UserError, match=message):
+        build(composed(*tiny, "latent_dim=5"))
 
 
 def test_a_tight_bound_needs_no_noise() -> None:

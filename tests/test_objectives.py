@@ -22,7 +22,7 @@ from vaex.evaluation.measure import Evaluation
 from vaex.latents.posterior import DiagonalGaussian
 from vaex.latents.prior import StandardNormal
 from vaex.model import Autoencoder
-from vaex.objectives import AE, DIP, IWAE, MMD, RAE, VAE, Batch, Capacity, Objective, TotalCorrelation
+from vaex.objectives import AE, DIP, IWAE, MMD, RAE, VAE, Batch, Capacity, Objective, TargetRate, TotalCorrelation
 from vaex.objectives.latents import aggregate_log_prob, squared_mmd
 from vaex.training.step import TrainingStep
 
@@ -93,21 +93,24 @@ def test_several_samples_keep_each_image_with_its_own_codes() -> None:
     torch.testing.assert_close(many, alone, rtol=0.01, atol=0.2)
 
 
+def loss_at(objective: VAE, step: torch.Tensor | None) -> float:
+    """The loss of a distortion of 5 and of two latents with rates of 1 and 2, after so many steps."""
+    return objective.loss(torch.tensor(5.0), torch.tensor([1.0, 2.0]), objective.beta_at(step)).item()
+
+
 def test_beta_warms_up_linearly_and_evaluation_uses_all_of_it() -> None:
     objective = vae(beta=2.0, warmup=10)
-    distortion, rate = torch.tensor(5.0), torch.tensor([1.0, 2.0])
-    losses = [objective.loss(distortion, rate, torch.tensor(float(step))).item() for step in (0, 5, 10, 99)]
+    losses = [loss_at(objective, torch.tensor(float(step))) for step in (0, 5, 10, 99)]
     assert losses == [5, 8, 11, 11]
-    assert objective.loss(distortion, rate).item() == 11
+    assert loss_at(objective, None) == 11
 
 
 def test_beta_waits_and_starts_again() -> None:
     objective = VAE(beta=2.0, samples=1, warmup=10, free_bits=0.0, delay=4, cycle=20)
-    distortion, rate = torch.tensor(5.0), torch.tensor([1.0, 2.0])
-    losses = [objective.loss(distortion, rate, torch.tensor(step)).item() for step in (0, 4, 9, 14, 19, 20, 29)]
+    losses = [loss_at(objective, torch.tensor(step)) for step in (0, 4, 9, 14, 19, 20, 29)]
     assert losses == [5, 5, 8, 11, 11, 5, 8]
     at_once = VAE(beta=2.0, samples=1, warmup=0, free_bits=0.0, delay=4)
-    assert [at_once.loss(distortion, rate, torch.tensor(step)).item() for step in (0, 3, 4, 99)] == [5, 5, 11, 11]
+    assert [loss_at(at_once, torch.tensor(step)) for step in (0, 3, 4, 99)] == [5, 5, 11, 11]
     for changes in ({"delay": -1}, {"warmup": 10, "delay": 5, "cycle": 14}, {"cycle": 5}):
         with pytest.raises(ValueError, match=f"objective.{list(changes)[-1]}="):
             VAE(**{"beta": 1.0, "samples": 1, "warmup": 0, "free_bits": 0.0} | changes)  # type: ignore[arg-type]
@@ -115,7 +118,7 @@ def test_beta_waits_and_starts_again() -> None:
 
 def test_free_bits_are_free_for_each_latent() -> None:
     objective = vae(beta=2.0, free_bits=1.5)
-    assert objective.loss(torch.tensor(5.0), torch.tensor([1.0, 2.0])).item() == 5 + 2 * (1.5 + 2.0)
+    assert loss_at(objective, None) == 5 + 2 * (1.5 + 2.0)
 
 
 def test_an_autoencoder_has_a_distortion_and_no_rate() -> None:
@@ -246,6 +249,25 @@ def test_groups_are_the_mean_of_bounds_and_as_many_as_samples_the_elbo(doubly: b
     torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("prior", ["standard", "mixture"])
+def test_the_partial_bound_trains_encoder_and_decoder_on_bounds_of_their_own(prior: str) -> None:
+    """The decoder and the prior as one bound of six samples does, and the encoder as two of three."""
+    model, batch = model_and_batch(f"prior={prior}")
+    partial, whole, grouped = (
+        with_the_same_noise(IWAE(samples=k, groups=groups, doubly_reparametrized=False, partial=part), model, batch)
+        for k, groups, part in ((3, 2, True), (6, 1, False), (3, 2, False))
+    )
+    torch.testing.assert_close(partial, whole)
+    for parameters, reference in (
+        ([*model.decoder.parameters(), *model.likelihood.parameters(), *model.prior.parameters()], whole),
+        (list(model.encoder.parameters()), grouped),
+    ):
+        ours = torch.autograd.grad(partial, parameters, retain_graph=True)
+        torch.testing.assert_close(
+            ours, torch.autograd.grad(reference, parameters, retain_graph=True), rtol=1e-3, atol=1e-4
+        )
+
+
 def test_the_elbo_is_mixed_into_the_bound() -> None:
     model, batch = model_and_batch()
     elbo, bound, mixed = (
@@ -264,6 +286,9 @@ def test_the_elbo_is_mixed_into_the_bound() -> None:
         ({"groups": 0}, "groups"),
         ({"elbo": 1.5}, "elbo"),
         ({"elbo": 0.5, "doubly_reparametrized": True}, "doubly_reparametrized"),
+        ({"groups": 2, "elbo": 0.5, "partial": True}, "partial"),
+        ({"groups": 2, "doubly_reparametrized": True, "partial": True}, "partial"),
+        ({"partial": True}, "partial"),
     ],
 )
 def test_importance_weighted_bounds_out_of_range_are_refused(changes: dict[str, Any], key: str) -> None:
@@ -371,6 +396,38 @@ def test_a_capacity_pulls_the_rate_from_both_sides_and_grows() -> None:
         objective = Capacity(capacity=capacity, weight=7.0, warmup=10)
         terms = objective(model, batch, None if step is None else torch.tensor(step))
         assert (terms.loss - terms.distortion.mean()).item() == pytest.approx(7 * distance, abs=1e-3)
+
+
+def test_beta_is_controlled_until_the_rate_is_the_target() -> None:
+    model, batch = model_and_batch("latent_dim=4")
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    objective = TargetRate(rate=6.0, proportional=0.5, integral=0.02)
+    betas, rates = [], []
+    for step in range(1500):
+        terms = objective(model, batch, torch.tensor(step))
+        optimizer.zero_grad()
+        terms.loss.backward()
+        optimizer.step()
+        assert terms.rate is not None and terms.beta is not None
+        betas.append(terms.beta.item())
+        rates.append(terms.rate.sum(1).mean().item())
+    assert sum(rates[-200:]) / 200 == pytest.approx(6, rel=0.02)
+    assert objective.results() == {"beta": betas[-1]} and betas[-1] > 1.5
+    evaluated = objective(model, batch, None)
+    torch.testing.assert_close(evaluated.loss, (evaluated.distortion + evaluated.rate.sum(1)).mean())
+    assert objective.results() == {"beta": betas[-1]}  # an evaluation changes nothing
+
+
+def test_a_controller_goes_on_after_a_step_that_is_not_finite() -> None:
+    objective = TargetRate(rate=6.0, proportional=0.5, integral=0.02)
+    betas = [objective._next_beta(torch.tensor(rate)).item() for rate in (9.0, math.nan, 3.0, 6.0)]
+    assert betas == pytest.approx([math.exp(0.01 + 0.25), math.exp(0.01), math.exp(-0.25), 1.0])
+
+
+@pytest.mark.parametrize("changes", [{"rate": 0.0}, {"rate": math.inf}, {"proportional": -1.0}, {"integral": -1.0}])
+def test_a_controller_out_of_range_is_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"objective.{next(iter(changes))}="):
+        TargetRate(**{"rate": 5.0, "proportional": 0.5, "integral": 0.01} | changes)
 
 
 @pytest.mark.parametrize("of", ["means", "samples"])

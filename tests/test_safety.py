@@ -182,7 +182,7 @@ class TestLocations:
         with pytest.raises(UserError, match="vaex.architectures.mlp has no Encodr"):
             find("architecture.encoder._target_", "vaex.architectures.mlp.Encodr")
         for name, missing in (("nosuch1.Part", "nosuch1"), ("vaex.nosuch.Part", "vaex.nosuch")):
-            with pytest.raises(UserError, match=f"there is no {missing} here"):
+            with pytest.raises(UserError, match=f"there is no {missing} on Python's path"):
                 find("architecture.encoder._target_", name)
 
 

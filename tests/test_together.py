@@ -37,6 +37,7 @@ MORE_KINDS = [
     ["objective=capacity"],
     ["objective=dip"],
     ["objective=mmd"],
+    ["objective=target_rate"],
 ]
 
 

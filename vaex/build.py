@@ -14,7 +14,7 @@ from vaex.errors import UserError, first_line
 from vaex.evaluation.split import evaluating
 from vaex.experiment import Experiment
 from vaex.latents.posterior import PosteriorFamily
-from vaex.latents.prior import Prior
+from vaex.latents.prior import LatentDistribution, Prior
 from vaex.likelihoods.base import Likelihood
 from vaex.likelihoods.gaussian import StandardGaussian
 from vaex.likelihoods.location_scale import default_floor
@@ -39,6 +39,7 @@ def build(config: Config) -> Experiment:
     objective = instance_of(Objective, "objective", objective, defines=("stochastic", "forward")).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic)
     _check_latents(model, objective, config)
+    _check_prior(model)
     _check_support(model.likelihood, dataset)
     if objective.weighs_samples and model.likelihood.depends_on_x:
         raise UserError(
@@ -142,6 +143,22 @@ def _check_outputs(model: Autoencoder, image_shape: tuple[int, int, int]) -> Non
             if not isinstance(output, Tensor) or output.shape != shape:
                 actual = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
                 raise UserError(f"{name} returns {actual} for one image, but must return a tensor {list(shape)}")
+
+
+def _check_prior(model: Autoencoder) -> None:
+    """Draw from the prior. Raises UserError unless the samples and their log-probabilities have the right shapes."""
+    name = type(model.prior).__name__
+    with evaluating(model), torch.random.fork_rng([]):
+        prior = model.latent_prior()
+        if not isinstance(prior, LatentDistribution):
+            raise UserError(f"prior: {name} returns a {type(prior).__name__}, but must return a LatentDistribution")
+        instance_of(LatentDistribution, "prior", prior, defines=("log_prob", "sample"))
+        z = prior.sample(2)
+        for what, values, shape in (("sample(2)", z, (2, model.latent_dim)), ("log_prob(z)", prior.log_prob(z), (2,))):
+            if values.shape != shape:
+                raise UserError(
+                    f"prior: {what} of {name} returns {list(values.shape)}, but must return a tensor {list(shape)}"
+                )
 
 
 def _check_latents(model: Autoencoder, objective: Objective, config: Config) -> None:

@@ -167,6 +167,7 @@ def _train(
             "train/skipped_steps": progress.skipped,
             "train/seconds": progress.seconds,
             "train/images_per_second": session.images_seen / progress.step_seconds,
+            **{f"train/{name}": value for name, value in experiment.objective.results().items()},
             **floor_cost(model, dataset.train, dataset.to_float),
             "model/parameters": experiment.parameters,
             **{f"likelihood/{name}": value for name, value in model.likelihood.bounds().items()},

@@ -186,4 +186,7 @@ def _module(key: str, name: str, path: str) -> Any:
 
 
 def _no_module(key: str, name: str, module: str) -> str:
-    return f"{key}={name}: there is no {module} here; correct the name, install it, or put its folder on PYTHONPATH"
+    return (
+        f"{key}={name}: there is no {module} on Python's path; correct the name, install it, or put its folder on "
+        "PYTHONPATH, as in PYTHONPATH=. for the current one"
+    )

@@ -18,6 +18,7 @@ from vaex.evaluation.latent import fit_mixture
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
 from vaex.evaluation.split import batches, evaluating, evenly_spaced, fixed_noise
+from vaex.latents.prior import StandardNormal
 
 # A distance needs more images than features on each side, and the floor is that of halves of the test images.
 FEWEST = 2 * (FEATURES + 1)
@@ -29,9 +30,10 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     """Fréchet distances, precision and recall, density and coverage, of as many images as the test split has.
 
     Returns:
-        fid of samples and fid_reconstruction; fid_floor, what two sets of so many real images would give (half the
-        distance of halves of the test images, since the bias is proportional to 1/N); precision, recall, density and
-        coverage of the samples; fid_images (the number on each side), fid_draws (means or noise), fid_latent and
+        fid of samples and fid_reconstruction; fid_normal of samples from N(0, I), if the samples are from a prior that
+        is not N(0, I); fid_floor, what two sets of so many real images would give (half the distance of halves of the
+        test images, since the bias is proportional to 1/N); precision, recall, density and coverage of the samples;
+        fid_images (the number on each side), fid_draws (means or noise), fid_latent and
         fid_classifier (SHA-256 of its weights), on which the numbers depend; class_agreement of a conditional model,
         the fraction of samples that the classifier assigns to the requested class; and fid_inception if requested.
 
@@ -48,26 +50,30 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     real = features_of(classifier, dataset.source.test.pixels)
     z, latent = _sample_latents(evaluation, len(test))
     noisy = evaluation.fid == "noise"
-    generated: tuple[list[Tensor], list[Tensor]] = ([], [])  # uint8 samples and reconstructions
+    latents = {"fid": z}
+    if latent == "prior" and not model.prior.is_standard:
+        standard = StandardNormal(model.latent_dim, device)
+        latents["fid_normal"] = standard.sample(len(test), generator=torch.Generator().manual_seed(0))
+    generated: dict[str, list[Tensor]] = {name: [] for name in (*latents, "fid_reconstruction")}  # uint8
     batch_size = NOISY_IMAGES if noisy else evaluation.batch_size
     for batch in batches(model, evaluation.images, dataset.to_float, batch_size=batch_size, poll=evaluation.poll):
-        for code, pixels in zip((z[batch.rows], model.encode(batch.x, batch.labels).mean), generated, strict=True):
+        codes = [z[batch.rows] for z in latents.values()] + [model.encode(batch.x, batch.labels).mean]
+        for code, pixels in zip(codes, generated.values(), strict=True):
             distribution = model.decode(code, batch.labels)
             if noisy and not distribution.has_sample:
                 raise ValueError(f"--fid=noise: {type(distribution).__name__} has no sample(); use --fid=means")
             pixels.append(to_pixels(distribution.sample() if noisy else distribution.mean))
-    samples, reconstructions = (torch.cat(pixels) for pixels in generated)
-    fake, again = (features_of(classifier, pixels) for pixels in (samples, reconstructions))
+    samples = torch.cat(generated["fid"])
+    features = {name: features_of(classifier, torch.cat(pixels)) for name, pixels in generated.items()}
     statistics = FeatureStatistics.of(real)
     results = {
-        "fid": frechet_distance(statistics, FeatureStatistics.of(fake)),
-        "fid_reconstruction": frechet_distance(statistics, FeatureStatistics.of(again)),
+        **{name: frechet_distance(statistics, FeatureStatistics.of(fake)) for name, fake in features.items()},
         "fid_floor": real_against_real_floor(real) / 2,
         "fid_images": len(test),
         "fid_draws": "noise" if noisy else "means",
         "fid_latent": latent,
         "fid_classifier": weights_hash,
-        **neighborhoods(real, fake),
+        **neighborhoods(real, features["fid"]),
     }
     if model.classes:
         results["class_agreement"] = accuracy(classifier, Images(samples, test.labels.to(device)))

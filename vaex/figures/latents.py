@@ -90,8 +90,9 @@ def _outline(axis: Axes, prior: LatentDistribution) -> None:
     """The region of highest density that holds as much of p(z) as a circle of PRIOR_RADIUS of N(0, I)."""
     share = 1 - math.exp(-(PRIOR_RADIUS**2) / 2)
     samples = prior.sample(4000)
-    level = prior.log_prob(samples).quantile(1 - share).item()
-    axis.update_datalim(samples.cpu().numpy())
+    log_prob = prior.log_prob(samples)
+    level = log_prob.quantile(1 - share).item()
+    axis.update_datalim(samples[log_prob >= level].cpu().numpy())
     axis.autoscale_view()
     sides = [torch.linspace(*limits, 200) for limits in (axis.get_xlim(), axis.get_ylim())]
     x, y = torch.meshgrid(*sides, indexing="xy")

@@ -58,6 +58,7 @@ class Terms:
         rate: KL(q(z|x) || p(z)), [B, groups] (see vaex.model.Latents); None without a posterior distribution.
         posterior: q(z|x).
         distribution: p(x|z), with batch shape [samples, B], or [B] without a posterior distribution.
+        beta: weight of the rate in this step, [], to be logged; None if it is constant.
     """
 
     loss: Tensor
@@ -65,6 +66,7 @@ class Terms:
     rate: Tensor | None
     posterior: Posterior
     distribution: PixelDistribution
+    beta: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -108,6 +110,10 @@ class Objective(nn.Module):
             step: number of optimizer steps taken so far, []; None to evaluate with every warm-up completed.
         """
         raise NotImplementedError
+
+    def results(self) -> dict[str, float]:
+        """What training has found out beside the model, for results.json under train/."""
+        return {}
 
 
 def infer_and_decode(model: Autoencoder, batch: Batch, samples: int) -> tuple[Latents, PixelDistribution, Tensor]:

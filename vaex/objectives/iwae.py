@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from vaex.latents.posterior import DiagonalGaussian
-from vaex.model import Autoencoder
+from vaex.model import Autoencoder, Latents
 from vaex.objectives.base import Batch, Objective, Terms, at_least_one
+
+# Of a sample, for the decoder's gradient. Float32 has room below it for the gradients of the decoder's layers.
+SMALLEST_WEIGHT = 1e-20
 
 
 class IWAE(Objective):
@@ -20,7 +23,9 @@ class IWAE(Objective):
 
     With `groups` the loss is the mean of that many such bounds, each from K samples of its own (MIWAE). With `elbo` it
     is elbo · (-ELBO) + (1 - elbo) · that mean, with the ELBO of the same samples (CIWAE). Both raise the signal of
-    the encoder's gradient. Rainforth et al. 2018, section 5.
+    the encoder's gradient. With `partial` the encoder is trained on the mean of the groups' bounds and the decoder on
+    the one bound of all groups' samples, as is a learned prior; this bound is tighter, and is then the value of the
+    loss (PIWAE); the two gradients cost another pass through the decoder. Rainforth et al. 2018, section 5.
 
     The distortion in the terms is the mean over samples, so that the ELBO of the terms is the model's ELBO, as
     objective=vae reports it.
@@ -30,9 +35,10 @@ class IWAE(Objective):
         doubly_reparametrized: whether to use the doubly reparametrized gradient.
         groups: number of bounds whose mean is taken.
         elbo: weight of the ELBO, from 0 to 1.
+        partial: whether the decoder is trained on a bound of its own.
 
     Raises:
-        ValueError: if a value is out of range, or if the doubly reparametrized gradient is asked for with `elbo`.
+        ValueError: if a value is out of range, or two of the options exclude each other.
     """
 
     stochastic = True
@@ -45,6 +51,7 @@ class IWAE(Objective):
         doubly_reparametrized: bool,
         groups: int = 1,  # older runs have no value for this and the next
         elbo: float = 0.0,
+        partial: bool = False,
     ) -> None:
         super().__init__()
         if groups < 1:
@@ -53,12 +60,20 @@ class IWAE(Objective):
             raise ValueError(f"objective.elbo={elbo}: must be from 0 to 1")
         if elbo and doubly_reparametrized:
             raise ValueError("objective.doubly_reparametrized=true: is a gradient of the bound without objective.elbo")
-        self.groups, self.elbo = groups, elbo
+        if partial and (elbo or doubly_reparametrized):
+            raise ValueError(
+                "objective.partial=true: is another gradient than those of objective.elbo and "
+                "objective.doubly_reparametrized; leave them out"
+            )
+        if partial and groups == 1:
+            raise ValueError("objective.partial=true: is the plain bound with objective.groups=1; use several groups")
+        self.groups, self.elbo, self.partial = groups, elbo, partial
         bounds = (
             f"the mean of {groups} bounds of {samples} samples of z each" if groups > 1 else f"{samples} samples of z"
         )
         self.formula = f"importance-weighted, {bounds}" + (f", and {elbo:g} · ELBO" if elbo else "")
         self.formula += ", doubly reparametrized gradient" if doubly_reparametrized else ""
+        self.formula += f" for the encoder, and of all {groups * samples} for the decoder" if partial else ""
         self.needs_diagonal = doubly_reparametrized
         self.samples, self.doubly_reparametrized = groups * at_least_one(samples), doubly_reparametrized
 
@@ -76,6 +91,8 @@ class IWAE(Objective):
             fixed = DiagonalGaussian(posterior.mean.detach(), posterior.log_var.detach())
             noise = latents.noise + (z - z.detach()) / fixed.std
             latents = replace(latents, posterior=fixed, z=z, noise=noise, known_log_ratio=None)
+        if self.partial:
+            return self._partial(model, batch, latents)
         distribution = model.decode(latents.z, batch.labels, batch.x)
         log_likelihood = distribution.log_prob(batch.x)
         log_weights = log_likelihood + latents.log_ratio()  # [groups · K, B]
@@ -84,6 +101,24 @@ class IWAE(Objective):
         if self.elbo:
             bound = self.elbo * log_weights.mean() + (1 - self.elbo) * bound
         return Terms(-bound, -log_likelihood.mean(0), latents.rate, posterior, distribution)
+
+    def _partial(self, model: Autoencoder, batch: Batch, latents: Latents) -> Terms:
+        """Gradients of one bound for the decoder and of the mean of the groups' bounds for the encoder."""
+        z, log_ratio = latents.z, latents.log_ratio()
+        log_q = latents.prior.log_prob(z) - log_ratio
+        with torch.no_grad():
+            log_weights = model.decode(z, batch.labels, batch.x).log_prob(batch.x) + log_ratio
+            of_encoder = self._grouped(log_weights).softmax(1).flatten(0, 1) / self.groups
+            of_decoder = log_weights.softmax(0).clamp(min=SMALLEST_WEIGHT)
+        # The decoder's gradient has the weights `of_decoder`, and becomes one with `of_encoder` as it goes on into z.
+        z = z.detach() + (of_encoder / of_decoder)[..., None] * (z - z.detach())
+        distribution = model.decode(z, batch.labels, batch.x)
+        log_likelihood = distribution.log_prob(batch.x)
+        gradients = of_decoder * (log_likelihood + latents.prior.log_prob(z)) - of_encoder * log_q
+        gradients = gradients.sum(0).mean()
+        bound = (torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))).mean()
+        loss = -(bound + gradients - gradients.detach())
+        return Terms(loss, -log_likelihood.mean(0), latents.rate, latents.posterior, distribution)
 
     def _grouped(self, log_weights: Tensor) -> Tensor:
         """[groups · K, B] -> [groups, K, B]."""

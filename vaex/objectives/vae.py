@@ -69,19 +69,23 @@ class VAE(Objective):
         self.cycle, self.warms_up, self.delays = cycle, warmup > 0, delay > 0
         self.linear_in_batch = free_bits == 0  # free bits clamp the mean rate of the whole batch
 
-    def loss(self, distortion: Tensor, rate: Tensor, step: Tensor | None = None, *, latents: int = 1) -> Tensor:
+    def beta_at(self, step: Tensor | None) -> Tensor:
+        """The weight of the rate after so many steps, []; the whole of it if `step` is None."""
+        if step is None or not (self.warms_up or self.delays):
+            return self.beta
+        step = step % self.cycle if self.cycle else step
+        grown = (step - self.delay) / self.warmup if self.warms_up else (step >= self.delay).float()
+        return self.beta * grown.clamp(0, 1)
+
+    def loss(self, distortion: Tensor, rate: Tensor, beta: Tensor, *, latents: int = 1) -> Tensor:
         """The loss [] of a mean distortion [] and the mean rates [groups], each of so many latents."""
-        beta = self.beta
-        if step is not None and (self.warms_up or self.delays):
-            step = step % self.cycle if self.cycle else step
-            grown = (step - self.delay) / self.warmup if self.warms_up else (step >= self.delay).float()
-            beta = beta * grown.clamp(0, 1)
         if not self.linear_in_batch:
             rate = rate.clamp(min=self.free_bits * latents)
         return distortion + beta * rate.sum()
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         latents, distribution, distortion = infer_and_decode(model, batch, self.samples)
-        together = model.latent_dim // latents.rate.shape[1]
-        loss = self.loss(distortion.mean(), latents.rate.mean(0), step, latents=together)
-        return Terms(loss, distortion, latents.rate, latents.posterior, distribution)
+        together, beta = model.latent_dim // latents.rate.shape[1], self.beta_at(step)
+        loss = self.loss(distortion.mean(), latents.rate.mean(0), beta, latents=together)
+        logged = None if beta is self.beta else beta
+        return Terms(loss, distortion, latents.rate, latents.posterior, distribution, logged)

@@ -110,6 +110,7 @@ def end_message(experiment: Experiment, results: Mapping[str, Any], path: Path, 
         if beta is not None and key.startswith(prefix):
             error = key.removeprefix(prefix).upper()
             lines.append(("beta", f"{float(beta):g} here is {value:.3g} × KL beside a mean {error}"))
+    lines += [(name, f"{value:.4g} at the end") for name, value in experiment.objective.results().items()]
     if results.get("train/floor_bits", 0) >= WORTH_SAYING:
         share, bits = results["train/floor_share"], results["train/floor_bits"]
         limit = " and ".join(experiment.model.likelihood.bounds()).replace("_", " ")

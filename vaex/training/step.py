@@ -88,13 +88,15 @@ class TrainingStep:
             "step": int(self.step),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
             "sums": self.sums.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises RuntimeError or ValueError if the state belongs to another model or optimizer."""
+        """Raises RuntimeError or ValueError if the state belongs to another model, objective or optimizer."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state.get("objective", {}))  # checkpoints of older versions have none
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].to(self.step.device)
         self.step.fill_(state["step"])
@@ -111,6 +113,8 @@ def metrics_of(terms: Terms) -> Metrics:
         std = terms.posterior.std  # computed on access
         if std is not None:
             metrics["posterior_std"] = std.mean()
+    if terms.beta is not None:
+        metrics["beta"] = terms.beta
     scale = terms.distribution.scale  # computed on access
     if scale is not None:
         metrics["likelihood_scale"] = scale.mean()
