@@ -320,7 +320,7 @@ def test_free_bits_are_as_many_nats_with_any_prior(tiny: list[str]) -> None:
     assert isinstance(objective, VAE)
     zero = torch.zeros(())
     assert objective.loss(zero, torch.zeros(4), objective.beta) == 2
-    assert objective.loss(zero, torch.zeros(1), objective.beta, latents=4) == 2
+    assert objective.loss(zero, torch.zeros(1), objective.beta, group_sizes=4) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vaex.architectures.base import Decoder
 from vaex.config.create import asks_for, create, instance_of
 from vaex.config.schema import Config, Group, restore_config
+from vaex.config.targets import find
 from vaex.data.dataset import Dataset
 from vaex.errors import UserError, first_line
 from vaex.evaluation.split import evaluating
 from vaex.experiment import Experiment
-from vaex.latents.posterior import PosteriorFamily
-from vaex.latents.prior import LatentDistribution, Prior
+from vaex.latents.ladder import Ladder
+from vaex.latents.posterior import Diagonal, PosteriorFamily
+from vaex.latents.prior import LatentDistribution, Prior, Standard
 from vaex.likelihoods.base import Likelihood
 from vaex.likelihoods.gaussian import StandardGaussian
 from vaex.likelihoods.location_scale import default_floor
@@ -38,7 +41,7 @@ def build(config: Config) -> Experiment:
     objective = create("objective", config.objective)
     objective = instance_of(Objective, "objective", objective, defines=("stochastic", "forward")).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic)
-    _check_latents(model, objective, config)
+    _check_latents(model, objective)
     _check_prior(model)
     _check_support(model.likelihood, dataset)
     if objective.weighs_samples and model.likelihood.depends_on_x:
@@ -91,30 +94,52 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     likelihood = instance_of(Likelihood, "likelihood", likelihood, defines=("support", "kind", "forward"))
     if likelihood.scale is not None:  # a likelihood that sets no floor of its own has a Gaussian's
         likelihood.scale.resolve_floor(lambda: default_floor(StandardGaussian(), discretize=False))
-    with torch.random.fork_rng([]):  # the networks have the same initial weights with every prior
-        posterior = create("posterior", config.posterior, latent_dim=config.latent_dim)
-        posterior = instance_of(PosteriorFamily, "posterior", posterior, defines=("features", "forward"))
-        prior = create("prior", config.prior, latent_dim=config.latent_dim, image_shape=image_shape)
-        prior = instance_of(Prior, "prior", prior, defines=("forward",))
-    encoder = create(
-        "architecture.encoder",
-        encoder_group,
-        image_shape=image_shape,
-        out_features=posterior.features if stochastic else config.latent_dim,
-        condition_features=condition_features,
-    )
-    decoder = create(
-        "architecture.decoder",
-        config.architecture["decoder"],
-        in_features=config.latent_dim + condition_features,
-        image_shape=image_shape,
-        out_channels=likelihood.out_channels(image_shape[0]),
-    )
+    out_channels = likelihood.out_channels(image_shape[0])
+    if _decoder_defines_latents(config.architecture["decoder"]):
+        _check_default_latents(config)
+        if not stochastic:
+            raise UserError(
+                "architecture: its decoder infers a distribution of z, and this objective has none; use objective=vae, "
+                "or another architecture"
+            )
+        decoder = create(
+            "architecture.decoder",
+            config.architecture["decoder"],
+            image_shape=image_shape,
+            out_channels=out_channels,
+            condition_features=condition_features,
+        )
+        posterior: PosteriorFamily = Ladder(decoder)
+        prior: Prior = Standard(latent_dim=decoder.latent_dim)
+        encoder = create(
+            "architecture.encoder", encoder_group, image_shape=image_shape, condition_features=condition_features
+        )
+    else:
+        with torch.random.fork_rng([]):  # the networks have the same initial weights with every prior
+            posterior = create("posterior", config.posterior, latent_dim=config.latent_dim)
+            posterior = instance_of(PosteriorFamily, "posterior", posterior, defines=("features", "forward"))
+            prior = create("prior", config.prior, latent_dim=config.latent_dim, image_shape=image_shape)
+            prior = instance_of(Prior, "prior", prior, defines=("forward",))
+        encoder = create(
+            "architecture.encoder",
+            encoder_group,
+            image_shape=image_shape,
+            out_features=posterior.features if stochastic else config.latent_dim,
+            condition_features=condition_features,
+        )
+        decoder = create(
+            "architecture.decoder",
+            config.architecture["decoder"],
+            in_features=config.latent_dim + condition_features,
+            image_shape=image_shape,
+            out_channels=out_channels,
+            condition_features=condition_features,
+        )
     model = Autoencoder(
         encoder=instance_of(torch.nn.Module, "architecture.encoder", encoder),
         decoder=instance_of(torch.nn.Module, "architecture.decoder", decoder),
         likelihood=likelihood,
-        latent_dim=config.latent_dim,
+        latent_dim=posterior.latent_dim,
         classes=condition_features,
         stochastic=stochastic,
         bf16=config.precision == "bf16",
@@ -123,6 +148,21 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     )
     _check_outputs(model, image_shape)
     return model
+
+
+def _decoder_defines_latents(group: Group) -> bool:
+    target = find("architecture.decoder._target_", group["_target_"])
+    return isinstance(target, type) and issubclass(target, Decoder) and target.defines_latents
+
+
+def _check_default_latents(config: Config) -> None:
+    """Raises UserError for a prior or posterior beside those of an architecture that has its own."""
+    for name, group, default in (("prior", config.prior, Standard), ("posterior", config.posterior, Diagonal)):
+        if not group["_target_"].endswith(f".{default.__name__}"):
+            raise UserError(
+                f"{name}: {group['_target_'].rpartition('.')[2]}: this architecture has a {name} of its own; leave "
+                f"{name} out, or use another architecture"
+            )
 
 
 def _check_outputs(model: Autoencoder, image_shape: tuple[int, int, int]) -> None:
@@ -161,18 +201,21 @@ def _check_prior(model: Autoencoder) -> None:
                 )
 
 
-def _check_latents(model: Autoencoder, objective: Objective, config: Config) -> None:
+def _check_latents(model: Autoencoder, objective: Objective) -> None:
     """Raises UserError if the prior, the posterior, the objective and the condition do not fit together."""
-    prior, posterior = (group["_target_"].rpartition(".")[2] for group in (config.prior, config.posterior))
+    prior, posterior = type(model.prior).__name__, type(model.posterior).__name__
     name = f"objective {type(objective).__name__}"
     if not model.stochastic and not (model.prior.is_standard and model.posterior.is_diagonal):
         group = f"posterior: {posterior}" if model.prior.is_standard else f"prior: {prior}"
         raise UserError(f"{group}: {name} has no distribution of z; leave it out, or use objective=vae")
+    remedy = "another architecture" if model.posterior.runs_decoder else "posterior=diagonal"
+    if model.posterior.runs_decoder and objective.separates_decoder:
+        raise UserError(f"posterior: {posterior}: {name} has a gradient of the decoder alone; use {remedy}")
     if not model.posterior.is_diagonal:
         for who, needs in ((f"prior: {prior}", model.prior.needs_diagonal), (name, objective.needs_diagonal)):
             if needs:
                 raise UserError(
-                    f"posterior: {posterior}: {who} needs a Gaussian with independent latents; use posterior=diagonal"
+                    f"posterior: {posterior}: {who} needs a Gaussian with independent latents; use {remedy}"
                 )
     if objective.needs_standard and not model.prior.is_standard:
         raise UserError(f"prior: {prior}: {name} is defined for p(z) = N(0, I); use prior=standard")

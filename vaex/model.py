@@ -8,7 +8,7 @@ float32, as does all of evaluation.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,8 +32,9 @@ class Latents:
         prior: p(z).
         noise: from N(0, I), [K, B, latent_dim].
         z: samples of q(z|x), one for each noise, [K, B, latent_dim].
-        rate: KL(q(z|x) || p(z)), [B, groups]: of each latent if they are independent in both distributions, else as a
-            whole. Without a closed form it is an estimate from these samples.
+        rate: KL(q(z|x) || p(z)), [B, groups]: of each latent if they are independent in both distributions, of each
+            group of a hierarchical model, else as a whole. Without a closed form it is an estimate from these samples.
+        group_sizes: number of latents in each of these groups: [groups], or a number for all.
     """
 
     posterior: Posterior
@@ -41,6 +42,7 @@ class Latents:
     noise: Tensor
     z: Tensor
     rate: Tensor
+    group_sizes: Tensor | int
     known_log_ratio: Tensor | None = None
 
     def log_ratio(self) -> Tensor:
@@ -156,11 +158,20 @@ class Autoencoder(nn.Module):
             ValueError: as `encode`.
         """
         posterior, prior = self.encode(x, labels), self.latent_prior()
-        z, rate = posterior.at(noise), prior.rate(posterior)
-        if rate is not None:
-            return Latents(posterior, prior, noise, z, rate)
-        log_ratio = prior.log_ratio(posterior, z, noise)
-        return Latents(posterior, prior, noise, z, -log_ratio.mean(0)[:, None], log_ratio)
+        with self._precision(x.device) if self.posterior.runs_decoder else nullcontext():
+            z = posterior.at(noise)
+        rate, log_ratio = prior.rate(posterior, noise), None
+        if rate is None:
+            log_ratio = prior.log_ratio(posterior, z, noise)
+            rate = -log_ratio.mean(0)[:, None]
+        return Latents(posterior, prior, noise, z, rate, self.posterior.group_sizes(rate.shape[1]), log_ratio)
+
+    def decode_latents(
+        self, latents: Latents, labels: Tensor | None = None, x: Tensor | None = None
+    ) -> PixelDistribution:
+        """p(x|z) of the samples of `infer`, with batch shape [K, B]. See `decode`."""
+        output = latents.posterior.output(latents.noise)
+        return self.decode(latents.z, labels, x) if output is None else self.distribution(output, x)
 
     def decode(self, z: Tensor, labels: Tensor | None = None, x: Tensor | None = None) -> PixelDistribution:
         """p(x|z) with batch shape [..., B].
@@ -179,8 +190,12 @@ class Autoencoder(nn.Module):
         if condition is not None:
             z = torch.cat([z, condition.expand(*z.shape[:-1], -1)], dim=-1)
         with self._precision(z.device):
-            h = self.decoder(z.flatten(0, -2)).float() + self.offset
-        distribution: PixelDistribution = self.likelihood(h.unflatten(0, z.shape[:-1]), x)
+            output = self.decoder(z.flatten(0, -2)).float()
+        return self.distribution(output.unflatten(0, z.shape[:-1]), x)
+
+    def distribution(self, output: Tensor, x: Tensor | None = None) -> PixelDistribution:
+        """p(x|z) of the decoder's output [..., B, out_channels, H, W]; x as for `decode`."""
+        distribution: PixelDistribution = self.likelihood(output + self.offset, x)
         return distribution
 
     @torch.no_grad()

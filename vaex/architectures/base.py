@@ -44,7 +44,14 @@ class Decoder(nn.Module):
         in_features: number of features of z, including the one-hot label in a conditional model.
         image_shape: (channels, height, width) of the images.
         out_channels: number of channels to return, as the likelihood needs them.
+        condition_features: number of classes of a conditional model, else 0.
+
+    Attributes:
+        defines_latents: whether the decoder itself says how many latents there are and infers them, as that of a ladder
+            does. It then has the attributes and methods of vaex.architectures.ladder.Decoder.
     """
+
+    defines_latents: bool = False
 
     def forward(self, z: Tensor) -> Tensor:
         """z [B, in_features] -> [B, out_channels, H, W]."""

@@ -62,7 +62,7 @@ def evaluate(
         add("mse", image_mse(at_mean.mean - x).double().sum())
         if terms.rate is not None:
             rate = terms.rate.double()
-            add("rate_per_latent", rate.sum(0))
+            add("rate_of_group", rate.sum(0))
             add("elbo_squared", (terms.distortion + rate.sum(1)).square().sum())
             if is_test:
                 again = objective(model, Batch(x, x, labels, population=len(images)), None)  # with other samples of z
@@ -88,21 +88,23 @@ def evaluate(
             add("weight", weight * len(x))
 
     means = {name: total / len(images) for name, total in share.add_up(totals).items()}
-    rate_per_latent = means.pop("rate_per_latent", None)
+    rate_of_group = means.pop("rate_of_group", None)
     variance = means.pop("code_squared") - means.pop("code").square()
     weight, elbo_squared, draw_variance = (
         means.pop(name, None) for name in ("weight", "elbo_squared", "draw_variance")
     )
     numbers: Numbers = {name: value.item() for name, value in means.items()}
-    if rate_per_latent is not None:
-        rate = rate_per_latent.sum()
+    if rate_of_group is not None:
+        rate = rate_of_group.sum()
         elbo = -(means["distortion"] + rate)
         numbers |= {
             "rate": rate.item(),
             "elbo": elbo.item(),
         }
         if model.has_rate_per_latent:
-            numbers["rate_per_latent"] = rate_per_latent.tolist()
+            numbers["rate_per_latent"] = rate_of_group.tolist()
+        elif len(rate_of_group) > 1:
+            numbers["rate_per_group"] = rate_of_group.tolist()
         if len(images) > 1:  # the variance over a single image would be zero
             numbers["active_units"] = int((variance > ACTIVE_UNIT_VARIANCE).sum().item())
             if elbo_squared is not None:

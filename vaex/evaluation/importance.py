@@ -69,7 +69,7 @@ def importance_nll(evaluation: Evaluation, to_float: ToFloat, samples: int, *, f
             while drawn < samples:
                 chunk = min((half if drawn < half else samples) - drawn, max(1, batch_size // len(x)))
                 decoding(chunk * len(x))
-                noise = normal(chunk, *posterior.mean.shape, device=x.device)
+                noise = normal(chunk, len(x), model.latent_dim, device=x.device)
                 log_weights = _log_weights(model, prior, posterior, x, labels, noise).double()
                 log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
                 drawn += chunk
@@ -91,8 +91,9 @@ def _log_weights(
     noise: Tensor,
 ) -> Tensor:
     """log p(x|z) + log p(z) - log q(z|x), [samples, B], for noise [samples, B, latent_dim]."""
-    z = posterior.at(noise)
-    return model.decode(z, labels, x).log_prob(x) + prior.log_ratio(posterior, z, noise)
+    z, output = posterior.at(noise), posterior.output(noise)
+    distribution = model.decode(z, labels, x) if output is None else model.distribution(output, x)
+    return distribution.log_prob(x) + prior.log_ratio(posterior, z, noise)
 
 
 def fit(

@@ -33,6 +33,20 @@ class Posterior:
         """The terms of log |det ∂z/∂noise|, one for each latent, broadcastable to the noise's shape."""
         raise NotImplementedError
 
+    def standard_rate(self, noise: Tensor) -> Tensor | None:
+        """KL(q(z|x) || N(0, I)) of each group of latents, [B, groups]; None if there is only an estimate of it.
+
+        It is in closed form for each group given the samples of the groups before it.
+
+        Args:
+            noise: of the samples, [samples, B, latent_dim].
+        """
+        return None
+
+    def output(self, noise: Tensor) -> Tensor | None:
+        """The decoder's output for z = at(noise), [samples, B, out_channels, H, W], if it comes with the samples."""
+        return None
+
     def rsample(self, samples: int) -> Tensor:
         """Reparametrized samples, [samples, B, latent_dim]."""
         return self.at(normal(samples, *self.mean.shape, device=self.mean.device))
@@ -83,11 +97,13 @@ class PosteriorFamily(nn.Module):
 
     Attributes:
         features: number of features that the encoder returns for an image.
+        runs_decoder: whether the decoder infers the posteriors, so that they have its numerical precision.
         is_gaussian: whether the posteriors are Gaussians.
         is_diagonal: whether they are Gaussians with independent latents.
     """
 
     features: int
+    runs_decoder: bool = False
     is_gaussian: bool = False
     is_diagonal: bool = False
 
@@ -98,6 +114,10 @@ class PosteriorFamily(nn.Module):
     def forward(self, features: Tensor) -> Posterior:
         """The posteriors of B images, from features [B, `features`] float32."""
         raise NotImplementedError
+
+    def group_sizes(self, groups: int) -> Tensor | int:
+        """Number of latents in each group whose rate is known: [groups], or a number for all."""
+        return self.latent_dim // groups
 
 
 class Diagonal(PosteriorFamily):

@@ -77,6 +77,7 @@ class Objective(nn.Module):
         samples: number of samples of z for each image.
         needs_diagonal: whether q(z|x) must be a Gaussian with independent latents.
         needs_standard: whether p(z) must be N(0, I).
+        separates_decoder: whether the decoder has a gradient of its own, so that it may not infer z, too.
         weighs_samples: whether samples of z are weighted by p(x|z), which then may not be computed from x itself.
         linear_in_batch: whether the loss of a batch is the mean of the losses of its equal parts.
         beta: weight of the rate, []; None for an objective without such a weight.
@@ -87,6 +88,7 @@ class Objective(nn.Module):
     samples: int = 1
     needs_diagonal: bool = False
     needs_standard: bool = False
+    separates_decoder: bool = False
     weighs_samples: bool = False
     linear_in_batch: bool = True
     beta: Tensor | None
@@ -119,7 +121,7 @@ class Objective(nn.Module):
 def infer_and_decode(model: Autoencoder, batch: Batch, samples: int) -> tuple[Latents, PixelDistribution, Tensor]:
     """Samples of z, p(x|z), and the mean distortion of the samples [B]."""
     latents = model.infer(batch.input, batch.labels, batch.noise(samples, model.latent_dim))
-    distribution = model.decode(latents.z, batch.labels, batch.x)
+    distribution = model.decode_latents(latents, batch.labels, batch.x)
     return latents, distribution, -distribution.log_prob(batch.x).mean(0)
 
 

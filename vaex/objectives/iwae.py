@@ -74,13 +74,17 @@ class IWAE(Objective):
         self.formula = f"importance-weighted, {bounds}" + (f", and {elbo:g} · ELBO" if elbo else "")
         self.formula += ", doubly reparametrized gradient" if doubly_reparametrized else ""
         self.formula += f" for the encoder, and of all {groups * samples} for the decoder" if partial else ""
-        self.needs_diagonal = doubly_reparametrized
+        self.needs_diagonal, self.separates_decoder = doubly_reparametrized, partial
         self.samples, self.doubly_reparametrized = groups * at_least_one(samples), doubly_reparametrized
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         latents = model.infer(batch.input, batch.labels, batch.noise(self.samples, model.latent_dim))
         posterior = latents.posterior
-        if self.doubly_reparametrized:
+        if self.partial:
+            return self._partial(model, batch, latents)
+        if not self.doubly_reparametrized:
+            distribution = model.decode_latents(latents, batch.labels, batch.x)
+        else:
             assert isinstance(posterior, DiagonalGaussian)  # `needs_diagonal`
             with torch.no_grad():
                 log_likelihood = model.decode(latents.z, batch.labels, batch.x).log_prob(batch.x)
@@ -91,9 +95,7 @@ class IWAE(Objective):
             fixed = DiagonalGaussian(posterior.mean.detach(), posterior.log_var.detach())
             noise = latents.noise + (z - z.detach()) / fixed.std
             latents = replace(latents, posterior=fixed, z=z, noise=noise, known_log_ratio=None)
-        if self.partial:
-            return self._partial(model, batch, latents)
-        distribution = model.decode(latents.z, batch.labels, batch.x)
+            distribution = model.decode(latents.z, batch.labels, batch.x)
         log_likelihood = distribution.log_prob(batch.x)
         log_weights = log_likelihood + latents.log_ratio()  # [groups · K, B]
         grouped = self._grouped(log_weights)

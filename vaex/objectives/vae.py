@@ -31,7 +31,7 @@ class VAE(Objective):
         cycle: number of steps after which beta starts from 0 again, with its delay and its warm-up; None for never. Fu
             et al. 2019.
         free_bits: rate of each latent in nats, averaged over the batch, up to which it is not penalized. Kingma et al.
-            2016, eq. 15. If latents have no rates of their own, as many times this value of all of them together.
+            2016, eq. 15. If latents have no rates of their own, as many times this value for a group of them together.
 
     Raises:
         ValueError: if a value is out of range.
@@ -77,15 +77,15 @@ class VAE(Objective):
         grown = (step - self.delay) / self.warmup if self.warms_up else (step >= self.delay).float()
         return self.beta * grown.clamp(0, 1)
 
-    def loss(self, distortion: Tensor, rate: Tensor, beta: Tensor, *, latents: int = 1) -> Tensor:
+    def loss(self, distortion: Tensor, rate: Tensor, beta: Tensor, *, group_sizes: Tensor | int = 1) -> Tensor:
         """The loss [] of a mean distortion [] and the mean rates [groups], each of so many latents."""
         if not self.linear_in_batch:
-            rate = rate.clamp(min=self.free_bits * latents)
+            rate = rate.clamp(min=self.free_bits * group_sizes)
         return distortion + beta * rate.sum()
 
     def forward(self, model: Autoencoder, batch: Batch, step: Tensor | None) -> Terms:
         latents, distribution, distortion = infer_and_decode(model, batch, self.samples)
-        together, beta = model.latent_dim // latents.rate.shape[1], self.beta_at(step)
-        loss = self.loss(distortion.mean(), latents.rate.mean(0), beta, latents=together)
+        beta = self.beta_at(step)
+        loss = self.loss(distortion.mean(), latents.rate.mean(0), beta, group_sizes=latents.group_sizes)
         logged = None if beta is self.beta else beta
         return Terms(loss, distortion, latents.rate, latents.posterior, distribution, logged)

@@ -1,0 +1,218 @@
+"""The hierarchical VAE: against models whose numbers are known, and in shapes, resolutions and combinations."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL_NETWORKS, composed
+from test_importance import evaluation_of
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from vaex.architectures.ladder import LARGEST_LOG_SCALE, Decoder, bounded
+from vaex.build import build, build_model
+from vaex.data.dataset import Images
+from vaex.errors import UserError
+from vaex.evaluation.importance import importance_nll
+from vaex.model import Autoencoder
+from vaex.objectives import VAE, Batch
+
+LADDER = ["architecture=ladder", *SMALL_NETWORKS["ladder"], "latent_dim=3"]
+SIZES = [(28, 28), (32, 32), (48, 64), (27, 35), (5, 4), (33, 18)]
+
+
+def ladder(*overrides: str, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 0) -> Autoencoder:
+    """A model none of whose weights are zero."""
+    torch.manual_seed(0)
+    model = build_model(composed(*LADDER, *overrides), shape, classes, stochastic=True)
+    with torch.no_grad():
+        for parameter in [*model.encoder.parameters(), *model.decoder.parameters()]:
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def images_of(model: Autoencoder, count: int = 3) -> Tensor:
+    return torch.rand(count, *model.likelihood.image_shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("channels, classes", [(1, 0), (3, 3)])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_weight_and_every_pixel_has_a_gradient_at_any_size(
+    size: tuple[int, int], channels: int, classes: int
+) -> None:
+    conditional = ["conditional=true"] if classes else []
+    model = ladder("likelihood/scale=per_pixel", *conditional, shape=(channels, *size), classes=classes)
+    x = images_of(model).requires_grad_()
+    labels = torch.arange(3) if classes else None
+    latents = model.infer(x, labels, torch.randn(2, 3, model.latent_dim))
+    distribution = model.decode_latents(latents, labels)
+    assert distribution.mean.shape == (2, 3, channels, *size)
+    assert latents.rate.shape == (3, 2) and latents.z.shape == (2, 3, model.latent_dim)
+    (distribution.log_prob(x.detach()).sum() - latents.rate.sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+    assert x.grad is not None
+    even = x.grad[..., : size[0] // 2 * 2, : size[1] // 2 * 2]  # a level of half an odd size leaves the last row out
+    assert (even != 0).all()
+
+
+def test_samples_come_with_the_image_that_the_decoder_makes_of_them() -> None:
+    model = ladder("conditional=true", classes=3)
+    x, labels = images_of(model), torch.arange(3)
+    latents = model.infer(x, labels, torch.randn(4, 3, model.latent_dim))
+    together = model.decode_latents(latents, labels).log_prob(x)
+    torch.testing.assert_close(together, model.decode(latents.z, labels).log_prob(x))
+    assert together.std(0).min() > 0
+
+
+def test_samples_of_several_images_do_not_mix() -> None:
+    model = ladder()
+    x, noise = images_of(model), torch.randn(2, 3, model.latent_dim)
+    whole = model.infer(x, None, noise)
+    for n in range(3):
+        alone = model.infer(x[n : n + 1], None, noise[:, n : n + 1])
+        torch.testing.assert_close(alone.z[:, 0], whole.z[:, n], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.rate[0], whole.rate[n], rtol=1e-4, atol=1e-5)
+
+
+def test_log_scales_are_the_log_determinant_of_the_map_from_noise() -> None:
+    model = ladder(shape=(1, 8, 8))
+    posterior = model.encode(images_of(model, 1))
+    noise = torch.randn(1, 1, model.latent_dim)
+    jacobian = torch.autograd.functional.jacobian(lambda e: _sample(model, posterior, e), noise.flatten())
+    expected = torch.linalg.slogdet(jacobian.double()).logabsdet.float()
+    torch.testing.assert_close(posterior.log_scales(noise).sum(), expected, rtol=1e-4, atol=1e-4)
+    # The second group depends on the first, and not the first on the second.
+    first = model.decoder.groups[0].latents  # type: ignore[union-attr, index]
+    assert jacobian[first:, :first].any() and not jacobian[:first, first:].any()
+
+
+def _sample(model: Autoencoder, posterior: Any, noise: Tensor) -> Tensor:
+    return posterior.at(noise[None, None]).flatten()
+
+
+def test_the_rate_is_the_mean_of_the_log_ratio() -> None:
+    model = ladder()
+    x = images_of(model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        latents = model.infer(x, None, torch.randn(2000, 3, model.latent_dim))
+        log_ratio = latents.log_ratio()
+    estimate, error = -log_ratio.mean(0), log_ratio.std(0) / math.sqrt(2000)
+    assert ((latents.rate.sum(1) - estimate).abs() < 4 * error).all()
+    assert (error < 0.05 * estimate).all()
+
+
+def test_the_posterior_is_the_prior_at_first() -> None:
+    torch.manual_seed(0)
+    model = build_model(composed(*LADDER), (1, 28, 28), 0, stochastic=True)
+    noise = torch.randn(2, 3, model.latent_dim)
+    latents = model.infer(images_of(model), None, noise)
+    assert (latents.rate == 0).all() and torch.equal(latents.z, noise)
+
+
+def linear(model: Autoencoder) -> Decoder:
+    """The decoder, made linear: h keeps the first channels, and nothing but projections changes it."""
+    decoder = model.decoder
+    assert isinstance(decoder, Decoder)
+    with torch.no_grad():
+        for group in decoder.groups:
+            for parameter in group.block.parameters():
+                parameter.zero_()
+            if group.prior is not None:
+                for parameter in group.prior.parameters():
+                    parameter.zero_()
+    return decoder
+
+
+class Flat(nn.Module):
+    """An encoder with the posterior of the one group of a ladder, for a flat model."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        decoder = self.model.decoder
+        assert isinstance(decoder, Decoder)
+        group = decoder.groups[0]
+        height, width, _ = group.shape
+        activation = self.model.encoder(x).view(len(x), height, width, -1).permute(0, 3, 1, 2)
+        mean, log_std = group.infer(decoder.start.expand_as(activation), activation)
+        flat = [values.permute(0, 2, 3, 1).flatten(1) for values in (mean, 2 * log_std)]
+        return torch.cat(flat, dim=1)
+
+
+def test_a_single_group_is_the_flat_model() -> None:
+    """With the same posterior and decoder: rate, distortion and loss of every image are equal."""
+    model = ladder("architecture.widths=[4]", "architecture.groups=[1]", shape=(1, 8, 8))
+    flat = Autoencoder(
+        encoder=Flat(model), decoder=model.decoder, likelihood=model.likelihood, latent_dim=model.latent_dim
+    )
+    x = images_of(model, 6)
+    objective = VAE(beta=2.0, samples=3, warmup=0, free_bits=0.0)
+    ours, reference = (
+        objective(each, Batch(x, x, torch.zeros(6, dtype=torch.int64)), None)
+        for each in (model, flat)
+        if torch.manual_seed(2)
+    )
+    assert ours.rate is not None and reference.rate is not None and reference.rate.shape == (6, model.latent_dim)
+    torch.testing.assert_close(ours.rate.sum(1), reference.rate.sum(1))
+    torch.testing.assert_close(ours.distortion, reference.distortion)
+    torch.testing.assert_close(ours.loss, reference.loss)
+
+
+def test_the_importance_weighted_nll_of_two_linear_levels_is_the_evidence() -> None:
+    """x = W z + b + sigma · noise with z of both levels: log p(x) is that of a Gaussian."""
+    overrides = ["architecture.widths=[2,2]", "latent_dim=1", "likelihood/scale=fixed", "likelihood.scale.value=0.7"]
+    model = ladder(*overrides, shape=(1, 4, 4))
+    decoder = linear(model)
+    decoder.output = nn.Sequential(nn.ConvTranspose2d(2, 1, 4, stride=2, padding=1))
+    with torch.no_grad():
+        bias = model.decode(torch.zeros(1, model.latent_dim)).mean.flatten().double()
+        weights = model.decode(torch.eye(model.latent_dim)).mean.flatten(1).double() - bias
+    pixels = torch.randint(0, 256, (20, 1, 4, 4), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    evidence = MultivariateNormal(bias, weights.T @ weights + 0.49 * torch.eye(16, dtype=torch.float64))
+    expected = -evidence.log_prob(pixels.flatten(1).double() / 255).mean().item()
+    images = Images(pixels, torch.zeros(20, dtype=torch.int64))
+    nll, *_ = importance_nll(evaluation_of(model, images), lambda pixels: pixels.float() / 255, samples=20_000)
+    assert nll == pytest.approx(expected, abs=0.01)
+
+
+def test_scales_are_bounded_and_unchanged_where_they_are_small() -> None:
+    values = torch.tensor([-1e6, -0.1, 0.0, 0.1, 1e6])
+    assert bounded(values).tolist() == pytest.approx([-LARGEST_LOG_SCALE, -0.1, 0.0, 0.1, LARGEST_LOG_SCALE], abs=1e-4)
+
+
+def test_free_bits_are_those_of_the_latents_of_a_group() -> None:
+    model = ladder()
+    x = images_of(model)
+    batch = Batch(x, x, torch.zeros(3, dtype=torch.int64))
+    terms = VAE(beta=1.0, samples=1, warmup=0, free_bits=0.5)(model, batch, None)
+    assert terms.rate is not None
+    sizes = [group.latents for group in model.decoder.groups]  # type: ignore[union-attr]
+    rates = [max(rate, 0.5 * size) for rate, size in zip(terms.rate.mean(0).tolist(), sizes, strict=True)]
+    assert terms.loss.item() == pytest.approx(terms.distortion.mean().item() + sum(rates), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prior=flow"], "prior: Flow: this architecture has a prior of its own; leave prior out"),
+        (["posterior=full"], "posterior: Full: this architecture has a posterior of its own"),
+        (["objective=ae"], "infers a distribution of z, and this objective has none; use objective=vae"),
+        (["objective=beta_tc"], "needs a Gaussian with independent latents; use another architecture"),
+        (
+            ["objective=iwae", "objective.groups=2", "objective.partial=true"],
+            "of the decoder alone; use another architecture",
+        ),
+        (["architecture.groups=[1]"], r"architecture.groups=\[1\]: must be a number of groups >= 0 for each of the 2"),
+        (["architecture.groups=[0,0]"], "and not 0 for all"),
+        (["architecture.depth=0"], "architecture.depth=0: must be >= 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_does_not_fit_a_ladder_is_refused(overrides: list[str], message: str, tiny: list[str]) -> None:
+    with pytest.raises(UserError, match=message):
+        build(composed(*tiny, *LADDER, *overrides))
