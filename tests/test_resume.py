@@ -107,6 +107,25 @@ def stopped(here: Here, patched: pytest.MonkeyPatch, where: str, call: int, *arg
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("weights", ["last", "best"])
+def test_a_run_with_averaged_weights_may_be_stopped(
+    weights: str, trained: Here, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = [*tiny, *COMMON, "trainer.ema=0.9", "trainer.skip_norm=1.05", f"trainer.weights={weights}"]
+    whole = trained(*arguments)
+    assert stopped(here, monkeypatch, "step", 9, *arguments) == 128 + signal.SIGTERM
+    here(f"resume={tmp_path / 'parts'}")
+    same_run(whole, tmp_path / "parts")
+    assert any(metrics(whole, "train/over_norm"))
+    checkpoints = Checkpoints(whole / "checkpoints")
+    state = checkpoints.load(checkpoints.steps()[-1])
+    exported = load_file(whole / "model.safetensors")
+    assert any(not torch.equal(exported[name], state["model"][name]) for name in state["average"])
+    if weights == "last":
+        assert all(torch.equal(exported[name], value) for name, value in state["average"].items())
+
+
+@pytest.mark.slow
 def test_a_run_may_be_stopped_over_and_over(
     trained: Here, here: Here, tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,10 +1,12 @@
 """The training step: the same numbers however it is run, and no look at a value on the way."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock, Mock
 
 import pytest
@@ -45,9 +47,9 @@ def names(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def step_of(experiment: Experiment, clip_norm: float | None = None) -> TrainingStep:
+def step_of(experiment: Experiment, clip_norm: float | None = None, **settings: Any) -> TrainingStep:
     experiment.model.train()
-    return TrainingStep(experiment, experiment.dataset.train.to(experiment.device), clip_norm)
+    return TrainingStep(experiment, experiment.dataset.train.to(experiment.device), clip_norm, **settings)
 
 
 def trained_weights(
@@ -148,10 +150,15 @@ def test_a_clipped_gradient_has_the_given_norm(tiny: list[str]) -> None:
     assert squares.sqrt().item() == pytest.approx(1e-3, rel=1e-5)
 
 
-def test_a_step_continues_from_its_state(tiny: list[str]) -> None:
+@pytest.mark.parametrize(
+    "settings, overrides",
+    [({}, []), ({"ema": 0.9, "skip_norm": 1.01}, []), ({}, ["objective=target_rate"])],
+    ids=["plain", "average and skipped steps", "target rate"],
+)
+def test_a_step_continues_from_its_state(settings: dict[str, float], overrides: list[str], tiny: list[str]) -> None:
     """Two steps and two more are four: weights, optimizer and sums."""
     rows = torch.arange(32)
-    whole, first, second = (step_of(build(composed(*tiny))) for _ in range(3))
+    whole, first, second = (step_of(build(composed(*tiny, *overrides)), **settings) for _ in range(3))
     torch.manual_seed(3)
     for n in range(4):
         whole(rows + n)
@@ -161,9 +168,51 @@ def test_a_step_continues_from_its_state(tiny: list[str]) -> None:
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for n in range(2, 4):
         second(rows + n)
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, second.model.state_dict()[name]), name
+    for part in ("model", "objective", "average"):
+        for name, tensor in whole.state_dict().get(part, {}).items():
+            assert torch.equal(tensor, second.state_dict()[part][name]), name
     assert whole.sums.take() == second.sums.take() and whole.step == second.step == 4
+    assert whole.usual_norm == second.usual_norm
+
+
+def test_the_average_is_that_of_the_weights_and_is_lent_to_the_model(tiny: list[str]) -> None:
+    step = step_of(build(composed(*tiny)), ema=0.5)
+    average = step.average
+    assert average is not None
+    name = "decoder.output.weight"
+    expected, weight = average.values[name].clone(), dict(step.model.named_parameters())[name]
+    for n in range(30):
+        step(torch.arange(32) + n)
+        expected += max(0.5, 9 / (10 + n + 1)) * (weight.detach() - expected)
+    torch.testing.assert_close(average.values[name], expected)
+    own = weight.detach().clone()
+    with average.in_place():
+        assert torch.equal(weight, average.values[name]) and not torch.equal(weight, own)
+    assert torch.equal(weight, own)
+    step(torch.arange(32))
+    assert not torch.equal(weight, own)  # the optimizer still trains the model's own weights
+    average.replace_weights()
+    assert torch.equal(weight, average.values[name])
+
+
+def test_steps_with_a_norm_far_above_the_usual_change_nothing_until_it_is_usual(tiny: list[str]) -> None:
+    step = step_of(build(composed(*tiny)), skip_norm=2.0)
+    norms = [1.0] * 100 + [math.nan] + [5.0] * 200
+    skipped = [step._is_too_large(torch.tensor(norm), 2.0).item() for norm in norms]
+    assert not any(skipped[:101]) and skipped[101] == 1
+    first = skipped.index(0, 101)  # by then the usual norm is 2.5: 1.01^n = 2.5
+    assert first - 101 == pytest.approx(math.log(2.5) / math.log(1.01), abs=3) and not any(skipped[first:])
+
+
+def test_a_skipped_step_leaves_the_weights_and_is_logged(tiny: list[str]) -> None:
+    step = step_of(build(composed(*tiny)), skip_norm=2.0)
+    step(torch.arange(32))
+    step.usual_norm.fill_(1e-9)
+    before = copy.deepcopy(step.model.state_dict())
+    step(torch.arange(32))
+    assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
+    interval = step.sums.take()
+    assert interval.sums["over_norm"] == 1 and interval.skipped == 0
 
 
 TRAINER = TrainerConfig(

@@ -23,6 +23,8 @@ class TrainerConfig:
     validate_every: int = MISSING
     checkpoint_every: int = MISSING
     clip_norm: float | None = MISSING
+    skip_norm: float | None = None  # runs of older versions have no value for this and the next
+    ema: float | None = None
     weights: str = MISSING
     threads: int | None = MISSING
     compile: str = MISSING
@@ -232,7 +234,7 @@ def all_keys() -> list[str]:
 def _check_ranges(c: Config) -> None:
     _check_numbers(dataclasses.asdict(c))
     trainer, figures, workers = c.trainer, c.figures, c.sweep.workers
-    clip, threads = trainer.clip_norm, trainer.threads
+    clip, skip, ema, threads = trainer.clip_norm, trainer.skip_norm, trainer.ema, trainer.threads
     most_threads = max(os.cpu_count() or 1, 256)  # far more of them crash the process
     devices = r"auto|cpu|cuda(:\d+)?"
     for valid, key, requirement in (
@@ -249,6 +251,8 @@ def _check_ranges(c: Config) -> None:
         (trainer.validate_every >= 1, "trainer.validate_every", ">= 1 epoch"),
         (trainer.checkpoint_every >= 1, "trainer.checkpoint_every", ">= 1 epoch"),
         (clip is None or clip > 0, "trainer.clip_norm", "> 0, or null"),
+        (skip is None or skip > 1, "trainer.skip_norm", "> 1, a multiple of the usual norm, or null"),
+        (ema is None or 0 <= ema < 1, "trainer.ema", "from 0 to less than 1, such as 0.999, or null"),
         (trainer.weights in ("last", "best"), "trainer.weights", "last or best"),
         (threads is None or 1 <= threads <= most_threads, "trainer.threads", f"from 1 to {most_threads}, or null"),
         (trainer.compile in ("auto", "true", "false"), "trainer.compile", "auto, true or false"),

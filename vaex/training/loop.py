@@ -101,6 +101,8 @@ def train(session: Session) -> Generator[tuple[Session, Tensor], None, None]:
             f"vaex train resume={session.writer.path}",
         ) from None
     session.writer.wait()
+    if session.step.average:
+        session.step.average.replace_weights()
     if trainer.weights == "best" and progress.best_step is not None:
         experiment.model.load_state_dict(session.processes.broadcast_from_rank0(lambda: _best_weights(session)))
 
@@ -113,10 +115,12 @@ def finish_epoch(session: Session) -> None:
     epochs, is_last = int(session.epoch), session.is_last_step
     if progress.stage == "validate":
         if is_last or epochs % trainer.validate_every == 0:
-            validate(session)
+            with session.averaged_weights():
+                validate(session)
         progress.stage = "draw"
     if is_last or epochs % figures.every == 0:
-        draw(session)
+        with session.averaged_weights():
+            draw(session)
     progress.stage = ""
     if is_last or progress.best_step == progress.step or epochs % trainer.checkpoint_every == 0:
         session.save()
@@ -184,10 +188,11 @@ def _best_weights(session: Session) -> State:
     """The weights with the lowest validation loss. Only rank 0 may call this."""
     assert session.progress.best_step is not None
     try:
-        weights: State = session.writer.load(session.progress.best_step)["model"]
+        state = session.writer.load(session.progress.best_step)
     except UserError as error:
         raise UserError(
             f"trainer.weights=best: {error}; to export the weights of the last step: "
             f"vaex train resume={session.writer.path} trainer.weights=last"
         ) from error
+    weights: State = state["model"] | state.get("average", {})
     return weights

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -86,7 +87,15 @@ class Session:
         self.validation = images_on_device(dataset.validation, device, dataset.resident)
         steps_of_epoch = math.ceil(len(dataset.train) / settings.batch_size)  # the sums are read after each epoch, too
         unread_steps = min(trainer.log_every, steps_of_epoch)
-        self.step = TrainingStep(experiment, self.feed.images, trainer.clip_norm, processes, unread_steps)
+        self.step = TrainingStep(
+            experiment,
+            self.feed.images,
+            trainer.clip_norm,
+            processes,
+            unread_steps,
+            skip_norm=trainer.skip_norm,
+            ema=trainer.ema,
+        )
         self.take_step: Callable[[Tensor], None] = self.step
         if trainer.compile == "true":
             compile_step(self.step)
@@ -122,6 +131,11 @@ class Session:
         """Raise Interrupted, in every process, if any process received a signal."""
         if number := self.processes.maximum(self.stop_flag.number):
             raise Interrupted(number, f"stopped by signal {number}")
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """The model has the weights that are to be evaluated and exported in the body: the average, if there is one."""
+        average = self.step.average
+        return average.in_place() if average else nullcontext()
 
     def set_learning_rate(self) -> float:
         """Set the learning rates of the next step, and return that of the networks."""

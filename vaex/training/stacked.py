@@ -93,6 +93,8 @@ class StackedStep:
         self.orders = [[n[id(p)] for p in s.update.parameters] for n, s in zip(names, steps, strict=True)]
         clips = [step.clip_norm for step in steps]
         self.clips = None if None in clips else torch.tensor(clips, device=device)
+        if any(step.skip_norm is not None for step in steps):
+            raise UserError("trainer.skip_norm: is not possible for runs in one step")
         if len({clip is None for clip in clips}) > 1:
             raise UserError("trainer.clip_norm: is null for some of the runs, and a number for others")
         self.draws = self._recorded_draws(batch_size)
@@ -106,6 +108,8 @@ class StackedStep:
         for row, (step, order) in enumerate(zip(self.steps, self.orders, strict=True)):
             rows = {name: gradient[row] for name, gradient in gradients.items()}
             step.update([rows.get(name) for name in order], skipped[row])
+            if step.average:
+                step.average.update(step.step)
 
     def set_learning_rates(self, rates: Sequence[float]) -> None:
         """Set the learning rates of all parameter groups of all runs, in their order."""

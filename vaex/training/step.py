@@ -8,9 +8,12 @@ from torch import Tensor
 from vaex.data.dataset import Images
 from vaex.experiment import Experiment
 from vaex.objectives import Batch, Terms
+from vaex.training.average import WeightAverage
 from vaex.training.distributed import Gradients, Metrics, Processes
 from vaex.training.sums import RunningSums
 from vaex.training.update import Update, norm
+
+NORM_WEIGHT = 0.01  # of a step in the running mean of the gradient's norm
 
 
 class TrainingStep:
@@ -23,12 +26,18 @@ class TrainingStep:
         experiment: the model, objective and optimizer, with `lr` a tensor on the device in every parameter group.
         images: the training split, on the device.
         clip_norm: largest norm of the gradient; None for no clipping.
+        skip_norm: multiple of the usual norm above which a step changes no weight; None for no such limit. The usual
+            norm is a running mean in which a norm counts as at most this multiple, so that it follows norms that stay
+            higher, and no run skips all of its steps.
+        ema: decay per step of an average of the weights; None for no average.
         processes: the processes that share each batch; None for this one alone.
         unread_steps: the most steps between two calls of `sums.take` or `state_dict`.
 
     Attributes:
         step: number of steps taken so far, [] on the device.
         sums: of the metrics since the host last read them.
+        usual_norm: running mean of the gradient's norm, [] on the device.
+        average: of the weights, or None.
         forward_backward: everything before the update. `vaex.training.capture.compile_step` replaces it.
         local_gradients: the part of `forward_backward` before processes exchange anything.
     """
@@ -40,19 +49,26 @@ class TrainingStep:
         clip_norm: float | None = None,
         processes: Processes | None = None,
         unread_steps: int = 1000,
+        *,
+        skip_norm: float | None = None,
+        ema: float | None = None,
     ) -> None:
         self.model, self.objective, self.optimizer = experiment.model, experiment.objective, experiment.optimizer
         self.images, self.to_float, self.corruption = images, experiment.dataset.to_float, experiment.corruption
-        self.clip_norm, self.processes = clip_norm, processes or Processes()
+        self.clip_norm, self.skip_norm, self.processes = clip_norm, skip_norm, processes or Processes()
         self.update = Update(self.optimizer)
         self.step = torch.zeros((), dtype=torch.int64, device=images.pixels.device)
         self.sums = RunningSums(images.pixels.device, unread_steps)
+        self.usual_norm = torch.zeros((), device=images.pixels.device)
+        self.average = None if ema is None else WeightAverage(self.model, ema)
         self.forward_backward, self.local_gradients = self._forward_backward, self._local_gradients
 
     def __call__(self, index: Tensor) -> None:
         """Train on the rows of `index`, int64 [B] on the device."""
         gradients, skipped = self.forward_backward(index)
         self.update(gradients, skipped)
+        if self.average:
+            self.average.update(self.step)
 
     def batch(self, pixels: Tensor, labels: Tensor) -> Batch:
         """The batch of images uint8 [B, C, H, W], converted and corrupted, and labels [B]."""
@@ -80,7 +96,18 @@ class TrainingStep:
                 clipped = iter(torch._foreach_mul(present, (self.clip_norm / total_norm).clamp(max=1)))
                 gradients = tuple(None if gradient is None else next(clipped) for gradient in gradients)
             self.step += 1
-            return gradients, self.sums.add(metrics | {"grad_norm": total_norm})
+            metrics |= {"grad_norm": total_norm}
+            if self.skip_norm is None:
+                return gradients, self.sums.add(metrics)
+            too_large = self._is_too_large(total_norm, self.skip_norm)
+            return gradients, torch.maximum(self.sums.add(metrics | {"over_norm": too_large}), too_large)
+
+    def _is_too_large(self, norm: Tensor, factor: float) -> Tensor:
+        """1 if this norm is so far above the usual one that the step is to be skipped, else 0, []."""
+        usual = torch.where(self.usual_norm > 0, self.usual_norm, norm)  # of the first step its own
+        seen = torch.where(norm.isfinite(), torch.minimum(norm, factor * usual), usual)
+        self.usual_norm.copy_(torch.where(usual.isfinite(), usual + NORM_WEIGHT * (seen - usual), 0))
+        return (norm > factor * usual).float()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on, except the random state."""
@@ -90,7 +117,8 @@ class TrainingStep:
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
             "sums": self.sums.state_dict(),
-        }
+            "usual_norm": self.usual_norm,
+        } | ({"average": self.average.values} if self.average else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises RuntimeError or ValueError if the state belongs to another model, objective or optimizer."""
@@ -99,6 +127,10 @@ class TrainingStep:
         self.objective.load_state_dict(state.get("objective", {}))  # checkpoints of older versions have none
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].to(self.step.device)
+        if "usual_norm" in state:
+            self.usual_norm.copy_(state["usual_norm"])
+        if self.average:  # a run that is resumed with trainer.ema begins its average with its latest weights
+            self.average.load(state.get("average", dict(self.average.parameters)))
         self.step.fill_(state["step"])
         self.sums.load_state_dict(state["sums"], state["step"])
 
