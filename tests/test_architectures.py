@@ -20,7 +20,8 @@ from vaex.build import build_model
 from vaex.config.create import create
 from vaex.errors import UserError
 
-ARCHITECTURES = [name for name in SMALL_NETWORKS if name != "ladder"]  # whose encoder knows its decoder: test_ladder.py
+# The encoder of a ladder knows its decoder: tests/test_ladder.py.
+ARCHITECTURES = [name for name in SMALL_NETWORKS if name != "ladder"]
 SIZES = [(28, 28), (32, 32), (48, 64), (27, 35), (5, 4), (33, 18)]
 CLASSES = 3
 
@@ -316,3 +317,42 @@ def test_an_encoder_without_condition_features_is_for_unconditional_models() -> 
     with pytest.raises(UserError, match=r"conditional=true: .*Flat takes no condition_features") as error:
         build_model(config, (1, 8, 8), classes=5, stochastic=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, latent_shape", [("conv", (3, 7, 7)), ("resnet", (3, 14, 14))])
+@pytest.mark.parametrize("classes", [0, CLASSES])
+def test_spatial_latents_act_where_they_are(name: str, latent_shape: tuple[int, int, int], classes: int) -> None:
+    """The image around a position changes the latents there most, and each latent changes the image around it most."""
+    shape = f"latent_shape=[{','.join(map(str, latent_shape))}]"
+    conditional = ["conditional=true"] if classes else []
+    torch.manual_seed(0)
+    overrides = [f"architecture={name}", *SMALL_NETWORKS[name], shape, *conditional]
+    model = build_model(composed(*overrides), (1, 28, 28), classes, stochastic=True)
+    assert model.latent_dim == math.prod(latent_shape)
+    channels, height, width = latent_shape
+    x, labels = torch.rand(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64) if classes else None
+    changed = x.clone()
+    changed[..., :4, :4] = 1 - changed[..., :4, :4]
+    with torch.no_grad():
+        means = [model.encode(images, labels).mean.view(latent_shape) for images in (x, changed)]
+        difference = (means[0] - means[1]).abs().sum(0)
+        assert difference[: height // 4, : width // 4].mean() > 5 * difference[height // 2 :, width // 2 :].mean()
+        z = torch.zeros(2, *latent_shape)
+        z[1, 0, 0, 0] = 5
+        two = labels.repeat(2) if labels is not None else None
+        a, b = model.decode(z.flatten(1), two).mean
+        assert (a - b).abs()[:, :7, :7].mean() > 5 * (a - b).abs()[:, 14:, 14:].mean()
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["architecture=conv", "latent_shape=[4,8,8]"], r"must be \[channels,7,7\], as the network's smallest"),
+        (["architecture=mlp", "latent_shape=[4,8,8]"], "latent_shape: vaex.architectures.mlp.* does not take it"),
+        (["architecture=conv", "latent_shape=[4,7,7]", "posterior=full"], "needs posterior=diagonal"),
+    ],
+)
+def test_spatial_latents_that_do_not_fit_are_refused(overrides: list[str], message: str) -> None:
+    small = SMALL_NETWORKS["conv"] if "architecture=conv" in overrides else []
+    with pytest.raises(UserError, match=message):
+        build_model(composed(*small, *overrides), (1, 28, 28), 0, stochastic=True)

@@ -1,5 +1,6 @@
 """From a config to objects: the only module where dataset, architecture, likelihood and objective meet."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -94,47 +95,10 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     likelihood = instance_of(Likelihood, "likelihood", likelihood, defines=("support", "kind", "forward"))
     if likelihood.scale is not None:  # a likelihood that sets no floor of its own has a Gaussian's
         likelihood.scale.resolve_floor(lambda: default_floor(StandardGaussian(), discretize=False))
-    out_channels = likelihood.out_channels(image_shape[0])
-    if _decoder_defines_latents(config.architecture["decoder"]):
-        _check_default_latents(config)
-        if not stochastic:
-            raise UserError(
-                "architecture: its decoder infers a distribution of z, and this objective has none; use objective=vae, "
-                "or another architecture"
-            )
-        decoder = create(
-            "architecture.decoder",
-            config.architecture["decoder"],
-            image_shape=image_shape,
-            out_channels=out_channels,
-            condition_features=condition_features,
-        )
-        posterior: PosteriorFamily = Ladder(decoder)
-        prior: Prior = Standard(latent_dim=decoder.latent_dim)
-        encoder = create(
-            "architecture.encoder", encoder_group, image_shape=image_shape, condition_features=condition_features
-        )
-    else:
-        with torch.random.fork_rng([]):  # the networks have the same initial weights with every prior
-            posterior = create("posterior", config.posterior, latent_dim=config.latent_dim)
-            posterior = instance_of(PosteriorFamily, "posterior", posterior, defines=("features", "forward"))
-            prior = create("prior", config.prior, latent_dim=config.latent_dim, image_shape=image_shape)
-            prior = instance_of(Prior, "prior", prior, defines=("forward",))
-        encoder = create(
-            "architecture.encoder",
-            encoder_group,
-            image_shape=image_shape,
-            out_features=posterior.features if stochastic else config.latent_dim,
-            condition_features=condition_features,
-        )
-        decoder = create(
-            "architecture.decoder",
-            config.architecture["decoder"],
-            in_features=config.latent_dim + condition_features,
-            image_shape=image_shape,
-            out_channels=out_channels,
-            condition_features=condition_features,
-        )
+    parts = _ladder if _decoder_defines_latents(config.architecture["decoder"]) else _flat_networks
+    encoder, decoder, posterior, prior = parts(
+        config, image_shape, likelihood.out_channels(image_shape[0]), condition_features, stochastic
+    )
     model = Autoencoder(
         encoder=instance_of(torch.nn.Module, "architecture.encoder", encoder),
         decoder=instance_of(torch.nn.Module, "architecture.decoder", decoder),
@@ -150,19 +114,77 @@ def build_model(config: Config, image_shape: tuple[int, int, int], classes: int,
     return model
 
 
+Parts = tuple[Any, Any, PosteriorFamily, Prior]  # encoder, decoder, q(z|x) and p(z)
+
+
+def _flat_networks(
+    config: Config, image_shape: tuple[int, int, int], out_channels: int, classes: int, stochastic: bool
+) -> Parts:
+    """The parts of a model whose z is one vector, or has one shape."""
+    latent_dim, spatial = config.latent_dim, dict[str, Any]()
+    if config.latent_shape:
+        latent_dim, spatial = math.prod(config.latent_shape), {"latent_shape": tuple(config.latent_shape)}
+        _check_spatial(config)
+    with torch.random.fork_rng([]):  # the networks have the same initial weights with every prior
+        posterior = create("posterior", config.posterior, latent_dim=latent_dim)
+        posterior = instance_of(PosteriorFamily, "posterior", posterior, defines=("features", "forward"))
+        prior = create("prior", config.prior, latent_dim=latent_dim, image_shape=image_shape)
+        prior = instance_of(Prior, "prior", prior, defines=("forward",))
+    encoder = create(
+        "architecture.encoder",
+        config.architecture["encoder"],
+        image_shape=image_shape,
+        out_features=posterior.features if stochastic else latent_dim,
+        condition_features=classes,
+        **spatial,
+    )
+    decoder = create(
+        "architecture.decoder",
+        config.architecture["decoder"],
+        in_features=latent_dim + classes,
+        image_shape=image_shape,
+        out_channels=out_channels,
+        **spatial,
+    )
+    return encoder, decoder, posterior, prior
+
+
+def _ladder(
+    config: Config, image_shape: tuple[int, int, int], out_channels: int, classes: int, stochastic: bool
+) -> Parts:
+    """The parts of a model whose decoder infers z. Raises UserError if the config asks for other distributions of z."""
+    for name, own, default in (("prior", config.prior, Standard), ("posterior", config.posterior, Diagonal)):
+        if not own["_target_"].endswith(f".{default.__name__}"):
+            raise UserError(
+                f"{name}: {own['_target_'].rpartition('.')[2]}: this architecture has a {name} of its own; leave "
+                f"{name} out, or use another architecture"
+            )
+    if not stochastic:
+        raise UserError(
+            "architecture: its decoder infers a distribution of z, and this objective has none; use objective=vae, or "
+            "another architecture"
+        )
+    if config.latent_shape:
+        _check_spatial(config)
+    available = {"image_shape": image_shape, "condition_features": classes}
+    decoder = create("architecture.decoder", config.architecture["decoder"], out_channels=out_channels, **available)
+    encoder = create("architecture.encoder", config.architecture["encoder"], **available)
+    return encoder, decoder, Ladder(decoder), Standard(latent_dim=decoder.latent_dim)
+
+
+def _check_spatial(config: Config) -> None:
+    """Raises UserError if the networks have no spatial z."""
+    for part in ("encoder", "decoder"):
+        if not asks_for(f"architecture.{part}", config.architecture[part], "latent_shape"):
+            raise UserError(
+                f"latent_shape: {config.architecture[part]['_target_']} does not take it; leave it out, or use "
+                "architecture=conv or resnet"
+            )
+
+
 def _decoder_defines_latents(group: Group) -> bool:
     target = find("architecture.decoder._target_", group["_target_"])
     return isinstance(target, type) and issubclass(target, Decoder) and target.defines_latents
-
-
-def _check_default_latents(config: Config) -> None:
-    """Raises UserError for a prior or posterior beside those of an architecture that has its own."""
-    for name, group, default in (("prior", config.prior, Standard), ("posterior", config.posterior, Diagonal)):
-        if not group["_target_"].endswith(f".{default.__name__}"):
-            raise UserError(
-                f"{name}: {group['_target_'].rpartition('.')[2]}: this architecture has a {name} of its own; leave "
-                f"{name} out, or use another architecture"
-            )
 
 
 def _check_outputs(model: Autoencoder, image_shape: tuple[int, int, int]) -> None:

@@ -22,6 +22,9 @@ class Encoder(nn.Module):
         out_features: number of features to return, twice `latent_dim` for a distribution of z.
         condition_features: number of classes of a conditional model, else 0. An encoder without this parameter can be
             used in unconditional models only.
+        latent_shape: (channels, height, width) of z if it is spatial, else None. The features are then in the order
+            [channels, height, width], first all means and then all log variances. A network without this parameter can
+            be used for a vector z only.
     """
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -44,11 +47,11 @@ class Decoder(nn.Module):
         in_features: number of features of z, including the one-hot label in a conditional model.
         image_shape: (channels, height, width) of the images.
         out_channels: number of channels to return, as the likelihood needs them.
-        condition_features: number of classes of a conditional model, else 0.
+        latent_shape: as for encoders; z is in the order [channels, height, width].
 
     Attributes:
         defines_latents: whether the decoder itself says how many latents there are and infers them, as that of a ladder
-            does. It then has the attributes and methods of vaex.architectures.ladder.Decoder.
+            does. It then has the arguments, attributes and methods of vaex.architectures.ladder.Decoder.
     """
 
     defines_latents: bool = False

@@ -5,6 +5,7 @@ BatchNorm, so that a run resumes exactly and the runs of a sweep can be stacked.
 channels last, which makes convolutions faster.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -54,6 +55,43 @@ def with_condition(x: Tensor, condition: Tensor | None) -> Tensor:
     return torch.cat([x, condition[:, :, None, None].expand(-1, -1, *x.shape[-2:])], dim=1)
 
 
+def check_latent_shape(latent_shape: Sequence[int], size: tuple[int, int]) -> None:
+    """Raises ValueError unless the latents have the height and width of the network's smallest activations."""
+    if tuple(latent_shape[1:]) != size:
+        raise ValueError(
+            f"latent_shape={list(latent_shape)}: must be [channels,{size[0]},{size[1]}], as the network's smallest "
+            f"activations are {size[0]} × {size[1]}; other architecture.widths halve the image more or less often"
+        )
+
+
+def spatial_output(channels: int, out_features: int, latent_shape: Sequence[int]) -> nn.Conv2d:
+    """The last layer of an encoder with spatial latents: the same features of z for each position.
+
+    Raises:
+        ValueError: the posterior needs features that belong to no position.
+    """
+    latents, positions = math.prod(latent_shape), latent_shape[1] * latent_shape[2]
+    if out_features not in (latents, 2 * latents):
+        raise ValueError(
+            f"latent_shape={list(latent_shape)}: needs posterior=diagonal, which has features for each latent"
+        )
+    return nn.Conv2d(channels, out_features // positions, 1)
+
+
+def spatial_input(in_features: int, channels: int, latent_shape: Sequence[int]) -> nn.Conv2d:
+    """The first layer of a decoder with spatial latents, from `spatial_latents`."""
+    classes = in_features - math.prod(latent_shape)
+    return nn.Conv2d(latent_shape[0] + classes, channels, 1)
+
+
+def spatial_latents(z: Tensor, latent_shape: Sequence[int]) -> Tensor:
+    """z and the condition, [N, latents + classes] -> [N, channels + classes, height, width], channels last."""
+    channels, height, width = latent_shape
+    latents, condition = torch.split(z, [channels * height * width, z.shape[1] - channels * height * width], dim=1)
+    planes = condition[:, :, None, None].expand(-1, -1, height, width)
+    return channels_last(torch.cat([latents.reshape(-1, channels, height, width), planes], dim=1))
+
+
 class Encoder(base.Encoder):
     def __init__(
         self,
@@ -61,6 +99,7 @@ class Encoder(base.Encoder):
         image_shape: tuple[int, int, int],
         out_features: int,
         condition_features: int = 0,
+        latent_shape: Sequence[int] | None = None,
         widths: Sequence[int],
         hidden: int,
         activation: str,
@@ -73,13 +112,23 @@ class Encoder(base.Encoder):
             layers += [nn.Conv2d(channels, out_channels, 4, stride=2, padding=1), activation_class(activation)()]
             channels = out_channels
         self.convolutions = nn.Sequential(*layers)
-        self.hidden = nn.Sequential(nn.Linear(channels * height * width, hidden), activation_class(activation)())
-        self.output = nn.Linear(hidden, out_features)
+        self.spatial = latent_shape is not None
+        layer: nn.Module
+        if latent_shape:
+            check_latent_shape(latent_shape, (height, width))
+            layer = nn.Conv2d(channels, hidden, 1)
+        else:
+            layer = nn.Linear(channels * height * width, hidden)
+        self.hidden = nn.Sequential(layer, activation_class(activation)())
+        self.output = (
+            spatial_output(hidden, out_features, latent_shape) if latent_shape else nn.Linear(hidden, out_features)
+        )
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        out: Tensor = self.output(self.hidden(self.convolutions(with_condition(x, condition)).flatten(1)))
-        return out
+        features: Tensor = self.convolutions(with_condition(x, condition))
+        out: Tensor = self.output(self.hidden(features if self.spatial else features.flatten(1)))
+        return out.flatten(1)
 
 
 class Decoder(base.Decoder):
@@ -91,6 +140,7 @@ class Decoder(base.Decoder):
         in_features: int,
         image_shape: tuple[int, int, int],
         out_channels: int,
+        latent_shape: Sequence[int] | None = None,
         widths: Sequence[int],
         hidden: int,
         activation: str,
@@ -98,12 +148,16 @@ class Decoder(base.Decoder):
         super().__init__()
         sizes = halved_sizes(image_shape, widths)[::-1]
         channels = [*widths[::-1], out_channels]
-        self.start_shape = (channels[0], *sizes[0])
-        self.hidden = nn.Sequential(
-            nn.Linear(in_features, hidden),
-            activation_class(activation)(),
-            nn.Linear(hidden, channels[0] * sizes[0][0] * sizes[0][1]),
-        )
+        self.start_shape, self.latent_shape = (channels[0], *sizes[0]), latent_shape
+        first: nn.Module
+        last: nn.Module
+        if latent_shape:
+            check_latent_shape(latent_shape, sizes[0])
+            first = spatial_input(in_features, hidden, latent_shape)
+            last = nn.Conv2d(hidden, channels[0], 1)
+        else:
+            first, last = nn.Linear(in_features, hidden), nn.Linear(hidden, channels[0] * sizes[0][0] * sizes[0][1])
+        self.hidden = nn.Sequential(first, activation_class(activation)(), last)
         layers: list[nn.Module] = []
         for n in range(len(widths)):
             odd = (sizes[n + 1][0] % 2, sizes[n + 1][1] % 2)
@@ -115,6 +169,9 @@ class Decoder(base.Decoder):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
-        start = self.hidden(z).unflatten(1, self.start_shape)
-        out: Tensor = self.convolutions(channels_last(start))
+        if self.latent_shape:
+            start = self.hidden(spatial_latents(z, self.latent_shape))
+        else:
+            start = channels_last(self.hidden(z).unflatten(1, self.start_shape))
+        out: Tensor = self.convolutions(start)
         return out

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from vaex.architectures import base
 from vaex.architectures.activation import activation_class
-from vaex.architectures.conv import channels_last, halved_sizes, with_condition
+from vaex.architectures.conv import (
+    channels_last,
+    check_latent_shape,
+    halved_sizes,
+    spatial_input,
+    spatial_latents,
+    spatial_output,
+    with_condition,
+)
 
 
 class Block(nn.Module):
@@ -56,6 +64,7 @@ class Encoder(base.Encoder):
         image_shape: tuple[int, int, int],
         out_features: int,
         condition_features: int = 0,
+        latent_shape: Sequence[int] | None = None,
         widths: Sequence[int],
         depth: int,
         groups: int,
@@ -70,12 +79,19 @@ class Encoder(base.Encoder):
                 layers.append(nn.Conv2d(widths[n - 1], channels, 4, stride=2, padding=1))
             layers += [Block(channels, groups, activation) for _ in range(depth)]
         self.stages = nn.Sequential(*layers, *normalized(widths[-1], groups, activation))
-        self.output = nn.Linear(widths[-1] * height * width, out_features)
+        self.spatial = latent_shape is not None
+        self.output: nn.Module
+        if latent_shape:
+            check_latent_shape(latent_shape, (height, width))
+            self.output = spatial_output(widths[-1], out_features, latent_shape)
+        else:
+            self.output = nn.Linear(widths[-1] * height * width, out_features)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        out: Tensor = self.output(self.stages(with_condition(x, condition)).flatten(1))
-        return out
+        features: Tensor = self.stages(with_condition(x, condition))
+        out: Tensor = self.output(features if self.spatial else features.flatten(1))
+        return out.flatten(1)
 
 
 class Decoder(base.Decoder):
@@ -87,6 +103,7 @@ class Decoder(base.Decoder):
         in_features: int,
         image_shape: tuple[int, int, int],
         out_channels: int,
+        latent_shape: Sequence[int] | None = None,
         widths: Sequence[int],
         depth: int,
         groups: int,
@@ -96,8 +113,13 @@ class Decoder(base.Decoder):
         sizes = halved_sizes(image_shape, widths, unhalved=1)[::-1]
         check_blocks(widths, depth, groups)
         widths = widths[::-1]
-        self.start_shape = (widths[0], *sizes[0])
-        self.input = nn.Linear(in_features, widths[0] * sizes[0][0] * sizes[0][1])
+        self.start_shape, self.latent_shape = (widths[0], *sizes[0]), latent_shape
+        self.input: nn.Module
+        if latent_shape:
+            check_latent_shape(latent_shape, sizes[0])
+            self.input = spatial_input(in_features, widths[0], latent_shape)
+        else:
+            self.input = nn.Linear(in_features, widths[0] * sizes[0][0] * sizes[0][1])
         layers: list[nn.Module] = []
         for n, channels in enumerate(widths):
             if n > 0:  # a 1 × 1 convolution commutes with upsampling, and before it takes a quarter of the work
@@ -108,6 +130,9 @@ class Decoder(base.Decoder):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
-        start = self.input(z).unflatten(1, self.start_shape)
-        out: Tensor = self.stages(channels_last(start))
+        if self.latent_shape:
+            start = self.input(spatial_latents(z, self.latent_shape))
+        else:
+            start = channels_last(self.input(z).unflatten(1, self.start_shape))
+        out: Tensor = self.stages(start)
         return out

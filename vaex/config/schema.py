@@ -60,6 +60,7 @@ class Config:
     schedule: Group = MISSING
     beta: float = MISSING
     latent_dim: int = MISSING
+    latent_shape: list[int] | None = None  # runs of older versions have no such value
     batch_size: int = MISSING
     epochs: int = MISSING
     steps: int | None = MISSING
@@ -236,10 +237,16 @@ def _check_ranges(c: Config) -> None:
     trainer, figures, workers = c.trainer, c.figures, c.sweep.workers
     clip, skip, ema, threads = trainer.clip_norm, trainer.skip_norm, trainer.ema, trainer.threads
     most_threads = max(os.cpu_count() or 1, 256)  # far more of them crash the process
+    shape = c.latent_shape
     devices = r"auto|cpu|cuda(:\d+)?"
     for valid, key, requirement in (
         (c.beta >= 0, "beta", ">= 0; 1 gives the evidence lower bound"),
         (1 <= c.latent_dim < 2**31, "latent_dim", f"from 1 to {2**31 - 1}"),
+        (
+            shape is None or (len(shape) == 3 and min(shape) >= 1),
+            "latent_shape",
+            "[channels,height,width], each >= 1, or null",
+        ),
         (c.batch_size >= 1, "batch_size", ">= 1 image"),
         (c.epochs >= 1, "epochs", ">= 1; for less than an epoch give steps=…"),
         (c.steps is None or c.steps >= 1, "steps", ">= 1 optimizer step, or null to use epochs"),

@@ -67,8 +67,8 @@ class Ladder(PosteriorFamily):
         super().__init__(latent_dim=decoder.latent_dim)
         self.features = decoder.features
         self._decoder = (decoder,)  # in a tuple, so that this module does not register it a second time
-        sizes = torch.tensor([float(group.latents) for group in decoder.groups])
-        self.register_buffer("sizes", sizes, persistent=False)
+        self.groups = [group.latents for group in decoder.groups]
+        self.register_buffer("sizes", torch.tensor(self.groups, dtype=torch.float32), persistent=False)
 
     def forward(self, features: Tensor) -> LadderPosterior:
         return LadderPosterior(self._decoder[0], features)

@@ -97,6 +97,8 @@ class PosteriorFamily(nn.Module):
 
     Attributes:
         features: number of features that the encoder returns for an image.
+        groups: number of latents in each group, in the order in which they are inferred; all are in one group unless
+            the model is hierarchical.
         runs_decoder: whether the decoder infers the posteriors, so that they have its numerical precision.
         is_gaussian: whether the posteriors are Gaussians.
         is_diagonal: whether they are Gaussians with independent latents.
@@ -109,7 +111,7 @@ class PosteriorFamily(nn.Module):
 
     def __init__(self, *, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim, self.groups = latent_dim, [latent_dim]
 
     def forward(self, features: Tensor) -> Posterior:
         """The posteriors of B images, from features [B, `features`] float32."""
