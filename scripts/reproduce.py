@@ -230,6 +230,14 @@ def sigma_over_error(folder: Path) -> float:
     return result("test/likelihood_scale")(folder) / math.sqrt(result("test/mse")(folder))
 
 
+def total_correlation(run: str) -> Read:
+    return result("test/total_correlation", run)
+
+
+def negative_elbo(folder: Path) -> float:
+    return -result("test/elbo")(folder)
+
+
 NO_FID = ("--fid", "none")
 QUICK = ["figures.kinds=[]"]
 FEW_SPRITES = [
@@ -237,6 +245,14 @@ FEW_SPRITES = [
     "dataset.source.rotations=4",
     "dataset.source.test=500",
     "dataset.validation=500",
+]
+SMALL_LADDER = [
+    "dataset=mnist",
+    "architecture.widths=[16,32]",
+    "architecture.groups=[1,1]",
+    "architecture.depth=1",
+    "objective.warmup=0",
+    "precision=float32",
 ]
 RECIPES = {
     "aevb_bernoulli": Recipe(epochs((148.437, 122.225, 119.317), (5, 3.5, 3.5))),
@@ -250,6 +266,23 @@ RECIPES = {
     ),
     "beckham_vae": Recipe(
         beckham("shared", "optimal"), sweep=True, small=["epochs=2"], small_checks=beckham("optimal")
+    ),
+    "beta_tc_sprites": Recipe(
+        [
+            below(
+                "total correlation, beta_tc / vae with beta 6",
+                ratio(total_correlation("tc"), total_correlation("vae")),
+                1,
+            ),
+            above(
+                "ELBO, beta_tc minus vae with beta 6",
+                difference(result("test/elbo", "tc"), result("test/elbo", "vae")),
+                0,
+            ),
+        ],
+        runs=[("tc", ()), ("vae", ("objective=vae", "~objective.tc", "beta=6"))],
+        evaluation=["--samples", "0", *NO_FID],
+        small=[*FEW_SPRITES, "steps=1500", *QUICK],
     ),
     "bounded_likelihoods": Recipe(
         [
@@ -299,12 +332,39 @@ RECIPES = {
         [below("MSE restored / MSE corrupted", ratio(result("test/mse_restored"), result("test/mse_corrupted")), 0.4)]
     ),
     "family_vae": Recipe([about("test ELBO", result("test/elbo"), -150.6, 4)]),
+    "iaf": Recipe(
+        [
+            about("test NLL, iaf, 1,000 samples", result("test/nll", "iaf"), 95.33, 1),
+            about("test NLL, diagonal, 1,000 samples", result("test/nll", "diagonal"), 97.1, 1),
+        ],
+        runs=[("iaf", ()), ("diagonal", ("posterior=diagonal",))],
+        evaluation=["--samples", "1000", *NO_FID],
+        small=["epochs=5", *QUICK],
+        small_checks=[
+            below(
+                "test NLL, iaf minus diagonal", difference(result("test/nll", "iaf"), result("test/nll", "diagonal")), 0
+            )
+        ],
+        small_evaluation=["--samples", "200", *NO_FID],
+    ),
     "iwae_burda": Recipe(
         [about("test NLL, 5,000 samples", result("test/nll"), 84.78, 0.5)],
         evaluation=["--samples", "5000", *NO_FID],
         small=["objective.samples=5", "epochs=4", "schedule=constant", *QUICK],
         small_checks=[about("test NLL, 50 samples, 4 epochs", result("test/nll"), 104.5, 2)],
         small_evaluation=["--samples", "50", *NO_FID],
+    ),
+    "ladder_cifar10": Recipe(
+        [Check("bits/dim", result("test/bits_per_dim"), 2.8, 3.7)],
+        evaluation=["--samples", "10", *NO_FID],
+        small=[*SMALL_LADDER, "steps=200", *QUICK],
+        small_checks=[about("test ELBO, MNIST, 200 steps", result("test/elbo"), -750, 60)],
+        small_evaluation=[],
+    ),
+    "ladder_mnist": Recipe(
+        [about("negative test ELBO", negative_elbo, 80.74, 1)],
+        small=["steps=600", "objective.warmup=0", "architecture.groups=[1,1,1]", *QUICK],
+        small_checks=[about("negative test ELBO, 600 steps", negative_elbo, 105, 3)],
     ),
     "pythae_binary_mnist": Recipe(
         [about("test NLL, 200 samples", result("test/nll"), 89.78, 0.5)],
@@ -313,6 +373,12 @@ RECIPES = {
         small_checks=[about("test NLL, 200 samples, 5 epochs", result("test/nll"), 105, 2)],
     ),
     "pytorch_example": Recipe([about("test ELBO", result("test/elbo"), -105.4, 0.7)]),
+    "rae_l2": Recipe(
+        [below("FID of samples, vaex's classifier", result("test/fid"), 40)],
+        evaluation=["--samples", "0", "--fid", "means"],
+        small=["epochs=3", *QUICK],
+        small_checks=[below("FID of samples, vaex's classifier, 3 epochs", result("test/fid"), 60)],
+    ),
     "sigma_rules": Recipe(
         [
             about("ELBO, optimal minus shared", difference(elbo("optimal"), elbo("shared")), 0, 30),
@@ -327,6 +393,32 @@ RECIPES = {
     "sigma_vae": Recipe(
         [Check("sigma / √(test MSE)", sigma_over_error, 0.95, 1.3)],
         small=["dataset=mnist", "epochs=1", *QUICK],
+    ),
+    "vamp_mnist": Recipe(
+        [about("test NLL, 5,000 samples", result("test/nll"), 85.79, 0.7)],
+        evaluation=["--samples", "5000", *NO_FID],
+        small=["epochs=5", "objective.warmup=0", *QUICK],
+        small_checks=[about("test NLL, 200 samples, 5 epochs", result("test/nll"), 105, 2)],
+        small_evaluation=["--samples", "200", *NO_FID],
+    ),
+    "vdvae_small": Recipe(
+        [Check("bits/dim", result("test/bits_per_dim"), 2.8, 3.5)],
+        evaluation=["--samples", "10", *NO_FID],
+        small=[*SMALL_LADDER, "steps=200", *QUICK],
+        small_checks=[about("test ELBO, MNIST, 200 steps", result("test/elbo"), -750, 60)],
+        small_evaluation=[],
+    ),
+    "wae_mmd": Recipe(
+        [
+            below(
+                "FID of samples, mmd / vae",
+                ratio(result("test/fid", "mmd"), result("test/fid", "vae")),
+                1,
+            )
+        ],
+        runs=[("mmd", ()), ("vae", ("objective=vae", "~objective.mmd", "~objective.kernel", "beta=1"))],
+        evaluation=["--samples", "0", "--fid", "means"],
+        small=["epochs=3", *QUICK],
     ),
 }
 

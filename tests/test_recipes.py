@@ -53,8 +53,8 @@ def test_a_recipe_is_run_and_compared(
     name: str, reproduce: ModuleType, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (config_dir() / "experiment" / f"{name}.yaml").read_text()
-    kind = next((kind for kind in ("conv", "resnet", "vit") if f"/architecture: {kind}" in text), "mlp")
-    data = [*SPRITES, "dataset.validation=20", "batch_size=32"] if name == "celeba_vit" else small
+    kind = next((kind for kind in ("conv", "resnet", "vit", "ladder") if f"/architecture: {kind}" in text), "mlp")
+    data = [*SPRITES, "dataset.validation=20", "batch_size=32"] if name in ("celeba_vit", "beta_tc_sprites") else small
     overrides = [*data, *SMALL_NETWORKS[kind], "figures.kinds=[]"]
     if not name.startswith("aevb"):  # each of whose three epochs is compared
         overrides.append("steps=2")
