@@ -196,6 +196,17 @@ def test_free_bits_are_those_of_the_latents_of_a_group() -> None:
     assert terms.loss.item() == pytest.approx(terms.distortion.mean().item() + sum(rates), rel=1e-5)
 
 
+def test_activations_that_are_computed_again_change_no_gradient() -> None:
+    gradients = []
+    for recompute in ("false", "true"):
+        model = ladder(f"architecture.recompute={recompute}")
+        x = images_of(model)
+        torch.manual_seed(1)
+        terms = VAE(beta=1.0, samples=1, warmup=0, free_bits=0.0)(model, Batch(x, x, torch.zeros(3).long()), None)
+        gradients.append(torch.autograd.grad(terms.loss, list(model.parameters()), allow_unused=True))
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

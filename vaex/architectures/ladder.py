@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vaex.architectures import base
 from vaex.architectures.activation import activation_class
@@ -24,27 +25,53 @@ from vaex.architectures.conv import channels_last, halved_sizes, with_condition
 LARGEST_LOG_SCALE = 10.0  # of a standard deviation, to either side; float32 holds the square of its exponential
 
 
-def branch(in_channels: int, out_channels: int, size: tuple[int, int], activation: str) -> nn.Sequential:
-    """Activations and convolutions with half as many channels inside: [N, in, H, W] -> [N, out, H, W]."""
-    inside = max(1, in_channels // 2)
-    kernel = 3 if min(size) > 2 else 1  # on smaller maps most of a 3 × 3 kernel would lie outside
-    layers: list[nn.Module] = []
-    for channels, outputs, extent in (
-        (in_channels, inside, 1),
-        (inside, inside, kernel),
-        (inside, inside, kernel),
-        (inside, out_channels, 1),
-    ):
-        layers += [activation_class(activation)(), nn.Conv2d(channels, outputs, extent, padding=extent // 2)]
-    return nn.Sequential(*layers)
+@dataclass(frozen=True)
+class Style:
+    """What all branches of a network have in common.
+
+    Attributes:
+        activation: its name.
+        recompute: whether the backward pass computes the activations inside a branch again, so that they need not be
+            kept (Chen et al. 2016).
+    """
+
+    activation: str
+    recompute: bool
 
 
-def scale_last(layers: nn.Sequential, factor: float) -> nn.Sequential:
-    """Multiply the initial weights of the last layer."""
-    with torch.no_grad():
-        for parameter in layers[-1].parameters():
-            parameter.mul_(factor)
-    return layers
+class Branch(nn.Module):
+    """Activations and convolutions with half as many channels inside: [N, in, H, W] -> [N, out, H, W].
+
+    Args:
+        start: factor on the initial weights of the last layer.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, size: tuple[int, int], style: Style, start: float = 1.0
+    ) -> None:
+        super().__init__()
+        inside = max(1, in_channels // 2)
+        kernel = 3 if min(size) > 2 else 1  # on smaller maps most of a 3 × 3 kernel would lie outside
+        layers: list[nn.Module] = []
+        for channels, outputs, extent in (
+            (in_channels, inside, 1),
+            (inside, inside, kernel),
+            (inside, inside, kernel),
+            (inside, out_channels, 1),
+        ):
+            convolution = nn.Conv2d(channels, outputs, extent, padding=extent // 2)
+            layers += [activation_class(style.activation)(), convolution]
+        with torch.no_grad():
+            for parameter in convolution.parameters():
+                parameter.mul_(start)
+        self.layers, self.recompute = nn.Sequential(*layers), style.recompute
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self.layers, x, use_reentrant=False, preserve_rng_state=False)
+            return again
+        out: Tensor = self.layers(x)
+        return out
 
 
 class Block(nn.Module):
@@ -54,9 +81,9 @@ class Block(nn.Module):
         total: number of blocks in the network: the sum of all branches then starts with the variance of one.
     """
 
-    def __init__(self, width: int, size: tuple[int, int], activation: str, total: int) -> None:
+    def __init__(self, width: int, size: tuple[int, int], style: Style, total: int) -> None:
         super().__init__()
-        self.branch = scale_last(branch(width, width, size, activation), 1 / math.sqrt(total))
+        self.branch = Branch(width, width, size, style, start=1 / math.sqrt(total))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.branch(x)
@@ -74,6 +101,7 @@ class Encoder(base.Encoder):
     Args:
         widths: channels of each level; each has half the height and width of the one before it, the first of the image.
         depth: number of blocks of a level.
+        recompute: see Style.
     """
 
     def __init__(
@@ -84,14 +112,16 @@ class Encoder(base.Encoder):
         widths: Sequence[int],
         depth: int,
         activation: str,
+        recompute: bool,
     ) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f"architecture.depth={depth}: must be >= 1 block in a level")
+        style = Style(activation, recompute)
         levels = []
         channels = image_shape[0] + condition_features
         for size, width in zip(level_sizes(image_shape, widths), widths, strict=True):
-            blocks = [Block(width, size, activation, depth * len(widths)) for _ in range(depth)]
+            blocks = [Block(width, size, style, depth * len(widths)) for _ in range(depth)]
             levels.append(nn.Sequential(nn.Conv2d(channels, width, 4, stride=2, padding=1), *blocks))
             channels = width
         self.levels = nn.ModuleList(levels)
@@ -125,19 +155,17 @@ class Group(nn.Module):
         channels: int,
         level: int,
         size: tuple[int, int],
-        activation: str,
+        style: Style,
         first: bool,
         total: int,
     ) -> None:
         super().__init__()
         self.level, self.shape = level, (*size, channels)
-        self.prior = None if first else branch(width, width + channels, size, activation)
-        if self.prior is not None:
-            scale_last(self.prior, 1 / math.sqrt(total))
+        self.prior = None if first else Branch(width, width + channels, size, style, start=1 / math.sqrt(total))
         # The posterior is the prior at first: the rate is 0, as it is where a model ignores z.
-        self.posterior = scale_last(branch(2 * width, 2 * channels, size, activation), 0.0)
+        self.posterior = Branch(2 * width, 2 * channels, size, style, start=0.0)
         self.project = nn.Conv2d(channels, width, 1)
-        self.block = Block(width, size, activation, total)
+        self.block = Block(width, size, style, total)
 
     @property
     def latents(self) -> int:
@@ -194,6 +222,7 @@ class Decoder(base.Decoder):
         widths: channels of each level, as in the encoder.
         groups: number of groups of latents of each level, the finest first.
         latent_channels: latents of a group at each position.
+        recompute: see Style.
 
     Attributes:
         latent_dim: number of latents of all groups.
@@ -215,6 +244,7 @@ class Decoder(base.Decoder):
         groups: Sequence[int],
         latent_channels: int,
         activation: str,
+        recompute: bool,
     ) -> None:
         super().__init__()
         sizes = level_sizes(image_shape, widths)
@@ -237,7 +267,7 @@ class Decoder(base.Decoder):
                     channels=latent_channels,
                     level=level,
                     size=sizes[level],
-                    activation=activation,
+                    style=Style(activation, recompute),
                     first=not self.groups,
                     total=sum(groups),
                 )
