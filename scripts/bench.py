@@ -41,7 +41,7 @@ from torchvision import transforms
 from torchvision.datasets import MNIST, ImageFolder
 from tqdm import tqdm
 
-from vaex.architectures import vit
+from vaex.architectures import ladder, vit
 from vaex.build import build
 from vaex.config.schema import check, config_dir
 from vaex.data.dataset import Images, Source
@@ -121,6 +121,22 @@ class TutorialViT(nn.Module):
         mean, log_var = self.encoder(x).chunk(2, dim=1)
         z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_var)
         return torch.sigmoid(self.decoder(z)), mean, log_var
+
+
+class TutorialLadder(nn.Module):
+    """vaex's hierarchical networks in a plain loop."""
+
+    def __init__(self, widths: list[int], groups: list[int], latent_channels: int) -> None:
+        super().__init__()
+        sizes: dict[str, Any] = {"image_shape": (1, 28, 28), "widths": widths, "activation": "silu", "recompute": False}
+        self.encoder = ladder.Encoder(depth=2, **sizes)
+        self.decoder = ladder.Decoder(out_channels=1, groups=groups, latent_channels=latent_channels, **sizes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        noise = torch.randn(1, len(x), self.decoder.latent_dim, device=x.device)
+        result = self.decoder.infer(self.encoder(x), noise)
+        mean, log_var = result.z[0] - result.log_std[0].exp() * noise[0], 2 * result.log_std[0]
+        return torch.sigmoid(result.output[0]), mean, log_var
 
 
 class InMemory(Dataset[tuple[Tensor, int]]):
@@ -208,6 +224,13 @@ CASES = {
         ["architecture=vit", "architecture.patch_size=8", *SQUARES, *COLORS],
         64,
         TutorialViT,
+    ),
+    "ladder28": Case(
+        "ladder 32-64-64 with 5 groups, MNIST",
+        ["architecture=ladder", "latent_dim=8", "likelihood=cross_entropy"],
+        64,
+        lambda: TutorialLadder([32, 64, 64], [1, 2, 2], 8),
+        bce=True,
     ),
 }
 

@@ -348,6 +348,7 @@ def test_a_case_with_images_of_its_own_is_trained(name: str) -> None:
         ("bench.py --cases mlp --rounds 1 --seconds 0.05", "× tutorial loop"),
         ("bench.py --cases conv64 --rounds 1 --seconds 0.05", "× tutorial loop"),
         ("bench.py --cases vit64 --rounds 1 --seconds 0.05", "× tutorial loop"),
+        ("bench.py --cases ladder28 --rounds 1 --seconds 0.05", "× tutorial loop"),
         ("bench_sweep.py --batch 32 --steps 5 --rounds 1", "batch 32: "),
         ("bench_report.py --repeats 1", " runs: "),
         ("profile_step.py --cases mlp conv64 vit64 --modes '' --steps 2", "| vit64 | float32 |"),
