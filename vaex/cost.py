@@ -103,7 +103,11 @@ def layers(model: Autoencoder, image_shape: tuple[int, int, int]) -> list[Layer]
     with mode, torch.no_grad(), recorder.counter:
         x = torch.zeros(1, *image_shape, device=model.device)
         labels = torch.zeros(1, dtype=torch.int64, device=model.device)
-        model.decode(model.encode(x, labels).mean, labels, x)
+        if model.posterior.runs_decoder:  # which then runs once, for z and the image
+            noise = torch.zeros(1, 1, model.latent_dim, device=x.device)
+            model.decode_latents(model.infer(x, labels, noise), labels, x)
+        else:
+            model.decode(model.encode(x, labels).mean, labels, x)
 
     calls_of = {names[module]: calls for module, calls in recorder.calls.items()}
     calls_of.setdefault("", _Calls(calls_others=True))  # the model itself, for what belongs to no module that is called
