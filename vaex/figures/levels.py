@@ -14,19 +14,24 @@ KEY = "validation/rate_per_group"
 
 
 def levels(subject: Subject, columns: int = 12) -> Files:
-    """Test images, and below them what the first groups make of each alone: all other latents are at the prior's mean.
+    """Test images, and below them what their first groups of latents determine, from the coarsest group on.
 
-    Each row adds a group, from the coarsest on, and the last row is the reconstruction.
+    In the first sheet the other latents are at the prior's mean, and its last row is the reconstruction. In the second
+    they are sampled from the prior, with the same noise in each row, and its first row has samples of all groups.
     """
     images = subject.encode(slice(subject.count or columns))
-    rows, names = [images.x.cpu()], ["image"]
-    known = 0
-    for n, size in enumerate(subject.model.posterior.groups, 1):
-        known += size
-        z = torch.cat([images.z[:, :known], torch.zeros_like(images.z[:, known:])], dim=1)
-        rows.append(subject.decode(z, images.labels))
-        names.append(f"{n} of {len(subject.model.posterior.groups)} groups")
-    return {"levels.png": framed(grid(torch.stack(rows), rows=names))}
+    groups = subject.model.posterior.groups
+    sampled = subject.model.latent_prior().sample(len(images.z), generator=torch.Generator().manual_seed(0))
+    sheets: Files = {}
+    for name, others, first in (("levels", torch.zeros_like(images.z), 1), ("levels_sampled", sampled, 0)):
+        rows, names = [images.x.cpu()], ["image"]
+        for count in range(first, len(groups) + 1):
+            known = sum(groups[:count])
+            z = torch.cat([images.z[:, :known], others[:, known:]], dim=1)
+            rows.append(subject.decode(z, images.labels))
+            names.append(f"{count} of {len(groups)} groups")
+        sheets[f"{name}.png"] = framed(grid(torch.stack(rows), rows=names))
+    return sheets
 
 
 def needs_groups(subject: Subject) -> str | None:
