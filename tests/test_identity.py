@@ -22,7 +22,7 @@ import vaex as package
 from vaex import cli
 from vaex.commands.datasets import LatestDataset
 from vaex.config.identity import config_hash, difference, difference_from_checkpoint
-from vaex.config.schema import with_data
+from vaex.config.schema import restore_config, with_data
 from vaex.data import dataset as dataset_module
 from vaex.data.dataset import Dataset, Images, Source, changed_splits
 from vaex.errors import UserError
@@ -359,7 +359,7 @@ def test_a_sweep_can_be_told_where_its_images_are_now(home: Path, capsys: pytest
     assert list((here / "beta=2" / "checkpoints").iterdir()) == checkpoints
 
 
-@pytest.mark.parametrize("objective, added", [("vae", ("delay", "cycle")), ("iwae", ("groups", "elbo"))])
+@pytest.mark.parametrize("objective, added", [("vae", ("delay", "cycle")), ("iwae", ("groups", "elbo", "partial"))])
 def test_a_config_without_options_that_are_newer_is_the_same_run(objective: str, added: tuple[str, ...]) -> None:
     now = composed(f"objective={objective}")
     older = replace(now, objective={key: value for key, value in now.objective.items() if key not in added})
@@ -367,3 +367,11 @@ def test_a_config_without_options_that_are_newer_is_the_same_run(objective: str,
     changed = replace(now, objective={**now.objective, added[0]: 3})
     assert config_hash(changed) != config_hash(older)
     assert f"objective.{added[0]} was {0 if objective == 'vae' else 1} and is 3" in difference(older, changed)
+
+
+def test_a_run_of_an_older_version_draws_other_figures_and_is_the_same_run() -> None:
+    now = composed()
+    content = asdict(now)
+    del content["latent_shape"], content["trainer"]["ema"], content["trainer"]["skip_norm"]  # of a later version
+    content["figures"]["kinds"] = ["samples"]
+    assert config_hash(restore_config(content)) == config_hash(now)

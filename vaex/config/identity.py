@@ -8,9 +8,11 @@ from typing import Any
 
 from vaex.config.schema import CHANGEABLE, DATA, Config
 
-# Keys that change where or how fast a run trains, but not what it computes: a resumed sweep may change them.
+# Keys that change where or how fast a run trains, or what it draws, but not what it computes: a resumed sweep may change
+# them.
 INCIDENTAL = (
     "device",
+    "figures",
     "resume",
     "sweep",
     DATA,
@@ -27,6 +29,7 @@ ADDED = {
     "objective.cycle": ("objective.warmup", None),
     "objective.groups": ("objective.doubly_reparametrized", 1),
     "objective.elbo": ("objective.doubly_reparametrized", 0.0),
+    "objective.partial": ("objective.doubly_reparametrized", False),
 }
 MOST_NAMED = 4  # differences in a message
 
