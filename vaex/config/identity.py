@@ -8,8 +8,7 @@ from typing import Any
 
 from vaex.config.schema import CHANGEABLE, DATA, Config
 
-# Keys that change where or how fast a run trains, or what it draws, but not what it computes: a resumed sweep may change
-# them.
+# Keys that change where or how fast a run trains, or what it draws, but not its numbers: a resumed sweep may change them.
 INCIDENTAL = (
     "device",
     "figures",
