@@ -8,7 +8,7 @@ from typing import Any
 
 from vaex.config.schema import CHANGEABLE, DATA, Config
 
-# Keys that change where or how fast a run trains, or what it draws, but not its numbers: a resumed sweep may change them.
+# Keys that may differ when a sweep is resumed: where and how fast a run trains, and what it draws, change no number.
 INCIDENTAL = (
     "device",
     "figures",
