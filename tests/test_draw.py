@@ -42,7 +42,7 @@ def test_every_kind_that_applies_to_a_run_is_drawn(here: Here, tiny: list[str], 
 
     assert refused(run, "denoising", "samples") == ("denoising: needs a corruption; this run has corruption=none")
     assert refused(run, "sampels") == "sampels: no such kind of figure, and no such folder; did you mean samples?"
-    assert "there are reconstructions, samples," in refused(run, "xyz")
+    assert "there are reconstructions, levels, samples," in refused(run, "xyz")
     assert files(run) == before and not capsys.readouterr().out
 
     main([str(run), "manifold", "--count", "3", "--out", "elsewhere"])
@@ -52,7 +52,7 @@ def test_every_kind_that_applies_to_a_run_is_drawn(here: Here, tiny: list[str], 
     capsys.readouterr()
 
     main([str(run), "--device", "cpu"])
-    others = ("denoising", "pseudo_inputs")  # which do not apply to this run
+    others = ("denoising", "pseudo_inputs", "levels", "group_rates")  # which do not apply to this run
     kinds = [name for name in FIGURES if name not in (*others, "projector")]
     pictures = {f"figures/{name}.png" for name in kinds} | {"figures/traversals.gif"}
     new_events = {name for name in files(run) - before if name.startswith("events.out")}

@@ -471,7 +471,8 @@ def reasons(model: Autoencoder, **options: Any) -> dict[str, str]:
 def test_a_kind_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     lines(metrics, [50], lambda step: 1.0)
-    no_pseudo_inputs = {"pseudo_inputs": "needs prior=vamp"}
+    no_groups = "needs architecture=ladder with several groups of latents"
+    no_pseudo_inputs = {"pseudo_inputs": "needs prior=vamp", "levels": no_groups, "group_rates": no_groups}
     assert reasons(build(2), metrics=metrics, corruption=lambda x: x) == no_pseudo_inputs
     assert reasons(build(20, rule=Fixed), metrics=metrics) == {
         "denoising": "needs a corruption; this run has corruption=none",
@@ -483,6 +484,7 @@ def test_a_kind_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch, tm
     no_prior = "needs a prior, and this objective has none"
     assert without_prior == {
         "samples": no_prior,
+        "temperatures": no_prior,
         "manifold": no_prior,
         "curves": f"needs {tmp_path / 'none.jsonl'}, which does not exist",
         **no_pseudo_inputs,

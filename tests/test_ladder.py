@@ -212,11 +212,11 @@ def test_activations_that_are_computed_again_change_no_gradient() -> None:
     [
         (["prior=flow"], "prior: Flow: this architecture has a prior of its own; leave prior out"),
         (["posterior=full"], "posterior: Full: this architecture has a posterior of its own"),
-        (["objective=ae"], "infers a distribution of z, and this objective has none; use objective=vae"),
+        (["objective=ae"], "architecture: its decoder infers a distribution of z, .*; use objective=vae"),
         (["objective=beta_tc"], "needs a Gaussian with independent latents; use another architecture"),
         (
             ["objective=iwae", "objective.groups=2", "objective.partial=true"],
-            "of the decoder alone; use another architecture",
+            "objective.partial=true: trains the decoder on a bound of its own",
         ),
         (["architecture.groups=[1]"], r"architecture.groups=\[1\]: must be a number of groups >= 0 for each of the 2"),
         (["architecture.groups=[0,0]"], "and not 0 for all"),

@@ -22,7 +22,7 @@ from vaex.experiment import Experiment
 from vaex.likelihoods.softplus import softplus
 from vaex.training.background import Background
 from vaex.training.capture import WORTH_COMPILING, CapturedStep, compile_step, resolve_auto
-from vaex.training.step import TrainingStep
+from vaex.training.step import TrainingStep, exceeds_usual
 from vaex.training.update import Update, norm, piece_size
 
 KINDS = [
@@ -195,18 +195,19 @@ def test_the_average_is_that_of_the_weights_and_is_lent_to_the_model(tiny: list[
     assert torch.equal(weight, average.values[name])
 
 
-def test_steps_with_a_norm_far_above_the_usual_change_nothing_until_it_is_usual(tiny: list[str]) -> None:
-    step = step_of(build(composed(*tiny)), skip_norm=2.0)
-    norms = [1.0] * 100 + [math.nan] + [5.0] * 200
-    skipped = [step._is_too_large(torch.tensor(norm), 2.0).item() for norm in norms]
-    assert not any(skipped[:101]) and skipped[101] == 1
-    first = skipped.index(0, 101)  # by then the usual norm is 2.5: 1.01^n = 2.5
-    assert first - 101 == pytest.approx(math.log(2.5) / math.log(1.01), abs=3) and not any(skipped[first:])
+def test_norms_far_above_the_usual_are_skipped_until_they_are_usual() -> None:
+    norms, usual = [0.1] * 2 + [1.0] * 198 + [math.nan] + [5.0] * 200, torch.zeros(())
+    skipped = [exceeds_usual(torch.tensor(v), usual, torch.tensor(n), 2.0).item() for n, v in enumerate(norms, 1)]
+    assert not any(skipped[:201]) and skipped[201] == 1
+    first = skipped.index(0, 201)  # by then the usual norm is 2.5: 1.01^n = 2.5
+    assert first - 201 == pytest.approx(math.log(2.5) / math.log(1.01), abs=3) and not any(skipped[first:])
 
 
 def test_a_skipped_step_leaves_the_weights_and_is_logged(tiny: list[str]) -> None:
     step = step_of(build(composed(*tiny)), skip_norm=2.0)
-    step(torch.arange(32))
+    for n in range(101):
+        step(torch.arange(32) + n)
+    assert step.sums.take().sums["over_norm"] == 0
     step.usual_norm.fill_(1e-9)
     before = copy.deepcopy(step.model.state_dict())
     step(torch.arange(32))

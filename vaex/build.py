@@ -1,6 +1,5 @@
 """From a config to objects: the only module where dataset, architecture, likelihood and objective meet."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,11 @@ def build(config: Config) -> Experiment:
     objective = instance_of(Objective, "objective", objective, defines=("stochastic", "forward")).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic)
     _check_latents(model, objective)
+    if objective.loss_changes and config.trainer.weights == "best":
+        raise UserError(
+            f"trainer.weights=best: losses of {type(objective).__name__} do not say which weights are best, since its beta "
+            "changes; use trainer.weights=last"
+        )
     _check_prior(model)
     _check_support(model.likelihood, dataset)
     if objective.weighs_samples and model.likelihood.depends_on_x:
@@ -123,7 +127,7 @@ def _flat_networks(
     """The parts of a model whose z is one vector, or has one shape."""
     latent_dim, spatial = config.latent_dim, dict[str, Any]()
     if config.latent_shape:
-        latent_dim, spatial = math.prod(config.latent_shape), {"latent_shape": tuple(config.latent_shape)}
+        spatial = {"latent_shape": tuple(config.latent_shape)}
         _check_spatial(config)
     with torch.random.fork_rng([]):  # the networks have the same initial weights with every prior
         posterior = create("posterior", config.posterior, latent_dim=latent_dim)
@@ -161,8 +165,8 @@ def _ladder(
             )
     if not stochastic:
         raise UserError(
-            "architecture: its decoder infers a distribution of z, and this objective has none; use objective=vae, or "
-            "another architecture"
+            "architecture: its decoder infers a distribution of z, which an objective such as ae or rae does not have; "
+            "use objective=vae, or another architecture"
         )
     if config.latent_shape:
         _check_spatial(config)
@@ -230,15 +234,18 @@ def _check_latents(model: Autoencoder, objective: Objective) -> None:
     if not model.stochastic and not (model.prior.is_standard and model.posterior.is_diagonal):
         group = f"posterior: {posterior}" if model.prior.is_standard else f"prior: {prior}"
         raise UserError(f"{group}: {name} has no distribution of z; leave it out, or use objective=vae")
-    remedy = "another architecture" if model.posterior.runs_decoder else "posterior=diagonal"
+    key, remedy = "posterior", "posterior=diagonal"
+    if model.posterior.runs_decoder:
+        key, remedy = "architecture", "another architecture"
     if model.posterior.runs_decoder and objective.separates_decoder:
-        raise UserError(f"posterior: {posterior}: {name} has a gradient of the decoder alone; use {remedy}")
+        raise UserError(
+            "objective.partial=true: trains the decoder on a bound of its own, but the decoder of this architecture "
+            f"also infers z; set it to false, or use {remedy}"
+        )
     if not model.posterior.is_diagonal:
         for who, needs in ((f"prior: {prior}", model.prior.needs_diagonal), (name, objective.needs_diagonal)):
             if needs:
-                raise UserError(
-                    f"posterior: {posterior}: {who} needs a Gaussian with independent latents; use {remedy}"
-                )
+                raise UserError(f"{key}: {posterior}: {who} needs a Gaussian with independent latents; use {remedy}")
     if objective.needs_standard and not model.prior.is_standard:
         raise UserError(f"prior: {prior}: {name} is defined for p(z) = N(0, I); use prior=standard")
     if model.classes and not model.prior.conditional:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaex.architectures.base import output_layer
+from vaex.architectures.base import float32_layers
 from vaex.latents.posterior import Diagonal, DiagonalGaussian, Posterior, PosteriorFamily
 from vaex.latents.prior import LatentDistribution, Prior, Standard
 from vaex.likelihoods.base import Likelihood, PixelDistribution
@@ -106,7 +106,7 @@ class Autoencoder(nn.Module):
         channels, height, width = likelihood.image_shape
         self.register_buffer("center", torch.zeros(likelihood.image_shape))
         self.register_buffer("offset", torch.zeros(likelihood.out_channels(channels), height, width))
-        for layer in filter(None, map(output_layer, (encoder, decoder) if bf16 else ())):
+        for layer in [*float32_layers(encoder), *float32_layers(decoder)] if bf16 else ():
             # bfloat16 has a step of one gray level at a location of 1/2, and would round mean and log_var as coarsely.
             layer.forward = partial(_in_float32, layer.forward)
 

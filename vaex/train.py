@@ -147,7 +147,7 @@ def _train(
     settings = Settings(config.batch_size, config.seed, config.trainer, config.figures)
     log.info(start_message(experiment, settings, processes.size, choices, writer.path))
 
-    writer.check_space(model, experiment.optimizer)
+    writer.check_space(model, experiment.optimizer, config.trainer.ema is not None)
     if resumes and not checkpoint:
         log.info("there is no checkpoint yet: starting at step 0")
 

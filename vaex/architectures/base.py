@@ -14,6 +14,12 @@ def output_layer(network: nn.Module) -> nn.Module | None:
     return layers[-1] if layers else None
 
 
+def float32_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that precision=bf16 leaves in float32: the output layer, and those that the network names."""
+    own = network.inner_outputs() if isinstance(network, Decoder) else []
+    return [*filter(None, [output_layer(network)]), *own]
+
+
 class Encoder(nn.Module):
     """Base class of encoders.
 
@@ -59,3 +65,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z [B, in_features] -> [B, out_channels, H, W]."""
         raise NotImplementedError
+
+    def inner_outputs(self) -> list[nn.Module]:
+        """Layers besides the last one whose output parametrizes a distribution, and is too precise for bfloat16."""
+        return []

@@ -144,7 +144,7 @@ class Group(nn.Module):
         channels: latents at each position.
         level: its level, 0 for the finest.
         size: height and width of the level.
-        first: whether no group comes before it, so that nothing is known that its scale could depend on.
+        first: whether this is the first group, whose prior has a fixed scale of 1.
         total: number of blocks in the decoder.
     """
 
@@ -290,6 +290,10 @@ class Decoder(base.Decoder):
         """z [N, latent_dim + condition_features] -> [N, out_channels, H, W]."""
         *parts, condition = torch.split(z, [*(group.latents for group in self.groups), self.condition_features], dim=1)
         return self._descend(len(z), condition, lambda n, group, h: channels_first(parts[n], group.shape))
+
+    def inner_outputs(self) -> list[nn.Module]:
+        branches = [branch for group in self.groups for branch in (group.prior, group.posterior) if branch]
+        return [branch.layers[-1] for branch in branches]
 
     def infer(self, features: Tensor, noise: Tensor) -> Pass:
         """Samples of z for B images, from noise [K, B, latent_dim] and what the encoder returned, [B, `features`]."""

@@ -82,9 +82,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         usage="vaex draw [options] RUN [RUN | KIND ...]",
         description="Draw figures of trained runs: PNG files in each run's figures folder, and the same in its "
         "TensorBoard events. If no kind is named, draw every kind that applies to the run.",
-        epilog="kinds: reconstructions, samples, denoising, interpolation, traversals (also a GIF), manifold, latents "
-        "(of two to four runs also side by side), pseudo_inputs, scale, curves; and, only if named, projector: codes "
-        "for TensorBoard's embedding projector",
+        epilog="kinds: reconstructions, levels, samples, temperatures, denoising, interpolation, traversals (also a "
+        "GIF), manifold, latents (of two to four runs also side by side), pseudo_inputs, scale, curves, group_rates; "
+        "and, only if named, projector: codes for TensorBoard's embedding projector",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -65,7 +65,9 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     if flags.resolve and not flags.cfg:
         raise UserError("--resolve: resolves the config that --cfg prints; add --cfg job, or leave it out")
     for override in flags.overrides:
-        names_code = re.match(r"[+~]*hydra(=|\.(callbacks|job_logging|hydra_logging)\b|.*_target_)", override)
+        names_code = re.match(
+            r"[+~]*hydra(=|\.(callbacks|job_logging|hydra_logging)\b|.*(?<!\w)_target_(?!\w))", override
+        )
         if names_code and not re.search(r"\.level=\w+$", override):
             raise UserError(
                 f"{override}: can name code for Hydra to run; if you trust it, write it as an option of a --config-dir "

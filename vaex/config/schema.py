@@ -1,6 +1,7 @@
 """The schema of a config: its types and ranges. Imports no torch, so that an error appears at once."""
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -161,6 +162,8 @@ def _config(merged: DictConfig | ListConfig, working_folder: str | None = None) 
         raise UserError(explain(error, all_keys())) from error
     assert isinstance(config, Config)
     config.dataset = _with_absolute_roots(config.dataset, working_folder or os.getcwd())
+    if config.latent_shape and min(config.latent_shape) > 0:
+        config.latent_dim = math.prod(config.latent_shape)
     return config
 
 

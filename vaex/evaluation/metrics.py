@@ -67,7 +67,7 @@ def describe(
         support=model.likelihood.support,
         beta=config.beta if "beta" in config.objective else None,
         prior=choices.get("prior", "standard"),
-        posterior=choices.get("posterior", "diagonal"),
+        posterior="hierarchical" if model.posterior.runs_decoder else choices.get("posterior", "diagonal"),
         rate="samples of z" if model.estimates_rate else "closed form",
     )
     identity = {PREFIX + key: value for key, value in dataset.identity("test").items()}

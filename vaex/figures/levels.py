@@ -36,7 +36,7 @@ def levels(subject: Subject, columns: int = 12) -> Files:
 
 def needs_groups(subject: Subject) -> str | None:
     return (
-        None if len(subject.model.posterior.groups) > 1 else "needs several groups of latents, as architecture=ladder"
+        None if len(subject.model.posterior.groups) > 1 else "needs architecture=ladder with several groups of latents"
     )
 
 
@@ -80,7 +80,9 @@ def needs_group_rates(subject: Subject) -> str | None:
         return reason
     if subject.metrics is None or not subject.metrics.is_file():
         return f"needs {subject.metrics or 'metrics.jsonl'}, which does not exist"
-    return None if any(KEY in line for line in read_metrics(subject.metrics)) else "the run has not been validated yet"
+    return (
+        None if any(KEY in line for line in read_metrics(subject.metrics)) else "needs an epoch with a validation split"
+    )
 
 
 LEVELS = FigureKind("levels", levels, needs_groups)

@@ -99,7 +99,7 @@ class PosteriorFamily(nn.Module):
         features: number of features that the encoder returns for an image.
         groups: number of latents in each group, in the order in which they are inferred; all are in one group unless
             the model is hierarchical.
-        runs_decoder: whether the decoder infers the posteriors, so that they have its numerical precision.
+        runs_decoder: whether the decoder infers the posteriors, which are then computed in its precision.
         is_gaussian: whether the posteriors are Gaussians.
         is_diagonal: whether they are Gaussians with independent latents.
     """

@@ -77,9 +77,10 @@ class Objective(nn.Module):
         samples: number of samples of z for each image.
         needs_diagonal: whether q(z|x) must be a Gaussian with independent latents.
         needs_standard: whether p(z) must be N(0, I).
-        separates_decoder: whether the decoder has a gradient of its own, so that it may not infer z, too.
+        separates_decoder: whether the decoder is trained on another loss than the encoder, so that it may not infer z.
         weighs_samples: whether samples of z are weighted by p(x|z), which then may not be computed from x itself.
         linear_in_batch: whether the loss of a batch is the mean of the losses of its equal parts.
+        loss_changes: whether the loss itself changes in a way that makes the losses of two epochs incomparable.
         beta: weight of the rate, []; None for an objective without such a weight.
         formula: the loss, as text for the start message; empty for distortion + beta · rate.
     """
@@ -91,6 +92,7 @@ class Objective(nn.Module):
     separates_decoder: bool = False
     weighs_samples: bool = False
     linear_in_batch: bool = True
+    loss_changes: bool = False
     beta: Tensor | None
     formula: str = ""
 
@@ -114,7 +116,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def results(self) -> dict[str, float]:
-        """What training has found out beside the model, for results.json under train/."""
+        """Values other than weights that training has determined, for results.json under train/."""
         return {}
 
 

@@ -71,9 +71,10 @@ class IWAE(Objective):
         bounds = (
             f"the mean of {groups} bounds of {samples} samples of z each" if groups > 1 else f"{samples} samples of z"
         )
+        if partial:
+            bounds = f"encoder: {bounds}; decoder: one bound of all {groups * samples}"
         self.formula = f"importance-weighted, {bounds}" + (f", and {elbo:g} · ELBO" if elbo else "")
         self.formula += ", doubly reparametrized gradient" if doubly_reparametrized else ""
-        self.formula += f" for the encoder, and of all {groups * samples} for the decoder" if partial else ""
         self.needs_diagonal, self.separates_decoder = doubly_reparametrized, partial
         self.samples, self.doubly_reparametrized = groups * at_least_one(samples), doubly_reparametrized
 

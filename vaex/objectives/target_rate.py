@@ -32,6 +32,7 @@ class TargetRate(Objective):
     """
 
     stochastic = True
+    loss_changes = True  # with beta, and the rate must be the target before a loss means anything
     linear_in_batch = False  # beta depends on the mean rate of the whole batch
     target: Tensor
     proportional: Tensor

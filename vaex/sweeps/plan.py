@@ -42,6 +42,8 @@ SWITCHES = (
     "objective.warmup",
     "objective.weight",
     "trainer.clip_norm",
+    "trainer.ema",
+    "trainer.skip_norm",
 )
 OFF = ("0", "0.0", "null", "None")
 

@@ -14,7 +14,7 @@ class WeightAverage:
 
     Args:
         model: whose parameters are averaged. Buffers have their latest values.
-        decay: from 0 to 1, without 1.
+        decay: in [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -32,7 +32,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the average weights in the body, and its own again after it."""
+        """A context in which the model has the average weights."""
         own = self._swap([self.values[name] for name in self.parameters])
         try:
             yield

@@ -52,15 +52,19 @@ class Checkpoints:
         matches = (re.fullmatch(rf"step-(0|[1-9]\d*){re.escape(suffix)}", name) for name in names)
         return sorted(int(match[1]) for match in matches if match)
 
-    def check_space(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def check_space(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: bool = False) -> None:
         """Before the first step, check that there is room for every checkpoint that is kept and the one being written.
+
+        Args:
+            average: whether checkpoints contain an average of the weights.
 
         Raises:
             UserError: there is too little room, and a failed write stops the run.
         """
         weights = sum(tensor.nbytes for tensor in model.state_dict().values())
         trained = sum(parameter.nbytes for group in optimizer.param_groups for parameter in group["params"])
-        checkpoint = weights + 2 * trained  # Adam has two running means of each parameter; others have fewer
+        # Adam has two running means of each parameter; others have fewer.
+        checkpoint = weights + (3 if average else 2) * trained
         existing = sum(self.path(step).stat().st_size for step in self.steps())
         needed = (self.NEWEST + 2) * checkpoint + weights - existing
         free = shutil.disk_usage(self.folder.parent).free

@@ -133,7 +133,7 @@ class Session:
             raise Interrupted(number, f"stopped by signal {number}")
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """The model has the weights that are to be evaluated and exported in the body: the average, if there is one."""
+        """A context in which the model has the average weights, if there are any."""
         average = self.step.average
         return average.in_place() if average else nullcontext()
 

@@ -20,7 +20,7 @@ from vaex.data.noise import Draw, given_noise, recorded_noise
 from vaex.errors import UserError, first_line
 from vaex.training.distributed import Metrics
 from vaex.training.memory import ran_out
-from vaex.training.step import TrainingStep, metrics_of
+from vaex.training.step import TrainingStep, exceeds_usual, metrics_of
 from vaex.training.update import Update, norm
 
 # Relative difference between the loss, or the norm of the gradient, of a run in the stack and alone. Rounding makes up
@@ -93,10 +93,14 @@ class StackedStep:
         self.orders = [[n[id(p)] for p in s.update.parameters] for n, s in zip(names, steps, strict=True)]
         clips = [step.clip_norm for step in steps]
         self.clips = None if None in clips else torch.tensor(clips, device=device)
-        if any(step.skip_norm is not None for step in steps):
-            raise UserError("trainer.skip_norm: is not possible for runs in one step")
-        if len({clip is None for clip in clips}) > 1:
-            raise UserError("trainer.clip_norm: is null for some of the runs, and a number for others")
+        limits = [step.skip_norm for step in steps]
+        self.limits = None if None in limits else torch.tensor(limits, device=device)
+        for key, values in (("clip_norm", clips), ("skip_norm", limits)):
+            if len({value is None for value in values}) > 1:
+                raise UserError(f"trainer.{key}: is null for some of the runs, and a number for others")
+        self.usual_norms = torch.stack([step.usual_norm for step in steps])
+        for step, usual_norm in zip(steps, self.usual_norms, strict=True):
+            step.usual_norm = usual_norm
         self.draws = self._recorded_draws(batch_size)
         self.noise = [torch.zeros(runs, *draw.shape, device=device) for draw in self.draws]
         self.forward_backward = self._forward_backward
@@ -132,7 +136,11 @@ class StackedStep:
                 factor = (self.clips / norms).clamp(max=1)
                 gradients = {name: g * factor.view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
             self.counts += self.active.long()
-            return gradients, self._record(metrics | {"grad_norm": norms})
+            metrics = metrics | {"grad_norm": norms}
+            if self.limits is None:
+                return gradients, self._record(metrics)
+            too_large = exceeds_usual(norms, self.usual_norms, self.counts, self.limits)
+            return gradients, torch.maximum(self._record(metrics | {"over_norm": too_large}), too_large)
 
     def _gradients(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor, Metrics]:
         """The gradients [R, ...] by name, without those that are None; their norms [R]; and the metrics, [R] each."""

@@ -26,9 +26,8 @@ class TrainingStep:
         experiment: the model, objective and optimizer, with `lr` a tensor on the device in every parameter group.
         images: the training split, on the device.
         clip_norm: largest norm of the gradient; None for no clipping.
-        skip_norm: multiple of the usual norm above which a step changes no weight; None for no such limit. The usual
-            norm is a running mean in which a norm counts as at most this multiple, so that it follows norms that stay
-            higher, and no run skips all of its steps.
+        skip_norm: multiple of the running mean of the gradient's norm above which a step changes no weight; None for no
+            limit.
         ema: decay per step of an average of the weights; None for no average.
         processes: the processes that share each batch; None for this one alone.
         unread_steps: the most steps between two calls of `sums.take` or `state_dict`.
@@ -36,7 +35,7 @@ class TrainingStep:
     Attributes:
         step: number of steps taken so far, [] on the device.
         sums: of the metrics since the host last read them.
-        usual_norm: running mean of the gradient's norm, [] on the device.
+        usual_norm: running mean of the gradient's norm, [] on the device; see `exceeds_usual`.
         average: of the weights, or None.
         forward_backward: everything before the update. `vaex.training.capture.compile_step` replaces it.
         local_gradients: the part of `forward_backward` before processes exchange anything.
@@ -99,15 +98,8 @@ class TrainingStep:
             metrics |= {"grad_norm": total_norm}
             if self.skip_norm is None:
                 return gradients, self.sums.add(metrics)
-            too_large = self._is_too_large(total_norm, self.skip_norm)
+            too_large = exceeds_usual(total_norm, self.usual_norm, self.step, self.skip_norm)
             return gradients, torch.maximum(self.sums.add(metrics | {"over_norm": too_large}), too_large)
-
-    def _is_too_large(self, norm: Tensor, factor: float) -> Tensor:
-        """1 if this norm is so far above the usual one that the step is to be skipped, else 0, []."""
-        usual = torch.where(self.usual_norm > 0, self.usual_norm, norm)  # of the first step its own
-        seen = torch.where(norm.isfinite(), torch.minimum(norm, factor * usual), usual)
-        self.usual_norm.copy_(torch.where(usual.isfinite(), usual + NORM_WEIGHT * (seen - usual), 0))
-        return (norm > factor * usual).float()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on, except the random state."""
@@ -133,6 +125,24 @@ class TrainingStep:
             self.average.load(state.get("average", dict(self.average.parameters)))
         self.step.fill_(state["step"])
         self.sums.load_state_dict(state["sums"], state["step"])
+
+
+def exceeds_usual(norm: Tensor, usual: Tensor, steps: Tensor, factor: Tensor | float) -> Tensor:
+    """Whether norms are more than `factor` times their running mean, as 1 or 0. All tensors are [] or [runs].
+
+    Larger norms enter the mean clipped to this multiple: if norms stay large, the mean rises until steps are accepted
+    again. In the first steps the mean is that of all norms, and none exceeds it.
+
+    Args:
+        usual: the running mean, which is updated in place.
+        steps: number of steps with this one.
+    """
+    weight = (1 / steps).clamp(min=NORM_WEIGHT)
+    early = steps * NORM_WEIGHT <= 1
+    seen = torch.where(early, norm, torch.minimum(norm, factor * usual))
+    exceeds = ~early & (norm > factor * usual)
+    usual.copy_(torch.where(norm.isfinite(), usual + weight * (seen - usual), usual))
+    return exceeds.float()
 
 
 def metrics_of(terms: Terms) -> Metrics:

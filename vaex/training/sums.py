@@ -37,6 +37,7 @@ class RunningSums:
 
     def __init__(self, device: torch.device, rows: int) -> None:
         self.names: tuple[str, ...] = ()
+        self._names_read: tuple[str, ...] = ()  # the order of the totals
         self.table = torch.zeros(rows, MOST_METRICS + 1, device=device)
         self.row = torch.zeros(1, dtype=torch.int64, device=device)
         self.steps = 0
@@ -58,8 +59,18 @@ class RunningSums:
         self.row += 1
         return ((values * 0).sum() != 0).float()  # 0 · x is NaN if x is not finite, and NaN differs from 0
 
+    def _sort_totals(self) -> None:
+        """Give the totals the order of the metrics. It differs in a run that another version of vaex has begun."""
+        for values in (self._totals, self._nonfinite):
+            by_name = dict(zip(self._names_read, values.tolist(), strict=False))
+            values.zero_()
+            values[: len(self.names)] = torch.tensor([by_name.get(name, 0) for name in self.names], dtype=values.dtype)
+        self._names_read = self.names
+
     def _read(self) -> None:
         """Add what the device has recorded to the sums on the host. The host waits for the device once."""
+        if self._names_read != self.names:
+            self._sort_totals()
         count = len(self.names)
         table = self.table.cpu()
         values = table[table[:, count] > 0, :count].double()
@@ -109,7 +120,8 @@ class RunningSums:
     def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
         """Continue from a state that was saved after this number of steps."""
         *names, _ = state["names"]
-        self.names, self.steps = tuple(names), steps
+        self.names = self._names_read = tuple(names)
+        self.steps = steps
         self._totals.copy_(state["totals"])
         self._skipped, self._peak_loss = round(float(self._totals[len(names)])), float(state["peak"])
         self._totals[len(names) :] = 0
