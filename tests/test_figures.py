@@ -497,7 +497,7 @@ def test_a_kind_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch, tm
     assert alone["interpolation"] == "needs two test images, and there are 1 in all"
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
     without = reasons(build(2), metrics=metrics, corruption=lambda x: x)
-    assert set(without) == {"latents", "curves", "pseudo_inputs"}
+    assert set(without) == {"latents", "curves", *no_pseudo_inputs}
     assert without["latents"] == "needs matplotlib; pip install 'vaex-autoencoders[plots]'"
 
 
