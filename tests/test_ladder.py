@@ -1,20 +1,24 @@
 """The hierarchical VAE: against models whose numbers are known, and in shapes, resolutions and combinations."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL_NETWORKS, composed
+from conftest import SMALL_NETWORKS, composed, results
 from test_importance import evaluation_of
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from vaex.architectures.ladder import LARGEST_LOG_SCALE, Decoder, bounded
 from vaex.build import build, build_model
-from vaex.data.dataset import Images
+from vaex.data.dataset import Dataset, Images, Source
 from vaex.errors import UserError
 from vaex.evaluation.importance import importance_nll
+from vaex.figures.figure import Subject
+from vaex.figures.levels import levels
 from vaex.model import Autoencoder
 from vaex.objectives import VAE, Batch
 
@@ -183,6 +187,54 @@ def test_the_importance_weighted_nll_of_two_linear_levels_is_the_evidence() -> N
 def test_scales_are_bounded_and_unchanged_where_they_are_small() -> None:
     values = torch.tensor([-1e6, -0.1, 0.0, 0.1, 1e6])
     assert bounded(values).tolist() == pytest.approx([-LARGEST_LOG_SCALE, -0.1, 0.0, 0.1, LARGEST_LOG_SCALE], abs=1e-4)
+
+
+def test_distributions_stay_in_float32_with_bf16() -> None:
+    """Each layer that parametrizes a distribution returns float32, and the others bfloat16."""
+    model = ladder("precision=bf16").train()
+    types: dict[str, torch.dtype] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(lambda _, __, output, name=name: types.__setitem__(name, output.dtype))
+    model.infer(images_of(model), None, torch.randn(1, 3, model.latent_dim))
+    exact = {name for name, dtype in types.items() if dtype == torch.float32 and name.startswith("decoder.path")}
+    heads = {name for name in types if name.endswith((".posterior.layers.7", ".prior.layers.7"))}
+    assert exact == heads and len(heads) == 3
+    assert types["decoder.output.3"] == torch.float32 and torch.bfloat16 in types.values()
+
+
+def test_a_run_of_a_ladder_records_its_groups_and_draws_them(here: Callable[..., Path], tiny: list[str]) -> None:
+    run = here(
+        *[value for value in tiny if "architecture" not in value],
+        *LADDER,
+        "steps=12",
+        "figures.kinds=[levels]",
+        "figures.images=4",
+    )
+    numbers = results(run)
+    assert len(numbers["test/rate_per_group"]) == 2 and "test/rate_per_latent" not in numbers
+    assert sum(numbers["test/rate_per_group"]) == pytest.approx(numbers["test/rate"])
+    assert numbers["about/posterior"] == "hierarchical" and numbers["about/rate"] == "samples of z"
+    assert {path.name for path in (run / "figures").glob("*.png")} == {"levels.png", "levels_sampled.png"}
+
+
+def test_the_last_row_of_the_levels_is_the_reconstruction_and_the_first_knows_the_first_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = ladder()
+    sheets: list[Tensor] = []
+    monkeypatch.setattr("vaex.figures.levels.grid", lambda images, rows: sheets.append(images) or images)
+    monkeypatch.setattr("vaex.figures.levels.framed", lambda sheet: sheet)
+    images = Images((images_of(model) * 255).to(torch.uint8), torch.zeros(3, dtype=torch.int64))
+    dataset = Dataset(source=Source(images, images, 0), validation=0, binarize="none", dequantize="none")
+    with torch.no_grad():
+        levels(Subject(model=model, dataset=dataset, corruption=nn.Identity(), count=3))
+        x = dataset.to_float(images.pixels)
+        code = model.encode(x).mean
+        first = torch.cat([code[:, : model.posterior.groups[0]], torch.zeros(3, model.posterior.groups[1])], dim=1)
+        expected = [x, model.decode(first).mean, model.reconstruct(x)]
+    torch.testing.assert_close(sheets[0], torch.stack(expected))
+    torch.testing.assert_close(sheets[1][-1], expected[-1])
 
 
 def test_free_bits_are_those_of_the_latents_of_a_group() -> None:

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import composed, for_tests
+from conftest import composed, for_tests, metrics, results
 from scipy.integrate import quad
 from scipy.stats import norm
 from test_model import rate_of
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vaex.build import build, build_model
 from vaex.data.dataset import Dataset, Images, Source
+from vaex.errors import UserError
 from vaex.evaluation.bound import Numbers, evaluate
 from vaex.evaluation.measure import Evaluation
 from vaex.latents.posterior import DiagonalGaussian
@@ -416,6 +417,25 @@ def test_beta_is_controlled_until_the_rate_is_the_target() -> None:
     evaluated = objective(model, batch, None)
     torch.testing.assert_close(evaluated.loss, (evaluated.distortion + evaluated.rate.sum(1)).mean())
     assert objective.results() == {"beta": betas[-1]}  # an evaluation changes nothing
+
+
+def test_a_run_says_which_beta_reached_the_rate(
+    here: Callable[..., Any], tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = here(*tiny, "steps=10", "figures.kinds=[]", "objective=target_rate", "trainer.log_every=1")
+    beta = results(run)["train/beta"]
+    assert (
+        beta == pytest.approx(metrics(run, "train/beta")[-1])
+        and f"beta  {beta:.4g} at the end" in capsys.readouterr().out
+    )
+    warm = here(*tiny, "steps=10", "figures.kinds=[]", "objective.warmup=5", "trainer.log_every=1", folder="warm")
+    assert metrics(warm, "train/beta") == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
+    assert "train/beta" not in results(warm)
+
+
+def test_the_best_weights_are_not_chosen_by_a_loss_whose_beta_changes(tiny: list[str]) -> None:
+    with pytest.raises(UserError, match="trainer.weights=best: .* use trainer.weights=last"):
+        build(composed(*tiny, "objective=target_rate", "trainer.weights=best"))
 
 
 def test_a_controller_goes_on_after_a_step_that_is_not_finite() -> None:

@@ -44,8 +44,8 @@ def build(config: Config) -> Experiment:
     _check_latents(model, objective)
     if objective.loss_changes and config.trainer.weights == "best":
         raise UserError(
-            f"trainer.weights=best: the lowest loss of {type(objective).__name__} is not at the best weights, since beta "
-            "changes; use trainer.weights=last"
+            f"trainer.weights=best: losses of {type(objective).__name__} cannot be compared, since beta changes; use "
+            "trainer.weights=last"
         )
     _check_prior(model)
     _check_support(model.likelihood, dataset)
