@@ -38,6 +38,7 @@ MORE_KINDS = [
     ["objective=dip"],
     ["objective=mmd"],
     ["objective=target_rate"],
+    ["trainer.ema=0.9", "trainer.skip_norm=1.01"],
 ]
 
 
@@ -51,7 +52,8 @@ class Runs:
             experiment = build(config)
             for group, rate in zip(experiment.optimizer.param_groups, experiment.learning_rates, strict=True):
                 group["lr"].fill_(rate)
-            self.steps.append(step_of(experiment, config.trainer.clip_norm))
+            trainer = config.trainer
+            self.steps.append(step_of(experiment, trainer.clip_norm, skip_norm=trainer.skip_norm, ema=trainer.ema))
             self.device, self.batch_size = experiment.device, config.batch_size
             self.generators.append(torch.Generator(self.device))
             self.generators[-1].set_state(random_state(self.device)[self.device.type])
@@ -97,6 +99,21 @@ def same_numbers(kind: list[str], base: list[str], steps: int = 4, compiled: boo
             assert sums.sums[name] == pytest.approx(value, rel=2e-2 if bf16 else 1e-4), name
         # Where a gradient is next to nothing, Adam makes a step of full length of its sign.
         assert distance(weights(other), weights(one)) < (0.1 if bf16 else 0.05) * distance(weights(one), start)
+        assert other.usual_norm.item() == pytest.approx(one.usual_norm.item(), rel=1e-4)
+        if one.average and other.average:
+            assert distance(other.average.values, one.average.values) < 0.05 * distance(one.average.values, start)
+
+
+def test_steps_with_large_norms_are_skipped_together_as_alone(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaex.training.step.NORM_WEIGHT", 0.9)  # so that the second step may be skipped
+    runs = Runs([[*tiny, f"seed={n}", "trainer.skip_norm=1.0001"] for n in range(8)])
+    alone = Runs([[*tiny, f"seed={n}", "trainer.skip_norm=1.0001"] for n in range(8)])
+    alone.alone(6)
+    stacked = runs.stacked()
+    for n in range(6):
+        stacked(runs.index(n))
+    skipped = [[step.sums.take().sums["over_norm"] for step in each.steps] for each in (alone, runs)]
+    assert skipped[0] == skipped[1] and sum(skipped[0]) > 0
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS], ids=names)
