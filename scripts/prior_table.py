@@ -33,7 +33,6 @@ COLUMNS = {  # heading: (key of results.json, digits)
     "FID from N(0, I)": ("test/fid_normal", 0),
     "reconstruction FID": ("test/fid_reconstruction", 1),
     "active units": ("test/active_units", 1),
-    "seconds": ("train/seconds", 0),
 }
 
 
