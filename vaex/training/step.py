@@ -103,20 +103,25 @@ class TrainingStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on, except the random state."""
-        return {
+        state = {
             "step": int(self.step),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "objective": self.objective.state_dict(),
             "sums": self.sums.state_dict(),
-            "usual_norm": self.usual_norm,
-        } | ({"average": self.average.values} if self.average else {})
+        }
+        if objective := self.objective.state_dict():
+            state["objective"] = objective
+        if self.skip_norm is not None:
+            state["usual_norm"] = self.usual_norm
+        if self.average:
+            state["average"] = self.average.values
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises RuntimeError or ValueError if the state belongs to another model, objective or optimizer."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.objective.load_state_dict(state.get("objective", {}))  # checkpoints of older versions have none
+        self.objective.load_state_dict(state.get("objective", {}))
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].to(self.step.device)
         if "usual_norm" in state:
