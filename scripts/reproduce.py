@@ -420,6 +420,7 @@ RECIPES = {
         runs=[("mmd", ()), ("vae", ("objective=vae", "~objective.mmd", "~objective.kernel", "beta=1"))],
         evaluation=["--samples", "0", "--fid", "means"],
         small=["epochs=3", *QUICK],
+        small_checks=[about("FID of samples, mmd / vae, 3 epochs", fid_ratio("mmd", "vae"), 1, 0.2)],
     ),
 }
 
