@@ -20,7 +20,7 @@ from vaex.evaluation.importance import importance_nll
 from vaex.evaluation.measure import Evaluation, measure
 from vaex.evaluation.metrics import MEASUREMENTS
 from vaex.latents.autoregressive import InverseAutoregressive
-from vaex.latents.posterior import Diagonal, DiagonalGaussian, Full, FullGaussian, PosteriorFamily
+from vaex.latents.posterior import Diagonal, DiagonalGaussian, Full, FullGaussian, Posterior, PosteriorFamily
 from vaex.latents.prior import (
     Flow,
     LatentDistribution,
@@ -400,6 +400,20 @@ def test_priors_posteriors_and_objectives_train_and_evaluate_or_are_refused(
 def test_combinations_that_make_no_sense_say_why(overrides: list[str], message: str, tiny: list[str]) -> None:
     with pytest.raises(UserError, match=message):
         build(composed(*tiny, *overrides))
+
+
+class OwnRate(StandardNormal):
+    """A prior of another package, with a closed form of its own."""
+
+    def rate(self, posterior: Posterior) -> Tensor:
+        return posterior.mean.square()
+
+
+def test_a_prior_may_have_a_rate_of_its_own() -> None:
+    model = linear_model(OwnRate(LATENTS, torch.device("cpu")))
+    x = torch.rand(4, *SHAPE)
+    latents = model.infer(x, None, torch.randn(2, 4, LATENTS))
+    torch.testing.assert_close(latents.rate, model.encode(x).mean.square())
 
 
 class Wrong(LatentDistribution):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import composed, metrics, results
+from conftest import SMALL_NETWORKS, composed, metrics, results
 from test_step import KINDS, distance, names, step_of
 from test_sweeps import at_work, same_weights, started, statuses, until
 
@@ -38,6 +38,7 @@ MORE_KINDS = [
     ["objective=dip"],
     ["objective=mmd"],
     ["objective=target_rate"],
+    ["architecture=ladder", *SMALL_NETWORKS["ladder"], "latent_dim=3", "objective.free_bits=0.01"],
     ["trainer.ema=0.9", "trainer.skip_norm=1.01"],
 ]
 

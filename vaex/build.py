@@ -158,7 +158,7 @@ def _ladder(
 ) -> Parts:
     """The parts of a model whose decoder infers z. Raises UserError if the config asks for other distributions of z."""
     for name, own, default in (("prior", config.prior, Standard), ("posterior", config.posterior, Diagonal)):
-        if not own["_target_"].endswith(f".{default.__name__}"):
+        if find(f"{name}._target_", own["_target_"]) is not default:
             raise UserError(
                 f"{name}: {own['_target_'].rpartition('.')[2]}: this architecture has a {name} of its own; leave "
                 f"{name} out, or use another architecture"

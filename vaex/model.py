@@ -160,7 +160,9 @@ class Autoencoder(nn.Module):
         posterior, prior = self.encode(x, labels), self.latent_prior()
         with self._precision(x.device) if self.posterior.runs_decoder else nullcontext():
             z = posterior.at(noise)
-        rate, log_ratio = prior.rate(posterior, noise), None
+        rate, log_ratio = prior.rate(posterior), None
+        if rate is None and self.prior.is_standard:
+            rate = posterior.standard_rate(noise)
         if rate is None:
             log_ratio = prior.log_ratio(posterior, z, noise)
             rate = -log_ratio.mean(0)[:, None]

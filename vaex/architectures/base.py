@@ -67,5 +67,5 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def inner_outputs(self) -> list[nn.Module]:
-        """Layers besides the last one whose output parametrizes a distribution, and is too precise for bfloat16."""
+        """Layers besides the last one whose output parametrizes a distribution, which bfloat16 would round."""
         return []

@@ -144,6 +144,7 @@ class Group(nn.Module):
         channels: latents at each position.
         level: its level, 0 for the finest.
         size: height and width of the level.
+        style: of all branches.
         first: whether this is the first group, whose prior has a fixed scale of 1.
         total: number of blocks in the decoder.
     """

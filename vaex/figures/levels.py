@@ -26,8 +26,8 @@ def levels(subject: Subject, columns: int = 12) -> Files:
     for name, others, first in (("levels", torch.zeros_like(images.z), 1), ("levels_sampled", sampled, 0)):
         rows, names = [images.x.cpu()], ["image"]
         for count in range(first, len(groups) + 1):
-            known = sum(groups[:count])
-            z = torch.cat([images.z[:, :known], others[:, known:]], dim=1)
+            end = sum(groups[:count])
+            z = torch.cat([images.z[:, :end], others[:, end:]], dim=1)
             rows.append(subject.decode(z, images.labels))
             names.append(f"{count} of {len(groups)} groups")
         sheets[f"{name}.png"] = framed(grid(torch.stack(rows), rows=names))

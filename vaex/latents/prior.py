@@ -28,14 +28,10 @@ class LatentDistribution:
         """
         raise NotImplementedError
 
-    def rate(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor | None:
+    def rate(self, posterior: Posterior) -> Tensor | None:
         """KL(q(z|x) || p(z)) in closed form: [B, latent_dim] if the latents are independent in both, else [B, 1].
 
         None if there is no closed form.
-
-        Args:
-            posterior: q(z|x) of B images.
-            noise: of samples of z, [K, B, latent_dim], for a posterior whose rate is in closed form only given samples.
         """
         return None
 
@@ -57,14 +53,14 @@ class StandardNormal(LatentDistribution):
     def sample(self, count: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         return temperature * normal_noise(count, self.latent_dim, self.device, generator)
 
-    def rate(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor | None:
+    def rate(self, posterior: Posterior) -> Tensor | None:
         """Kingma & Welling 2014, appendix B."""
         if isinstance(posterior, DiagonalGaussian):
             return 0.5 * (posterior.mean.square() + torch.expm1(posterior.log_var) - posterior.log_var)
         if isinstance(posterior, FullGaussian):
             squares = posterior.mean.square().sum(1) + posterior.factor.square().sum((1, 2))
             return (0.5 * (squares - self.latent_dim) - posterior.log_scales(posterior.mean).sum(1))[:, None]
-        return None if noise is None else posterior.standard_rate(noise)
+        return None
 
     def log_ratio(self, posterior: Posterior, z: Tensor, noise: Tensor) -> Tensor:
         # The terms in log 2π cancel.

@@ -10,7 +10,7 @@ from vaex.latents.posterior import DiagonalGaussian
 from vaex.model import Autoencoder, Latents
 from vaex.objectives.base import Batch, Objective, Terms, at_least_one
 
-# Of a sample, for the decoder's gradient. Float32 has room below it for the gradients of the decoder's layers.
+# The smallest weight of a sample in the decoder's gradient; the gradients of its layers are still normal numbers.
 SMALLEST_WEIGHT = 1e-20
 
 
@@ -23,9 +23,11 @@ class IWAE(Objective):
 
     With `groups` the loss is the mean of that many such bounds, each from K samples of its own (MIWAE). With `elbo` it
     is elbo · (-ELBO) + (1 - elbo) · that mean, with the ELBO of the same samples (CIWAE). Both raise the signal of
-    the encoder's gradient. With `partial` the encoder is trained on the mean of the groups' bounds and the decoder on
-    the one bound of all groups' samples, as is a learned prior; this bound is tighter, and is then the value of the
-    loss (PIWAE); the two gradients cost another pass through the decoder. Rainforth et al. 2018, section 5.
+    the encoder's gradient. Rainforth et al. 2018, section 5.
+
+    With `partial` (PIWAE, in the same section) the encoder is trained on the mean of the groups' bounds. The decoder
+    and a learned prior are trained on the one bound of all groups' samples, which is tighter, and which is the value of
+    the loss. This costs another pass through the decoder.
 
     The distortion in the terms is the mean over samples, so that the ELBO of the terms is the model's ELBO, as
     objective=vae reports it.

@@ -14,8 +14,8 @@ LARGEST_LOG_BETA = math.log(1e6)
 class TargetRate(Objective):
     """distortion + beta · rate, with a beta that a controller sets in each step so that the rate reaches a target.
 
-    The controller is proportional-integral, as in ControlVAE (Shao et al. 2020). It sets log beta, not
-    beta, from the relative error of the rate, so that the same gains serve all likelihoods:
+    The controller is proportional-integral, as in ControlVAE (Shao et al. 2020). ControlVAE sets beta from the error
+    in nats. Here log beta is set from the relative error, so that the same gains work for every likelihood:
 
         error = rate / target - 1, from -1 to 1
         log beta = proportional · error + integral · Σ error, with the sum over all steps so far
