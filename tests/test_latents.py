@@ -9,7 +9,7 @@ from conftest import composed, for_tests
 from scipy.stats import multivariate_normal
 from test_importance import COUNT, LATENTS, SHAPE, SIGMA, evaluation_of, ppca
 from test_options import assert_trains, options
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
 from vaex.build import build
@@ -31,6 +31,8 @@ from vaex.latents.prior import (
     StandardNormal,
     Vamp,
 )
+from vaex.likelihoods.gaussian import Gaussian
+from vaex.likelihoods.scale import Fixed
 from vaex.model import Autoencoder
 from vaex.objectives import VAE
 from vaex.training.step import TrainingStep
@@ -120,6 +122,63 @@ def test_gradients_of_samples_are_finite_differences(name: str) -> None:
         return posterior.at(noise), posterior.log_scales(noise)
 
     assert torch.autograd.gradcheck(sample, features_of(family).requires_grad_())
+
+
+@pytest.mark.parametrize("name", options("posterior"))
+def test_the_density_along_the_path_of_z_has_the_same_value_and_the_same_expected_gradient(name: str) -> None:
+    samples, family = 40_000, families(3)[name].double()
+    features = features_of(family).requires_grad_()
+    noise = torch.randn(samples, 3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def posterior() -> Posterior:
+        return family(features)
+
+    values = [posterior().path_log_prob(noise), posterior().log_prob(noise)]
+    torch.testing.assert_close(*values)
+    for parameters in ([features], [p for p in family.parameters() if p.shape[0] > 1]):
+        if parameters:
+            path, usual = (torch.autograd.grad(v.mean(0).sum(), parameters, retain_graph=True) for v in values)
+            for a, b in zip(path, usual, strict=True):
+                torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["diagonal", "full"])
+def test_a_rate_has_no_noise_in_its_gradient_where_the_posterior_is_the_prior(name: str) -> None:
+    family = families(3)[name].double()
+    features = torch.zeros(1, family.features, dtype=torch.float64)
+    features[:, :3] = torch.tensor([1.0, -2.0, 0.5])
+    features.requires_grad_()
+    posterior: Posterior = family(features)
+    prior = MixtureOfGaussians(torch.zeros(1), posterior.mean.detach(), torch.zeros(1, 3))
+    noise = torch.randn(1, 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = posterior.at(noise)
+    for log_q, noiseless in ((posterior.path_log_prob(noise), True), (posterior.log_prob(noise), False)):
+        (gradient,) = torch.autograd.grad((log_q - prior.log_prob(z)).sum(), features, retain_graph=True)
+        assert (gradient.abs().max() < 1e-12) == noiseless
+
+
+def test_the_rate_of_a_model_has_the_expected_gradient_of_the_closed_form() -> None:
+    # A learned prior that equals N(0, I) has the same rate, which is then estimated.
+    torch.manual_seed(0)
+    encoder = nn.Linear(16, 6)
+    likelihood = Gaussian(image_shape=IMAGE, scale=Fixed(image_shape=IMAGE, value=1.0), bounded_mean=False)
+    mixture = Mixture(latent_dim=3, components=1)
+    with torch.no_grad():
+        mixture.means.zero_()
+    gradients = []
+    for prior in (mixture, None):
+        model = Autoencoder(
+            encoder=nn.Sequential(nn.Flatten(), encoder),
+            decoder=nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, IMAGE)),
+            likelihood=likelihood,
+            latent_dim=3,
+            prior=prior,
+        )
+        noise = torch.randn(100_000, 2, 3, generator=torch.Generator().manual_seed(0))
+        rate = model.infer(torch.linspace(0, 1, 32).view(2, *IMAGE), None, noise).rate
+        gradients.append(torch.autograd.grad(rate.sum(), list(encoder.parameters())))
+    for estimated, exact in zip(*gradients, strict=True):
+        torch.testing.assert_close(estimated, exact, rtol=0.02, atol=0.01)
 
 
 def test_each_latent_of_an_autoregressive_step_depends_on_those_before_it() -> None:

@@ -164,8 +164,9 @@ class Autoencoder(nn.Module):
         if rate is None and self.prior.is_standard:
             rate = posterior.standard_rate(noise)
         if rate is None:
-            log_ratio = prior.log_ratio(posterior, z, noise)
-            rate = -log_ratio.mean(0)[:, None]
+            log_prior = prior.log_prob(z)
+            log_ratio = log_prior - posterior.log_prob(noise)
+            rate = (posterior.path_log_prob(noise) - log_prior).mean(0)[:, None]
         return Latents(posterior, prior, noise, z, rate, self.posterior.group_sizes(rate.shape[1]), log_ratio)
 
     def decode_latents(

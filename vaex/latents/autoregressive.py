@@ -54,6 +54,10 @@ class FlowPosterior(Posterior):
     def log_scales(self, noise: Tensor) -> Tensor:
         return self._transformed(noise)[1]
 
+    def path_log_prob(self, noise: Tensor) -> Tensor:
+        of_steps = (self.log_scales(noise) - self.base.log_scales(noise)).sum(-1)
+        return self.base.path_log_prob(noise) - of_steps
+
     def _transformed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         if self._noise is not noise:
             self._noise, self._result = noise, self._transform(noise)

@@ -3,12 +3,15 @@
 Every posterior maps noise from N(0, I) to z, so that log q(z|x) = log N(noise; 0, I) - log |det ∂z/∂noise|.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vaex.data.noise import normal
+
+LOG_TWO_PI = math.log(2 * math.pi)
 
 
 class Posterior:
@@ -32,6 +35,18 @@ class Posterior:
     def log_scales(self, noise: Tensor) -> Tensor:
         """The terms of log |det ∂z/∂noise|, one for each latent, broadcastable to the noise's shape."""
         raise NotImplementedError
+
+    def log_prob(self, noise: Tensor) -> Tensor:
+        """log q(z|x) for z = at(noise), [samples, B]."""
+        return -(0.5 * (noise.square() + LOG_TWO_PI) + self.log_scales(noise)).sum(-1)
+
+    def path_log_prob(self, noise: Tensor) -> Tensor:
+        """log q(z|x) for z = at(noise), [samples, B], with another gradient, which usually varies less.
+
+        The gradient of log q(z|x) is that along the path of z plus the score, ∂ log q(z|x) / ∂φ at a fixed z, whose
+        expectation is 0. Gaussians leave the score out, and flows that of their Gaussian. Roeder et al. 2017, eq. 8.
+        """
+        return self.log_prob(noise)
 
     def standard_rate(self, noise: Tensor) -> Tensor | None:
         """KL(q(z|x) || N(0, I)) of each group of latents, [B, groups]; None if there is only an estimate of it.
@@ -69,6 +84,11 @@ class DiagonalGaussian(Posterior):
     def log_scales(self, noise: Tensor) -> Tensor:
         return 0.5 * self.log_var
 
+    def path_log_prob(self, noise: Tensor) -> Tensor:
+        mean, log_var = self.mean.detach(), self.log_var.detach()
+        squares = (self.at(noise) - mean).square() * torch.exp(-log_var)
+        return -0.5 * (squares + LOG_TWO_PI + log_var).sum(-1)
+
 
 @dataclass(frozen=True)
 class FullGaussian(Posterior):
@@ -87,6 +107,11 @@ class FullGaussian(Posterior):
     def log_scales(self, noise: Tensor) -> Tensor:
         # With diagonal() or diag_embed(), TorchInductor calls a deprecated function.
         return (self.factor * torch.eye(self.mean.shape[1], device=self.factor.device)).sum(-1).log()
+
+    def path_log_prob(self, noise: Tensor) -> Tensor:
+        offsets = (self.at(noise) - self.mean.detach()).permute(1, 2, 0)  # [B, latent_dim, samples]
+        solved: Tensor = torch.linalg.solve_triangular(self.factor.detach(), offsets, upper=False)
+        return -(0.5 * (solved.square() + LOG_TWO_PI).sum(1).T + self.log_scales(noise).detach().sum(-1))
 
 
 class PosteriorFamily(nn.Module):

@@ -1,14 +1,12 @@
 """Priors p(z). Nats for each z."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from vaex.latents.posterior import DiagonalGaussian, FullGaussian, Posterior
+from vaex.latents.posterior import LOG_TWO_PI, DiagonalGaussian, FullGaussian, Posterior
 
-LOG_TWO_PI = math.log(2 * math.pi)
 Encode = Callable[[Tensor], Posterior]  # x [B, C, H, W] in [0, 1] -> q(z|x)
 
 
@@ -37,8 +35,7 @@ class LatentDistribution:
 
     def log_ratio(self, posterior: Posterior, z: Tensor, noise: Tensor) -> Tensor:
         """log p(z) - log q(z|x), [K, B] nats, for z = posterior.at(noise), [K, B, latent_dim]."""
-        log_q = -(0.5 * (noise.square() + LOG_TWO_PI) + posterior.log_scales(noise)).sum(-1)
-        return self.log_prob(z) - log_q
+        return self.log_prob(z) - posterior.log_prob(noise)
 
 
 class StandardNormal(LatentDistribution):
