@@ -88,7 +88,9 @@ def test_a_distribution_that_cannot_be_sampled_is_an_error(dataset: Dataset) -> 
     model = copying(0.5)
     model.likelihood.forward = lambda h, x=None: Flat(h.shape)  # type: ignore[method-assign]
     evaluation = Evaluation(model, AE(), dataset, fid="noise")
-    with pytest.raises(UserError, match="--fid=noise: Flat has no sample.*; use --fid=means; --fid=none leaves"):
+    with pytest.raises(
+        UserError, match="--fid=noise: Flat has no sample.*; use --fid=means; --fid=none without --inception leaves"
+    ):
         measure(evaluation, [GENERATION])
 
 
@@ -119,9 +121,6 @@ def test_eval_writes_the_distances_and_says_what_they_are_of(
     out = capsys.readouterr().out
     assert "FID of 300 means, z from the prior" in out and "FID of 300 means, z from the mixture of" in out
     assert results(run)["test/fid"] > results(run)["test/fid_floor"] > 0
-    with pytest.raises(SystemExit):
-        cli.run("eval", [str(run), "--samples", "0", "--inception"])
-    assert "pip install 'vaex-autoencoders[inception]'" in capsys.readouterr().err
 
 
 class ByClass(nn.Module):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from vaex.evaluation.measure import Measurement
     from vaex.evaluation.table import Row
 
-EXTRAS = {"sklearn": "disentanglement", "torchmetrics": "inception", "torch_fidelity": "inception"}
+# Option -> the extra it needs, and the packages of that extra that vaex imports.
+EXTRAS = {
+    "disentanglement": ("disentanglement", ("sklearn",)),
+    "inception": ("pretrained", ("torchmetrics", "torch_fidelity")),
+    "lpips": ("pretrained", ("torchmetrics",)),
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -36,9 +42,14 @@ def main(arguments: list[str]) -> None:
     runs, skipped = find_runs(options.runs)
 
     from vaex.evaluation.metrics import METRICS
+    from vaex.evaluation.pretrained import inception, lpips_network
     from vaex.evaluation.table import as_csv, as_json, text
     from vaex.runs.writing import replace_file
 
+    if options.inception:
+        inception()  # a missing file of weights is an error before anything is measured
+    if options.lpips:
+        lpips_network()
     measurements = {name: _measurement(name) for name in options.metric}
     datasets = LatestDataset(options.data)
     if options.disentanglement:
@@ -111,7 +122,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="distribution of z for generated images: the prior, or a mixture of Gaussians fitted to the codes of the "
         "training images; autoencoders always use the mixture; default prior",
     )
-    add("--inception", action="store_true", help="also compute the FID in the features of Inception-v3, as papers do")
+    add(
+        "--inception",
+        action="store_true",
+        help="also compute the FIDs of samples and of reconstructions in the features of Inception-v3, as papers do",
+    )
+    add("--lpips", action="store_true", help="also compute the LPIPS of reconstructions, in the features of AlexNet")
     add(
         "--disentanglement",
         action="store_true",
@@ -134,6 +150,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size={options.batch_size}: must be >= 1 image")
     parser.check_device(options.device)
+    for option, (extra, packages) in EXTRAS.items():
+        for package in packages if getattr(options, option) else ():
+            if find_spec(package) is None:
+                parser.error(f"--{option}: needs {package}; pip install 'vaex-autoencoders[{extra}]'")
     return options
 
 
@@ -201,6 +221,7 @@ def _evaluate(
         fid=options.fid,
         latent=options.latent,
         inception=options.inception,
+        lpips=options.lpips,
         disentanglement=options.disentanglement,
         title=name,
     )
@@ -208,11 +229,6 @@ def _evaluate(
         results, notes = measure(evaluation, [*MEASUREMENTS, *measurements.values()])
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        extra = EXTRAS[error.name]
-        raise UserError(f"--{extra}: needs {error.name}; pip install 'vaex-autoencoders[{extra}]'") from error
     results = describe(results, model, dataset, config, recorded["choices"])
     results[WEIGHTS_HASH] = weights_hash((run / WEIGHTS).read_bytes())  # an older run has none
     if measurements:

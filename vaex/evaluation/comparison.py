@@ -252,13 +252,14 @@ def _images(about: Description, results: Results) -> ComparisonGroup:
 
 def _samples(about: Description, results: Results) -> ComparisonGroup | None:
     count, draws, latent = (results.get(f"test/fid_{name}") for name in ("images", "draws", "latent"))
+    networks = [results.get(f"test/fid_{name}") for name in ("classifier", "inception_features")]
     if count is None:
         return None
     reason = (
         "These numbers describe generated pictures, so likelihoods may be compared. They don't tell how probable an "
         "image is, and vaex's own classifier is not comparable with Inception."
     )
-    key = ("samples", *_same_images(about), count, draws, latent, results.get("test/fid_classifier"))
+    key = ("samples", *_same_images(about), count, draws, latent, *networks)
     title = f"{count:,} {draws}, z from the {latent}, against {about.images}"
     return ComparisonGroup(title, f"{count:,} {draws}", reason, key, 6, True)
 

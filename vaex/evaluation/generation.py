@@ -5,6 +5,7 @@ autoencoder without a prior can generate. An image is the likelihood's mean, or 
 score differently, so that the results say which it was.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from vaex.data.cache import cache_folder
 from vaex.data.dataset import Images
-from vaex.evaluation.classifier import FEATURES, accuracy, classifier_for, features_of, to_pixels
+from vaex.evaluation.classifier import FEATURES, Classifier, accuracy, classifier_for, features_of, to_pixels
 from vaex.evaluation.fid import FeatureStatistics, frechet_distance, neighborhoods, real_against_real_floor
 from vaex.evaluation.latent import fit_mixture
 from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
+from vaex.evaluation.pretrained import inception_distances
 from vaex.evaluation.split import batches, evaluating, evenly_spaced, fixed_noise
 from vaex.latents.prior import StandardNormal
 
@@ -26,35 +28,86 @@ CODES = 15_000  # training images whose codes a mixture is fitted to
 NOISY_IMAGES = 16  # decoded at once, whatever the batch size: their pixel noise is drawn for all of them together
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Generated images, as many of each kind as the test split has.
+
+    Attributes:
+        pixels: uint8 [N, C, H, W] under fid (samples), fid_reconstruction, and fid_normal for samples from N(0, I) if
+            the model's prior is not N(0, I).
+        draws: means or noise.
+        latent: where z of the samples comes from.
+    """
+
+    pixels: dict[str, Tensor]
+    draws: str
+    latent: str
+
+
 def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     """Fréchet distances, precision and recall, density and coverage, of as many images as the test split has.
 
     Returns:
-        fid of samples and fid_reconstruction; fid_normal of samples from N(0, I), if the samples are from a prior that
-        is not N(0, I); fid_floor, what two sets of so many real images would give (half the distance of halves of the
-        test images, since the bias is proportional to 1/N); precision, recall, density and coverage of the samples;
-        fid_images (the number on each side), fid_draws (means or noise), fid_latent and
-        fid_classifier (SHA-256 of its weights), on which the numbers depend; class_agreement of a conditional model,
-        the fraction of samples that the classifier assigns to the requested class; and fid_inception if requested.
+        unless the images have no labels: fid of samples and fid_reconstruction; fid_normal of samples from N(0, I), if
+        the samples are from a prior that is not N(0, I); fid_floor, what two sets of so many real images would give
+        (half the distance of halves of the test images, since the bias is proportional to 1/N); precision, recall,
+        density and coverage of the samples; fid_classifier (SHA-256 of its weights), on which the numbers depend; and
+        class_agreement of a conditional model, the fraction of samples that the classifier assigns to the requested
+        class. If requested, fid_inception and fid_inception_reconstruction, and what they depend on. With either,
+        fid_images (the number on each side), fid_draws (means or noise) and fid_latent.
 
     Raises:
         ValueError: if there are too few images, no labels to train a classifier with, or no pixel noise to sample.
         ModuleNotFoundError: if `inception` is requested and its extra is not installed.
+        UserError: if `inception` is requested and its weights cannot be downloaded.
     """
-    model, dataset, test = evaluation.model, evaluation.dataset, evaluation.dataset.test
-    device = model.device
-    if len(test) < FEWEST:  # before a classifier is trained
-        raise ValueError(f"the distance and its floor need at least {FEWEST} test images, got {len(test)}")
-    with fixed_noise(device):
-        classifier, weights_hash = classifier_for(dataset.source, cache_folder(), device=device)
-    real = features_of(classifier, dataset.source.test.pixels)
-    z, latent = _sample_latents(evaluation, len(test))
+    dataset, device = evaluation.dataset, evaluation.model.device
+    by_classifier = evaluation.fid != "none" and (evaluation.fid is not None or dataset.source.classes > 1)
+    if by_classifier:
+        if len(dataset.test) < FEWEST:  # before a classifier is trained
+            raise ValueError(f"the distance and its floor need at least {FEWEST} test images, got {len(dataset.test)}")
+        with fixed_noise(device):
+            classifier, weights_hash = classifier_for(dataset.source, cache_folder(), device=device)
+    generated = _generate(evaluation)
+    results: dict[str, Any] = {
+        "fid_images": len(dataset.test),
+        "fid_draws": generated.draws,
+        "fid_latent": generated.latent,
+    }
+    if by_classifier:
+        results |= {**_by_classifier(evaluation, classifier, generated), "fid_classifier": weights_hash}
+    if evaluation.inception:
+        kinds = {"fid_inception": "fid", "fid_inception_reconstruction": "fid_reconstruction"}
+        pixels = {name: generated.pixels[kind] for name, kind in kinds.items()}
+        results |= inception_distances(dataset.source.test.pixels, pixels, device)
+    return {f"test/{name}": value for name, value in results.items()}
+
+
+def _by_classifier(evaluation: Evaluation, classifier: Classifier, generated: Generated) -> dict[str, Any]:
+    real = features_of(classifier, evaluation.dataset.source.test.pixels)
+    features = {name: features_of(classifier, pixels) for name, pixels in generated.pixels.items()}
+    statistics = FeatureStatistics.of(real)
+    results = {
+        **{name: frechet_distance(statistics, FeatureStatistics.of(fake)) for name, fake in features.items()},
+        "fid_floor": real_against_real_floor(real) / 2,
+        **neighborhoods(real, features["fid"]),
+    }
+    if evaluation.model.classes:
+        labels = evaluation.dataset.test.labels.to(evaluation.model.device)
+        results["class_agreement"] = accuracy(classifier, Images(generated.pixels["fid"], labels))
+    return results
+
+
+def _generate(evaluation: Evaluation) -> Generated:
+    model, dataset = evaluation.model, evaluation.dataset
+    count = len(dataset.test)
+    z, latent = _sample_latents(evaluation, count)
     noisy = evaluation.fid == "noise"
     latents = {"fid": z}
     if latent == "prior" and not model.prior.is_standard:
-        standard = StandardNormal(model.latent_dim, device)
-        latents["fid_normal"] = standard.sample(len(test), generator=torch.Generator().manual_seed(0))
-    generated: dict[str, list[Tensor]] = {name: [] for name in (*latents, "fid_reconstruction")}  # uint8
+        standard = StandardNormal(model.latent_dim, model.device)
+        latents["fid_normal"] = standard.sample(count, generator=torch.Generator().manual_seed(0))
+    generated: dict[str, list[Tensor]] = {name: [] for name in (*latents, "fid_reconstruction")}
     batch_size = NOISY_IMAGES if noisy else evaluation.batch_size
     for batch in batches(model, evaluation.images, dataset.to_float, batch_size=batch_size, poll=evaluation.poll):
         codes = [z[batch.rows] for z in latents.values()] + [model.encode(batch.x, batch.labels).mean]
@@ -63,23 +116,8 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
             if noisy and not distribution.has_sample:
                 raise ValueError(f"--fid=noise: {type(distribution).__name__} has no sample(); use --fid=means")
             pixels.append(to_pixels(distribution.sample() if noisy else distribution.mean))
-    samples = torch.cat(generated["fid"])
-    features = {name: features_of(classifier, torch.cat(pixels)) for name, pixels in generated.items()}
-    statistics = FeatureStatistics.of(real)
-    results = {
-        **{name: frechet_distance(statistics, FeatureStatistics.of(fake)) for name, fake in features.items()},
-        "fid_floor": real_against_real_floor(real) / 2,
-        "fid_images": len(test),
-        "fid_draws": "noise" if noisy else "means",
-        "fid_latent": latent,
-        "fid_classifier": weights_hash,
-        **neighborhoods(real, features["fid"]),
-    }
-    if model.classes:
-        results["class_agreement"] = accuracy(classifier, Images(samples, test.labels.to(device)))
-    if evaluation.inception:
-        results["fid_inception"] = inception_fid(dataset.source.test.pixels, samples)
-    return {f"test/{name}": value for name, value in results.items()}
+    images = {name: torch.cat(pixels) for name, pixels in generated.items()}
+    return Generated(images, "noise" if noisy else "means", latent)
 
 
 def _sample_latents(evaluation: Evaluation, count: int) -> tuple[Tensor, str]:
@@ -101,22 +139,9 @@ def _sample_latents(evaluation: Evaluation, count: int) -> tuple[Tensor, str]:
     return mixture.sample(count, generator).to(model.device), f"mixture of {len(mixture)}"
 
 
-def inception_fid(real: Tensor, fake: Tensor, batch_size: int = 100) -> float:
-    """The Fréchet distance in Inception-v3's features that papers report; uint8 [N, C, H, W] each.
-
-    Raises:
-        ModuleNotFoundError: if the extra `inception` is not installed. It downloads its weights on first use.
-    """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    metric = FrechetInceptionDistance(feature=2048).to(fake.device)
-    for images, is_real in ((real, True), (fake, False)):
-        for part in torch.split(images, batch_size):
-            metric.update(part.to(fake.device).expand(-1, 3, -1, -1), real=is_real)
-    return float(metric.compute())
-
-
 def _why_not(evaluation: Evaluation) -> str | None:
+    if evaluation.inception:
+        return None
     if evaluation.fid is None and evaluation.dataset.source.classes < 2:
         return "no FID: the images have no labels to train a classifier with"
     return "" if evaluation.fid == "none" else None
@@ -126,9 +151,11 @@ GENERATION = Measurement(
     generation_quality,
     (
         Metric("test/fid", "FID", digits=1, better="lower", comparable="samples"),
+        Metric("test/fid_inception", "Inception FID", digits=1, better="lower", comparable="samples", column="I-FID"),
+        Metric("test/fid_inception_reconstruction", "Inception rFID", digits=1, better="lower", column="I-rFID"),
         Metric("test/class_agreement", "class agreement", better="higher", comparable="samples", column="agree"),
     ),
     _why_not,
-    requested=lambda evaluation: evaluation.fid is not None,
-    remedy="--fid=none leaves generated images out",
+    requested=lambda evaluation: evaluation.fid is not None or evaluation.inception,
+    remedy="--fid=none without --inception leaves generated images out",
 )

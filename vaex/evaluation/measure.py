@@ -34,7 +34,8 @@ class Evaluation:
         images_per_batch: images, or images times samples of z, that are decoded at once; None for `images_at_once`.
         fid: how generated images are made, or none; None for the default, means where the images have labels.
         latent: where z of generated images comes from.
-        inception: whether to compute the FID in Inception's features too.
+        inception: whether to compute FIDs in Inception's features too.
+        lpips: whether to compute the LPIPS of reconstructions.
         disentanglement: whether to compare latents with the factors of the images.
         title: text on the progress bar.
         poll: called before each batch; may raise to stop.
@@ -51,6 +52,7 @@ class Evaluation:
     fid: Literal["means", "noise", "none"] | None = None
     latent: Literal["prior", "mixture"] = "prior"
     inception: bool = False
+    lpips: bool = False
     disentanglement: bool = False
     title: str | None = None
     poll: Callable[[], None] = lambda: None

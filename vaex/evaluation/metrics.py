@@ -18,11 +18,12 @@ from vaex.evaluation.disentanglement import DISENTANGLEMENT
 from vaex.evaluation.floor import FLOOR
 from vaex.evaluation.generation import GENERATION
 from vaex.evaluation.metric import Metric
+from vaex.evaluation.pretrained import LPIPS
 from vaex.evaluation.reconstruction import RECONSTRUCTION
 from vaex.model import Autoencoder
 
 # In the order in which `vaex eval` runs them.
-MEASUREMENTS = (BOUND, RECONSTRUCTION, GENERATION, DISENTANGLEMENT, CALIBRATION, PROBABILITY, AGGREGATE, FLOOR)
+MEASUREMENTS = (BOUND, RECONSTRUCTION, LPIPS, GENERATION, DISENTANGLEMENT, CALIBRATION, PROBABILITY, AGGREGATE, FLOOR)
 
 # Those of `vaex train`, in the order of the summary after training.
 HEADLINES: tuple[Metric, ...] = BOUND.metrics

@@ -116,15 +116,17 @@ def _about_the_scores(group: ComparisonGroup, members: list[Row]) -> list[str]:
 
 def _about_the_fid(members: list[Row]) -> list[str]:
     """What the FID depends on. The runs of a group may differ only in where z comes from."""
-    measured = [row.results for row in members if "test/fid" in row.results]
+    measured = [row.results for row in members if "test/fid_images" in row.results]
     if not measured:
         return []
     latents = ", ".join(dict.fromkeys(results["test/fid_latent"] for results in measured))
     first = measured[0]
-    return [
-        f"FID of {first['test/fid_images']:,} {first['test/fid_draws']}, z from the {latents}; by vaex's classifier, "
-        f"not Inception; real images give {first['test/fid_floor']:.1f}."
-    ]
+    sentence = f"FID of {first['test/fid_images']:,} {first['test/fid_draws']}, z from the {latents}"
+    if "test/fid" in first:
+        sentence += f"; by vaex's classifier, not Inception; real images give {first['test/fid_floor']:.1f}"
+    if "test/fid_inception" in first:
+        sentence += "; I-FID and I-rFID (of reconstructions) by Inception-v3, as in papers"
+    return [sentence + "."]
 
 
 def _without_middle(name: str, width: int) -> str:

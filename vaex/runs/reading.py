@@ -18,7 +18,16 @@ from vaex.errors import UserError, first_line
 NUMERIC = ("test", "train", "model", "beta", "likelihood")
 TEXTS = frozenset(
     f"test/{name}"
-    for name in ("bits_per_dim_from", "nll_posterior", "scored_pixels", "fid_draws", "fid_latent", "fid_classifier")
+    for name in (
+        "bits_per_dim_from",
+        "nll_posterior",
+        "scored_pixels",
+        "fid_draws",
+        "fid_latent",
+        "fid_classifier",
+        "fid_inception_features",
+        "lpips_network",
+    )
 ) | {"model/sha256"}
 STATUS_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("status", "error", "reason", "traceback"), (str,)),
