@@ -254,6 +254,12 @@ FEW_SPRITES = [
     "dataset.source.test=500",
     "dataset.validation=500",
 ]
+SOME_SPRITES = [  # 9,216 images
+    "dataset.source.positions=8",
+    "dataset.source.rotations=8",
+    "dataset.source.test=500",
+    "dataset.validation=500",
+]
 SMALL_LADDER = [
     "dataset=mnist",
     "architecture.widths=[16,32]",
@@ -292,7 +298,7 @@ RECIPES = {
         ],
         runs=[("tc", ()), ("vae", ("objective=vae", "~objective.tc", "beta=6"))],
         evaluation=["--samples", "0", *NO_FID],
-        small=[*FEW_SPRITES, "steps=1500", *QUICK],
+        small=[*SOME_SPRITES, "steps=600", *QUICK],
     ),
     "bounded_likelihoods": Recipe(
         [

@@ -18,6 +18,7 @@ from vaex.data.dataset import Dataset, Images, Source
 from vaex.errors import UserError
 from vaex.evaluation.importance import importance_nll
 from vaex.figures.figure import Subject
+from vaex.figures.interpolation import interpolation
 from vaex.figures.levels import levels
 from vaex.model import Autoencoder
 from vaex.objectives import VAE, Batch
@@ -237,6 +238,26 @@ def test_the_last_row_of_the_levels_is_the_reconstruction_and_the_first_knows_th
     torch.testing.assert_close(sheets[1][-1], expected[-1])
 
 
+def test_an_interpolation_of_a_ladder_ends_with_a_row_between_first_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ladder()
+    sheets: list[tuple[Tensor, list[str]]] = []
+    monkeypatch.setattr(
+        "vaex.figures.interpolation.grid", lambda images, rows, columns: sheets.append((images, rows)) or images
+    )
+    monkeypatch.setattr("vaex.figures.interpolation.framed", lambda sheet: sheet)
+    monkeypatch.setattr("vaex.figures.interpolation.above", lambda *sheets: sheets)
+    images = Images((images_of(model, 2) * 255).to(torch.uint8), torch.zeros(2, dtype=torch.int64))
+    dataset = Dataset(source=Source(images, images, 0), validation=0, binarize="none", dequantize="none")
+    with torch.no_grad():
+        interpolation(Subject(model=model, dataset=dataset, corruption=nn.Identity(), count=1))
+        code = model.encode(dataset.to_float(images.pixels)).mean
+        code[:, model.posterior.groups[0] :] = 0
+        middle = model.decode(code.mean(0, keepdim=True)).mean[0]
+    ((rows, names),) = sheets
+    assert names == ["pixels", "linear", "spherical", "variance-preserving", "first group"]
+    torch.testing.assert_close(rows[-1][5], middle)  # of eleven
+
+
 def test_free_bits_are_those_of_the_latents_of_a_group() -> None:
     model = ladder()
     x = images_of(model)
@@ -246,6 +267,26 @@ def test_free_bits_are_those_of_the_latents_of_a_group() -> None:
     sizes = [group.latents for group in model.decoder.groups]  # type: ignore[union-attr]
     rates = [max(rate, 0.5 * size) for rate, size in zip(terms.rate.mean(0).tolist(), sizes, strict=True)]
     assert terms.loss.item() == pytest.approx(terms.distortion.mean().item() + sum(rates), rel=1e-5)
+
+
+def test_beta_grows_for_one_group_after_another_from_the_finest_to_the_coarsest() -> None:
+    objective = VAE(beta=4.0, samples=1, warmup=30, free_bits=0.0, delay=10, coarse_first=True)
+    betas = [objective.beta_at(torch.tensor(float(step)), 3).tolist() for step in (0, 10, 15, 20, 30, 35, 40, 99)]
+    assert betas == [[0, 0, 0], [0, 0, 0], [0, 0, 2], [0, 0, 4], [0, 4, 4], [2, 4, 4], [4, 4, 4], [4, 4, 4]]
+    assert objective.beta_at(None, 3) == 4
+    rates, distortion = torch.tensor([1.0, 10.0, 100.0]), torch.tensor(5.0)
+    halfway = objective.beta_at(torch.tensor(15.0), 3)
+    assert objective.loss(distortion, rates, halfway) == 5 + 2 * 100
+
+    model = ladder()
+    model.train()
+    batch = Batch(x := images_of(model), x, torch.zeros(3, dtype=torch.int64))
+    torch.manual_seed(0)
+    terms = objective(model, batch, torch.tensor(20.0))  # two groups, after a third of the warm-up
+    assert terms.rate is not None and terms.beta is not None
+    expected = terms.distortion.mean() + 4 * (2 * 10 / 30) * terms.rate.mean(0)[1]
+    torch.testing.assert_close(terms.loss, expected)
+    torch.testing.assert_close(terms.beta, torch.tensor(4 * 10 / 30))
 
 
 def test_activations_that_are_computed_again_change_no_gradient() -> None:

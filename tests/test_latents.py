@@ -448,6 +448,7 @@ def test_priors_posteriors_and_objectives_train_and_evaluate_or_are_refused(
         (["prior=vamp", "prior.components=4000"], "there are only 1000; set fewer"),
         (["prior=mixture", "prior.components=0"], "prior.components=0: must be >= 1"),
         (["prior=flow", "latent_dim=1"], "at least 2 latents"),
+        (["objective.coarse_first=true", "objective.warmup=5"], "one group of latents; use architecture=ladder"),
         (["posterior=iaf", "posterior.steps=0"], "posterior.steps=0: must be >= 1"),
         (
             ["objective=iwae", "objective.doubly_reparametrized=true", "posterior=iaf"],

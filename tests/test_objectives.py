@@ -112,7 +112,7 @@ def test_beta_waits_and_starts_again() -> None:
     assert losses == [5, 5, 8, 11, 11, 5, 8]
     at_once = VAE(beta=2.0, samples=1, warmup=0, free_bits=0.0, delay=4)
     assert [loss_at(at_once, torch.tensor(step)) for step in (0, 3, 4, 99)] == [5, 5, 11, 11]
-    for changes in ({"delay": -1}, {"warmup": 10, "delay": 5, "cycle": 14}, {"cycle": 5}):
+    for changes in ({"delay": -1}, {"warmup": 10, "delay": 5, "cycle": 14}, {"cycle": 5}, {"coarse_first": True}):
         with pytest.raises(ValueError, match=f"objective.{list(changes)[-1]}="):
             VAE(**{"beta": 1.0, "samples": 1, "warmup": 0, "free_bits": 0.0} | changes)  # type: ignore[arg-type]
 

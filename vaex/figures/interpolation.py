@@ -45,7 +45,8 @@ def interpolation(subject: Subject, steps: int = 11) -> Files:
     """For each pair of test images a row between their pixels, and below it a row for each path between their codes.
 
     The images of a pair are of different classes; of the same class if the model is conditional. Codes whose prior is
-    not N(0, I) have no variance to preserve and lie on no sphere, so there the only path is linear.
+    not N(0, I) have no variance to preserve and lie on no sphere, so there the only path is linear. For a hierarchical
+    model, a last row interpolates between the first groups of latents, with the others at the prior's mean.
     """
     paths: dict[str, Path] = {"linear": linear}
     if has_standard_prior(subject.model):
@@ -53,14 +54,20 @@ def interpolation(subject: Subject, steps: int = 11) -> Files:
     t = torch.linspace(0, 1, steps, device=subject.model.device)
     pairs = _pairs(subject, subject.count or 4)
     images = subject.encode(pairs.flatten().to(subject.dataset.test.labels.device))
+    first = subject.model.posterior.groups[0]
+    names = ["pixels", *paths] + ["first group"] * (first < subject.model.latent_dim)
     sheets = []
     for start in range(0, len(images.x), 2):
         pair = slice(start, start + 2)
         labels = images.labels[start].expand(steps)
         codes = [path(t, *images.z[pair]) for path in paths.values()]
         rows = [linear(t, *images.x[pair]), *(subject.model.decode(z, labels).mean for z in codes)]
+        if first < subject.model.latent_dim:
+            ends = torch.zeros_like(images.z[pair])
+            ends[:, :first] = images.z[pair][:, :first]
+            rows.append(subject.model.decode(linear(t, *ends), labels).mean)
         columns = [f"{value:.1f}" for value in t.tolist()] if start == 0 else []
-        sheets.append(grid(torch.stack(rows), rows=["pixels", *paths], columns=columns))
+        sheets.append(grid(torch.stack(rows), rows=names, columns=columns))
     return {"interpolation.png": framed(above(*sheets))}
 
 

@@ -58,7 +58,7 @@ class Terms:
         rate: KL(q(z|x) || p(z)), [B, groups] (see vaex.model.Latents); None without a posterior distribution.
         posterior: q(z|x).
         distribution: p(x|z), with batch shape [samples, B], or [B] without a posterior distribution.
-        beta: weight of the rate in this step, [], to be logged; None if it is constant.
+        beta: weight of the rate in this step, [], or the mean over groups, to be logged; None if it is constant.
     """
 
     loss: Tensor
@@ -77,6 +77,7 @@ class Objective(nn.Module):
         samples: number of samples of z for each image.
         needs_diagonal: whether q(z|x) must be a Gaussian with independent latents.
         needs_standard: whether p(z) must be N(0, I).
+        needs_groups: whether the model must be hierarchical.
         separates_decoder: whether the decoder is trained on another loss than the encoder, so that it may not infer z.
         weighs_samples: whether samples of z are weighted by p(x|z), which then may not be computed from x itself.
         linear_in_batch: whether the loss of a batch is the mean of the losses of its equal parts.
@@ -89,6 +90,7 @@ class Objective(nn.Module):
     samples: int = 1
     needs_diagonal: bool = False
     needs_standard: bool = False
+    needs_groups: bool = False
     separates_decoder: bool = False
     weighs_samples: bool = False
     linear_in_batch: bool = True
