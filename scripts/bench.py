@@ -130,7 +130,7 @@ class TutorialLadder(nn.Module):
         super().__init__()
         sizes: dict[str, Any] = {"image_shape": (1, 28, 28), "widths": widths, "activation": "silu", "recompute": False}
         self.encoder = ladder.Encoder(depth=2, **sizes)
-        self.decoder = ladder.Decoder(out_channels=1, groups=groups, latent_channels=latent_channels, **sizes)
+        self.decoder = ladder.Decoder(out_channels=1, groups=groups, depth=1, latent_channels=latent_channels, **sizes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         noise = torch.randn(1, len(x), self.decoder.latent_dim, device=x.device)

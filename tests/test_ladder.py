@@ -62,6 +62,18 @@ def test_every_weight_and_every_pixel_has_a_gradient_at_any_size(
     assert (even != 0).all()
 
 
+@pytest.mark.parametrize("groups", ["[0,2]", "[2,0]", "[1,1]"])
+def test_every_level_of_the_decoder_has_blocks(groups: str) -> None:
+    model = ladder(f"architecture.groups={groups}", "architecture.decoder_depth=3")
+    blocks = {name.rpartition(".branch")[0] for name, _ in model.decoder.named_parameters() if ".branch." in name}
+    assert len(blocks) == 3 * (2 if groups == "[1,1]" else 3)
+    x = images_of(model)
+    latents = model.infer(x, None, torch.randn(1, 3, model.latent_dim))
+    (model.decode_latents(latents).log_prob(x).sum() - latents.rate.sum()).backward()
+    for name, parameter in model.decoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
 def test_samples_come_with_the_image_that_the_decoder_makes_of_them() -> None:
     model = ladder("conditional=true", classes=3)
     x, labels = images_of(model), torch.arange(3)
@@ -123,7 +135,7 @@ def linear(model: Autoencoder) -> Decoder:
     assert isinstance(decoder, Decoder)
     with torch.no_grad():
         for group in decoder.groups:
-            for parameter in group.block.parameters():
+            for parameter in group.blocks.parameters():
                 parameter.zero_()
             if group.prior is not None:
                 for parameter in group.prior.parameters():
@@ -314,6 +326,7 @@ def test_activations_that_are_computed_again_change_no_gradient() -> None:
         (["architecture.groups=[1]"], r"architecture.groups=\[1\]: must be a number of groups >= 0 for each of the 2"),
         (["architecture.groups=[0,0]"], "and not 0 for all"),
         (["architecture.depth=0"], "architecture.depth=0: must be >= 1"),
+        (["architecture.decoder_depth=0"], "architecture.decoder_depth=0: must be >= 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

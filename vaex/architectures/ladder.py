@@ -146,6 +146,7 @@ class Group(nn.Module):
         size: height and width of the level.
         style: of all branches.
         first: whether this is the first group, whose prior has a fixed scale of 1.
+        depth: number of residual blocks after the latents.
         total: number of blocks in the decoder.
     """
 
@@ -158,6 +159,7 @@ class Group(nn.Module):
         size: tuple[int, int],
         style: Style,
         first: bool,
+        depth: int,
         total: int,
     ) -> None:
         super().__init__()
@@ -166,7 +168,7 @@ class Group(nn.Module):
         # The posterior is the prior at first: the rate is 0, as it is where a model ignores z.
         self.posterior = Branch(2 * width, 2 * channels, size, style, start=0.0)
         self.project = nn.Conv2d(channels, width, 1)
-        self.block = Block(width, size, style, total)
+        self.blocks = nn.Sequential(*(Block(width, size, style, total) for _ in range(depth)))
 
     @property
     def latents(self) -> int:
@@ -187,7 +189,7 @@ class Group(nn.Module):
 
     def after(self, h: Tensor, scale: Tensor | None, z: Tensor) -> Tensor:
         """The state that knows the latents z [N, channels, H, W]."""
-        out: Tensor = self.block(h + self.project(z if scale is None else scale * z))
+        out: Tensor = self.blocks(h + self.project(z if scale is None else scale * z))
         return out
 
 
@@ -222,6 +224,7 @@ class Decoder(base.Decoder):
         condition_features: number of classes of a conditional model, else 0.
         widths: channels of each level, as in the encoder.
         groups: number of groups of latents of each level, the finest first.
+        depth: number of residual blocks after each group, and in a level without groups.
         latent_channels: latents of a group at each position.
         recompute: see Style.
 
@@ -243,6 +246,7 @@ class Decoder(base.Decoder):
         condition_features: int = 0,
         widths: Sequence[int],
         groups: Sequence[int],
+        depth: int,
         latent_channels: int,
         activation: str,
         recompute: bool,
@@ -254,6 +258,9 @@ class Decoder(base.Decoder):
                 f"architecture.groups={list(groups)}: must be a number of groups >= 0 for each of the {len(widths)} "
                 "levels of architecture.widths, and not 0 for all"
             )
+        if depth < 1:
+            raise ValueError(f"architecture.decoder_depth={depth}: must be >= 1 block after each group of latents")
+        style, total = Style(activation, recompute), depth * sum(max(1, number) for number in groups)
         self.condition_features = condition_features
         self.start = nn.Parameter(torch.zeros(widths[-1], *sizes[-1]))
         self.condition = nn.Linear(condition_features, widths[-1]) if condition_features else None
@@ -268,12 +275,15 @@ class Decoder(base.Decoder):
                     channels=latent_channels,
                     level=level,
                     size=sizes[level],
-                    style=Style(activation, recompute),
+                    style=style,
                     first=not self.groups,
-                    total=sum(groups),
+                    depth=depth,
+                    total=total,
                 )
                 path.append(group)
                 self.groups.append(group)
+            if not groups[level]:
+                path += [Block(widths[level], sizes[level], style, total) for _ in range(depth)]
         self.path = nn.ModuleList(path)
         self.activation_shapes = [(*size, width) for size, width in zip(sizes, widths, strict=True)]
         self.latent_dim = sum(group.latents for group in self.groups)
