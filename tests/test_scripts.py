@@ -255,6 +255,19 @@ def test_the_study_of_sprites_is_written(run_script: Run, tmp_path: Path, monkey
         assert picture.width > 500
 
 
+def test_the_table_of_total_correlations_is_written(
+    run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tc_table as study
+
+    monkeypatch.setattr(study, "SETTING", ["dataset=sprites", "likelihood=bernoulli", "latent_dim=2"])
+    options = ["--steps", "2", "--seeds", "0", "1", "--workers", "1", "--folder", "runs", "--docs", str(tmp_path)]
+    run_script(study, *options, train=[*SPRITES, "dataset.validation=20", "batch_size=32", "figures.kinds=[]"])
+    rows = Path("tc_table.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in rows[4:]] == list(study.OBJECTIVES)
+    assert all(row.count("|") == 9 and row.count("±") == 7 for row in rows[4:])
+
+
 def test_the_classifier_is_trained_and_its_hashes_printed(
     run_script: Run, small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
