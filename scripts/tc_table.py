@@ -1,4 +1,4 @@
-"""beta_tc beside vae on sprites, with the same total weight: docs/tc_table.md.
+"""beta_tc beside vae on sprites, with the same weight of the total correlation: docs/tc_table.md.
 
     python scripts/tc_table.py            # 9 runs of 3,000 steps: half an hour on two CPU cores
 

@@ -74,6 +74,18 @@ def test_every_level_of_the_decoder_has_blocks(groups: str) -> None:
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
+def test_weights_and_configs_of_older_ladders_still_fit() -> None:
+    """They had no decoder_depth, no blocks in levels without groups, and one block after each group, named `block`."""
+    config = composed(*LADDER, "architecture.groups=[0,2]")
+    del config.architecture["decoder"]["depth"], config.architecture["decoder_depth"]
+    model = build_model(config, (1, 28, 28), 0, stochastic=True)
+    names = list(model.state_dict())
+    assert not any(name.startswith("decoder.path.4") for name in names)  # two groups, a convolution and an upsampling
+    old = {name.replace(".blocks.0.", ".block."): value for name, value in model.state_dict().items()}
+    assert old.keys() != model.state_dict().keys()
+    model.load_state_dict(old)
+
+
 def test_samples_come_with_the_image_that_the_decoder_makes_of_them() -> None:
     model = ladder("conditional=true", classes=3)
     x, labels = images_of(model), torch.arange(3)
@@ -327,6 +339,10 @@ def test_activations_that_are_computed_again_change_no_gradient() -> None:
         (["architecture.groups=[0,0]"], "and not 0 for all"),
         (["architecture.depth=0"], "architecture.depth=0: must be >= 1"),
         (["architecture.decoder_depth=0"], "architecture.decoder_depth=0: must be >= 1"),
+        (
+            ["architecture.groups=[0,1]", "objective.coarse_first=true", "objective.warmup=5"],
+            "has one group of latents",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

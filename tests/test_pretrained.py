@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -15,8 +16,10 @@ from vaex import cli
 from vaex.data.dataset import Dataset, Images, Source
 from vaex.errors import UserError
 from vaex.evaluation import generation, pretrained
+from vaex.evaluation.comparison import Description, comparison_group
 from vaex.evaluation.generation import GENERATION
 from vaex.evaluation.measure import Evaluation, measure
+from vaex.evaluation.metrics import METRICS
 from vaex.evaluation.pretrained import LPIPS, inception_distances, lpips_network
 from vaex.likelihoods.gaussian import Gaussian
 from vaex.likelihoods.scale import Fixed
@@ -41,7 +44,7 @@ def few_features(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """A network of eight features in place of Inception-v3's 2,048."""
 
     class Means(nn.Module):
-        """Means of the rows' halves of the first channel, in units of 1."""
+        """Means of four neighboring pixels each, in a corner of the first channel."""
 
         def forward(self, pixels: Tensor) -> Tensor:
             assert pixels.dtype == torch.uint8 and pixels.shape[1] == 3
@@ -79,9 +82,9 @@ def test_gray_images_are_compared_in_color_and_the_number_of_images_must_exceed_
 ) -> None:
     gray = color(20, 0)[:, :1]
     assert inception_distances(gray, {"same": gray}, CPU)["same"] == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match="neither|1 or 3 channels, got 2"):
+    with pytest.raises(UserError, match="--inception: needs images of 1 or 3 channels, got 2"):
         inception_distances(color(20, 0)[:, :2], {}, CPU)
-    with pytest.raises(ValueError, match="more test images than that, got 8"):
+    with pytest.raises(UserError, match="needs more than 8 test images, got 8"):
         inception_distances(color(8, 0), {}, CPU)
 
 
@@ -92,7 +95,10 @@ def test_images_without_labels_have_distances_by_inception(few_features: nn.Modu
     assert not reasons and "test/fid" not in results and "test/precision" not in results
     assert results["test/fid_inception_reconstruction"] == pytest.approx(0, abs=1e-6)
     assert results["test/fid_inception"] > 0.01
-    assert results["test/fid_images"] == 60 and results["test/fid_draws"] == "means"
+    assert results["test/fid_inception_images"] == 60 and results["test/fid_inception_draws"] == "means"
+    assert not {"test/fid_images", "test/fid_draws", "test/fid_classifier"} & results.keys()
+    noisy, _ = measure(Evaluation(copying(0.5), AE(), unlabeled, inception=True, fid="noise"), [GENERATION])
+    assert noisy["test/fid_inception_draws"] == "noise" and "test/fid" not in noisy
 
 
 def test_no_classifier_is_trained_for_inception_alone(
@@ -103,6 +109,56 @@ def test_no_classifier_is_trained_for_inception_alone(
     labeled = Dataset(source=Source(source.train, test, 10), validation=0, binarize="none", dequantize="none")
     results, _ = measure(Evaluation(copying(0.5), AE(), labeled, fid="none", inception=True), [GENERATION])
     assert "test/fid_inception" in results and "test/fid" not in results
+
+
+def test_numbers_are_compared_only_in_the_features_of_one_network() -> None:
+    about = Description(
+        dataset="mnist",
+        image_shape=(1, 28, 28),
+        test_images=60,
+        test_sha256="0" * 64,
+        binarize="none",
+        dequantize="none",
+        conditional=False,
+        stochastic=True,
+        likelihood="gaussian",
+        scale="shared",
+        likelihood_settings="{}",
+        kind="density",
+        support="real",
+        beta=1.0,
+        prior="standard",
+        posterior="diagonal",
+        rate="closed form",
+    ).to_results()
+    own: dict[str, Any] = {
+        "test/fid_images": 60,
+        "test/fid_draws": "means",
+        "test/fid_latent": "prior",
+        "test/fid_classifier": "a",
+    }
+    inception: dict[str, Any] = {
+        "test/fid_inception_images": 60,
+        "test/fid_inception_draws": "noise",
+        "test/fid_inception_latent": "prior",
+        "test/fid_inception_features": "b",
+    }
+    metrics = {metric.key: metric for metric in METRICS}
+    own["test/fid"] = inception["test/fid_inception"] = inception["test/fid_inception_reconstruction"] = 10.0
+    both = {**about, **own, **inception, "test/lpips": 0.1, "test/lpips_network": "c"}
+    for key, changed, same in (
+        ("test/fid", {"test/fid_inception_features": "d"}, True),
+        ("test/fid", {"test/fid_classifier": "d"}, False),
+        ("test/fid_inception", {"test/fid_classifier": "d"}, True),
+        ("test/fid_inception", {"test/fid_inception_features": "d"}, False),
+        ("test/fid_inception_reconstruction", {"test/fid_inception_draws": "means"}, False),
+        ("test/lpips", {"test/lpips_network": "d"}, False),
+        ("test/lpips", {"test/fid_classifier": "d"}, True),
+    ):
+        groups = [comparison_group(metrics[key], results) for results in (both, both | changed)]
+        assert (groups[0] == groups[1]) == same, (key, changed)
+    assert comparison_group(metrics["test/fid"], {**about, **own}) == comparison_group(metrics["test/fid"], both)
+    assert comparison_group(metrics["test/fid_inception"], {**about, **own}) is None
 
 
 class Blur(nn.Module):
@@ -152,9 +208,16 @@ def test_lpips_is_the_librarys_mean_over_images(random_alexnet: None) -> None:
     assert results["test/lpips"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_the_smallest_image_of_lpips_is_the_smallest_for_alexnet(random_alexnet: None) -> None:
+    size = pretrained.SMALLEST_IMAGE
+    lpips_network()(*torch.zeros(2, 1, 3, size, size))
+    with pytest.raises(RuntimeError):
+        lpips_network()(*torch.zeros(2, 1, 3, size - 1, size - 1))
+
+
 def test_small_images_have_no_lpips(source: Source) -> None:
     small = Dataset(source=source, validation=0, binarize="none", dequantize="none")
-    with pytest.raises(UserError, match="at least 32 × 32 pixels, got 28 × 28; leave --lpips out"):
+    with pytest.raises(UserError, match="--lpips: needs images of at least 31 × 31 pixels, got 28 × 28; leave it out"):
         measure(Evaluation(copying(0.5), AE(), small, lpips=True), [LPIPS])
 
 
@@ -171,8 +234,22 @@ def test_weights_that_cannot_be_downloaded_are_one_line_before_anything_is_measu
     with pytest.raises(SystemExit):
         cli.run("eval", [str(trained()), f"--{option}"])
     error = capsys.readouterr().err.strip()
-    assert error.startswith(f"vaex: --{option}: the weights cannot be downloaded (<urlopen error no route to host>)")
-    assert "checkpoints" in error and "\n" not in error
+    assert (
+        error.startswith(f"vaex: --{option}: ") and "cannot be downloaded (<urlopen error no route to host>)" in error
+    )
+    assert "checkpoints" in error and ".pth" in error and "\n" not in error
+
+
+@pytest.mark.parametrize("load", [pretrained.inception, pretrained.lpips_network])
+def test_a_damaged_file_of_weights_is_named(
+    load: Callable[[], nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    for name in (pretrained.INCEPTION_FILE, pretrained.ALEXNET_FILE):
+        (tmp_path / "checkpoints" / name).write_bytes(b"half a file")
+    with pytest.raises(UserError, match=r"checkpoints/.*\.pth: cannot be read .*; delete it to download it again"):
+        load()
 
 
 def test_a_missing_extra_is_named_before_anything_is_read(
@@ -190,6 +267,8 @@ def test_inception_itself_gives_2048_features_of_images_of_any_size(monkeypatch:
     module = "torch_fidelity.feature_extractor_inceptionv3"
     monkeypatch.setattr(f"{module}.load_state_dict_from_url", lambda *_, **__: {})
     monkeypatch.setattr(f"{module}.FeatureExtractorInceptionV3.load_state_dict", lambda *_: None)
-    features = pretrained.inception()(color(2, 0))
+    network = pretrained.inception()
+    assert network.use_antialias is False  # as TensorFlow 1 resizes
+    features = network(color(2, 0))
     assert features.shape == (2, pretrained.INCEPTION_FEATURES) and features.isfinite().all()
     assert lpips_network.cache_info().currsize == 0

@@ -40,6 +40,7 @@ KINDS = [
     ["prior=vamp", "prior.components=4"],
     ["prior=flow", "prior.layers=2", "prior.hidden=8", "posterior=iaf", "posterior.hidden=8", "posterior.context=3"],
     ["prior=mixture", "prior.components=3", "posterior=full", "objective=iwae"],
+    ["prior=mixture", "prior.components=3", "posterior=full"],
 ]
 
 

@@ -242,9 +242,10 @@ def _check_latents(model: Autoencoder, objective: Objective) -> None:
             "objective.partial=true: trains the decoder on a bound of its own, but the decoder of this architecture "
             f"also infers z; set it to false, or use {remedy}"
         )
-    if objective.needs_groups and not model.posterior.runs_decoder:
+    if objective.needs_groups and len(model.posterior.groups) == 1:
         raise UserError(
-            "objective.coarse_first=true: this model has one group of latents; use architecture=ladder, or leave it out"
+            "objective.coarse_first=true: this model has one group of latents; use architecture=ladder with several "
+            "groups, or leave it out"
         )
     if not model.posterior.is_diagonal:
         for who, needs in ((f"prior: {prior}", model.prior.needs_diagonal), (name, objective.needs_diagonal)):

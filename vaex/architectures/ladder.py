@@ -13,6 +13,7 @@ are the same.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +171,11 @@ class Group(nn.Module):
         self.project = nn.Conv2d(channels, width, 1)
         self.blocks = nn.Sequential(*(Block(width, size, style, total) for _ in range(depth)))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix + "block.")]:  # of older versions
+            state_dict[f"{prefix}blocks.0.{key.removeprefix(prefix + 'block.')}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     @property
     def latents(self) -> int:
         """Number of latents of the group."""
@@ -224,7 +230,8 @@ class Decoder(base.Decoder):
         condition_features: number of classes of a conditional model, else 0.
         widths: channels of each level, as in the encoder.
         groups: number of groups of latents of each level, the finest first.
-        depth: number of residual blocks after each group, and in a level without groups.
+        depth: number of residual blocks after each group, and in each level without groups; None as in older runs, for
+            one block after each group and none in levels without groups.
         latent_channels: latents of a group at each position.
         recompute: see Style.
 
@@ -233,7 +240,7 @@ class Decoder(base.Decoder):
         features: number of features that the encoder returns.
 
     Raises:
-        ValueError: if the groups do not fit the levels, or there are none.
+        ValueError: if the groups do not fit the levels, or there are none; or if the depth is below 1.
     """
 
     defines_latents = True
@@ -246,10 +253,10 @@ class Decoder(base.Decoder):
         condition_features: int = 0,
         widths: Sequence[int],
         groups: Sequence[int],
-        depth: int,
         latent_channels: int,
         activation: str,
         recompute: bool,
+        depth: int | None = None,
     ) -> None:
         super().__init__()
         sizes = level_sizes(image_shape, widths)
@@ -258,9 +265,11 @@ class Decoder(base.Decoder):
                 f"architecture.groups={list(groups)}: must be a number of groups >= 0 for each of the {len(widths)} "
                 "levels of architecture.widths, and not 0 for all"
             )
-        if depth < 1:
+        if depth is not None and depth < 1:
             raise ValueError(f"architecture.decoder_depth={depth}: must be >= 1 block after each group of latents")
-        style, total = Style(activation, recompute), depth * sum(max(1, number) for number in groups)
+        alone = depth or 0  # blocks in a level without groups
+        depth = 1 if depth is None else depth
+        style, total = Style(activation, recompute), depth * sum(groups) + alone * list(groups).count(0)
         self.condition_features = condition_features
         self.start = nn.Parameter(torch.zeros(widths[-1], *sizes[-1]))
         self.condition = nn.Linear(condition_features, widths[-1]) if condition_features else None
@@ -283,7 +292,7 @@ class Decoder(base.Decoder):
                 path.append(group)
                 self.groups.append(group)
             if not groups[level]:
-                path += [Block(widths[level], sizes[level], style, total) for _ in range(depth)]
+                path += [Block(widths[level], sizes[level], style, total) for _ in range(alone)]
         self.path = nn.ModuleList(path)
         self.activation_shapes = [(*size, width) for size, width in zip(sizes, widths, strict=True)]
         self.latent_dim = sum(group.latents for group in self.groups)

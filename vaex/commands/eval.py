@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
     runs, skipped = find_runs(options.runs)
 
     from vaex.evaluation.metrics import METRICS
-    from vaex.evaluation.pretrained import inception, lpips_network
+    from vaex.evaluation.pretrained import check_images, inception, lpips_network
     from vaex.evaluation.table import as_csv, as_json, text
     from vaex.runs.writing import replace_file
 
@@ -54,6 +54,10 @@ def main(arguments: list[str]) -> None:
     datasets = LatestDataset(options.data)
     if options.disentanglement:
         _check_factors(runs, datasets)
+    for name in ("inception", "lpips"):
+        for run in runs if getattr(options, name) else ():
+            _, _, dataset = datasets.of(run)
+            check_images(f"--{name}", dataset.image_shape, len(dataset.test))
     names = short_names(runs)
     rows: list[Row] = []
     problems: list[str] = []

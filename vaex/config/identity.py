@@ -26,7 +26,7 @@ ADDED = {
     "posterior._target_": ("latent_dim", "vaex.latents.posterior.Diagonal"),
     "objective.delay": ("objective.warmup", 0),
     "objective.cycle": ("objective.warmup", None),
-    "objective.coarse_first": ("objective.cycle", False),
+    "objective.coarse_first": ("objective.free_bits", False),
     "objective.groups": ("objective.doubly_reparametrized", 1),
     "objective.elbo": ("objective.doubly_reparametrized", 0.0),
     "objective.partial": ("objective.doubly_reparametrized", False),

@@ -7,7 +7,7 @@ configs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from vaex.evaluation.metric import Comparison, Metric, Results
@@ -250,16 +250,36 @@ def _images(about: Description, results: Results) -> ComparisonGroup:
     return ComparisonGroup(f"Reconstructions of {about.images}", about.dataset, reason, key, 7, True)
 
 
+GENERATED = ("images", "draws", "latent")  # what a distance of generated images depends on, beside the network
+
+
+def _lpips(about: Description, results: Results) -> ComparisonGroup | None:
+    if "test/lpips_network" not in results:
+        return None
+    group = _images(about, results)
+    return replace(group, key=(*group.key, results["test/lpips_network"]))
+
+
 def _samples(about: Description, results: Results) -> ComparisonGroup | None:
-    count, draws, latent = (results.get(f"test/fid_{name}") for name in ("images", "draws", "latent"))
-    networks = [results.get(f"test/fid_{name}") for name in ("classifier", "inception_features")]
+    """Numbers in the features of vaex's own classifier."""
+    reason = "vaex's own classifier is not comparable with Inception."
+    return _generated(about, [results.get(f"test/fid_{name}") for name in (*GENERATED, "classifier")], reason)
+
+
+def _inception(about: Description, results: Results) -> ComparisonGroup | None:
+    reason = "Inception-v3 is not comparable with vaex's own classifier."
+    return _generated(about, [results.get(f"test/fid_inception_{name}") for name in (*GENERATED, "features")], reason)
+
+
+def _generated(about: Description, values: list[Any], which: str) -> ComparisonGroup | None:
+    count, draws, latent, network = values
     if count is None:
         return None
     reason = (
         "These numbers describe generated pictures, so likelihoods may be compared. They don't tell how probable an "
-        "image is, and vaex's own classifier is not comparable with Inception."
+        f"image is, and {which}"
     )
-    key = ("samples", *_same_images(about), count, draws, latent, *networks)
+    key = ("samples", *_same_images(about), count, draws, latent, network)
     title = f"{count:,} {draws}, z from the {latent}, against {about.images}"
     return ComparisonGroup(title, f"{count:,} {draws}", reason, key, 6, True)
 
@@ -269,5 +289,7 @@ _GROUPS: dict[Comparison, Callable[[Description, Results], ComparisonGroup | Non
     "nll": lambda about, results: _probability(about, results) if _is_binary(results) else None,
     "elbo": _elbo,
     "images": _images,
+    "lpips": _lpips,
     "samples": _samples,
+    "inception": _inception,
 }

@@ -48,38 +48,38 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
     """Fréchet distances, precision and recall, density and coverage, of as many images as the test split has.
 
     Returns:
-        unless the images have no labels: fid of samples and fid_reconstruction; fid_normal of samples from N(0, I), if
-        the samples are from a prior that is not N(0, I); fid_floor, what two sets of so many real images would give
-        (half the distance of halves of the test images, since the bias is proportional to 1/N); precision, recall,
-        density and coverage of the samples; fid_classifier (SHA-256 of its weights), on which the numbers depend; and
-        class_agreement of a conditional model, the fraction of samples that the classifier assigns to the requested
-        class. If requested, fid_inception and fid_inception_reconstruction, and what they depend on. With either,
-        fid_images (the number on each side), fid_draws (means or noise) and fid_latent.
+        fid of samples and fid_reconstruction; fid_normal of samples from N(0, I), if the samples are from a prior that
+        is not N(0, I); fid_floor, what two sets of so many real images would give (half the distance of halves of the
+        test images, since the bias is proportional to 1/N); precision, recall, density and coverage of the samples;
+        fid_images (the number on each side), fid_draws (means or noise), fid_latent and fid_classifier (SHA-256 of its
+        weights), on which the numbers depend; and class_agreement of a conditional model, the fraction of samples that
+        the classifier assigns to the requested class. All of these are left out with fid=none. If requested, also
+        fid_inception and fid_inception_reconstruction, and what they depend on. Without labels there is no classifier,
+        so that these are all.
 
     Raises:
         ValueError: if there are too few images, no labels to train a classifier with, or no pixel noise to sample.
-        ModuleNotFoundError: if `inception` is requested and its extra is not installed.
         UserError: if `inception` is requested and its weights cannot be downloaded.
     """
     dataset, device = evaluation.dataset, evaluation.model.device
-    by_classifier = evaluation.fid != "none" and (evaluation.fid is not None or dataset.source.classes > 1)
+    requested = evaluation.fid is not None and not evaluation.inception
+    by_classifier = evaluation.fid != "none" and (requested or dataset.source.classes > 1)
     if by_classifier:
         if len(dataset.test) < FEWEST:  # before a classifier is trained
             raise ValueError(f"the distance and its floor need at least {FEWEST} test images, got {len(dataset.test)}")
         with fixed_noise(device):
             classifier, weights_hash = classifier_for(dataset.source, cache_folder(), device=device)
-    generated = _generate(evaluation)
-    results: dict[str, Any] = {
-        "fid_images": len(dataset.test),
-        "fid_draws": generated.draws,
-        "fid_latent": generated.latent,
-    }
+    generated = _generate(evaluation, from_normal=by_classifier)
+    dependencies = {"images": len(dataset.test), "draws": generated.draws, "latent": generated.latent}
+    results: dict[str, Any] = {}
     if by_classifier:
-        results |= {**_by_classifier(evaluation, classifier, generated), "fid_classifier": weights_hash}
+        results |= _by_classifier(evaluation, classifier, generated)
+        results |= {f"fid_{name}": value for name, value in {**dependencies, "classifier": weights_hash}.items()}
     if evaluation.inception:
         kinds = {"fid_inception": "fid", "fid_inception_reconstruction": "fid_reconstruction"}
         pixels = {name: generated.pixels[kind] for name, kind in kinds.items()}
         results |= inception_distances(dataset.source.test.pixels, pixels, device)
+        results |= {f"fid_inception_{name}": value for name, value in dependencies.items()}
     return {f"test/{name}": value for name, value in results.items()}
 
 
@@ -98,13 +98,14 @@ def _by_classifier(evaluation: Evaluation, classifier: Classifier, generated: Ge
     return results
 
 
-def _generate(evaluation: Evaluation) -> Generated:
+def _generate(evaluation: Evaluation, *, from_normal: bool) -> Generated:
+    """`from_normal`: whether to generate images from N(0, I) too, if the samples are from another prior."""
     model, dataset = evaluation.model, evaluation.dataset
     count = len(dataset.test)
     z, latent = _sample_latents(evaluation, count)
     noisy = evaluation.fid == "noise"
     latents = {"fid": z}
-    if latent == "prior" and not model.prior.is_standard:
+    if from_normal and latent == "prior" and not model.prior.is_standard:
         standard = StandardNormal(model.latent_dim, model.device)
         latents["fid_normal"] = standard.sample(count, generator=torch.Generator().manual_seed(0))
     generated: dict[str, list[Tensor]] = {name: [] for name in (*latents, "fid_reconstruction")}
@@ -151,11 +152,18 @@ GENERATION = Measurement(
     generation_quality,
     (
         Metric("test/fid", "FID", digits=1, better="lower", comparable="samples"),
-        Metric("test/fid_inception", "Inception FID", digits=1, better="lower", comparable="samples", column="I-FID"),
-        Metric("test/fid_inception_reconstruction", "Inception rFID", digits=1, better="lower", column="I-rFID"),
+        Metric("test/fid_inception", "Inception FID", digits=1, better="lower", comparable="inception", column="I-FID"),
+        Metric(
+            "test/fid_inception_reconstruction",
+            "Inception rFID",
+            digits=1,
+            better="lower",
+            comparable="inception",
+            column="I-rFID",
+        ),
         Metric("test/class_agreement", "class agreement", better="higher", comparable="samples", column="agree"),
     ),
     _why_not,
     requested=lambda evaluation: evaluation.fid is not None or evaluation.inception,
-    remedy="--fid=none without --inception leaves generated images out",
+    remedy="leave out --inception and set --fid=none for no generated images",
 )

@@ -12,7 +12,7 @@ Results = Mapping[str, Any]  # the flat object of results.json
 DECLARATIONS = "metrics"  # key of results.json under which metrics from outside vaex are declared
 
 # The kinds of comparison; vaex.evaluation.comparison says which runs each of them puts together.
-Comparison = Literal["bits", "nll", "elbo", "images", "samples"]
+Comparison = Literal["bits", "nll", "elbo", "images", "lpips", "samples", "inception"]
 
 
 @dataclass(frozen=True)

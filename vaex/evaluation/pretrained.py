@@ -1,13 +1,15 @@
-"""Comparisons of images in networks that others have trained, as papers report them: Inception-v3 and LPIPS.
+"""Metrics in the features of pretrained networks: Fréchet distances in those of Inception-v3, and LPIPS.
 
-Both come with the extra `pretrained`. Their weights are downloaded on first use, into the folder of torch.hub.
+Both networks come with the extra `pretrained`. Their weights are downloaded on first use, into the folder of torch.hub.
 """
 
 import hashlib
 from collections.abc import Callable
 from functools import cache
+from http.client import HTTPException
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ from vaex.evaluation.measure import Evaluation, Measurement
 from vaex.evaluation.metric import Metric
 
 INCEPTION_FEATURES = 2048
-SMALLEST_IMAGE = 32  # pixels on a side; the pooling layers of AlexNet leave nothing of smaller ones
+INCEPTION_FILE, ALEXNET_FILE = "weights-inception-2015-12-05-6726825d.pth", "alexnet-owt-7be5be79.pth"
+SMALLEST_IMAGE = 31  # pixels on a side; the pooling layers of AlexNet leave nothing of smaller ones
 
 
 @cache
@@ -29,12 +32,14 @@ def inception() -> nn.Module:
     It resizes images to 299 × 299 bilinearly, like TensorFlow 1, without a crop or anti-aliasing. On the CPU.
 
     Raises:
-        UserError: if its weights are missing and cannot be downloaded.
+        UserError: if its weights are missing and cannot be downloaded, or are damaged.
         ModuleNotFoundError: if the extra `pretrained` is not installed.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = _with_weights(lambda: FrechetInceptionDistance(feature=INCEPTION_FEATURES, antialias=False), "--inception")
+    metric = _with_weights(
+        lambda: FrechetInceptionDistance(feature=INCEPTION_FEATURES, antialias=False), "--inception", INCEPTION_FILE
+    )
     network: nn.Module = metric.inception
     return network
 
@@ -43,28 +48,54 @@ def inception() -> nn.Module:
 def lpips_network() -> nn.Module:
     """LPIPS with AlexNet, version 0.1 (Zhang et al. 2018): two batches [N, 3, H, W] in [-1, 1] -> [N, 1, 1, 1].
 
-    It sees images in their own size. On the CPU.
+    Images are not resized. On the CPU.
 
     Raises:
-        UserError: if its weights are missing and cannot be downloaded.
+        UserError: if its weights are missing and cannot be downloaded, or are damaged.
         ModuleNotFoundError: if the extra `pretrained` is not installed.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    metric = _with_weights(lambda: LearnedPerceptualImagePatchSimilarity(net_type="alex"), "--lpips")
+    metric = _with_weights(lambda: LearnedPerceptualImagePatchSimilarity(net_type="alex"), "--lpips", ALEXNET_FILE)
     network: nn.Module = metric.net
     return network
 
 
-def _with_weights(create: Callable[[], Any], option: str) -> Any:
+def _with_weights(create: Callable[[], Any], option: str, name: str) -> Any:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         return create()
-    except (URLError, ConnectionError, TimeoutError) as error:
-        folder = torch.hub.get_dir() + "/checkpoints"
+    except (OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:  # URLError is an OSError
+        reason = first_line(error)
+        if path.exists():
+            raise UserError(f"{option}: {path}: cannot be read ({reason}); delete it to download it again") from error
         raise UserError(
-            f"{option}: the weights cannot be downloaded ({first_line(error)}); copy their file into {folder} from a "
-            f"computer that has used them, or leave {option} out"
+            f"{option}: {name} cannot be downloaded ({reason}); copy it to {path.parent} from another computer, or "
+            f"leave {option} out"
         ) from error
+
+
+def check_images(option: str, image_shape: tuple[int, int, int], count: int) -> None:
+    """Raises UserError if the networks cannot compare so many test images of this shape.
+
+    Args:
+        option: --inception or --lpips.
+        image_shape: (C, H, W).
+        count: number of test images.
+    """
+    channels, height, width = image_shape
+    if channels not in (1, 3):
+        raise UserError(f"{option}: needs images of 1 or 3 channels, got {channels}; leave it out")
+    if option == "--inception" and count <= INCEPTION_FEATURES:
+        raise UserError(
+            f"--inception: the covariance of {INCEPTION_FEATURES:,} features needs more than {INCEPTION_FEATURES:,} "
+            f"test images, got {count:,}; leave it out"
+        )
+    if option == "--lpips" and min(height, width) < SMALLEST_IMAGE:
+        raise UserError(
+            f"--lpips: needs images of at least {SMALLEST_IMAGE} × {SMALLEST_IMAGE} pixels, got {height} × {width}; "
+            "leave it out"
+        )
 
 
 def weights_hash(network: nn.Module) -> str:
@@ -91,13 +122,10 @@ def inception_distances(
         the distance of each key; and fid_inception_features, the SHA-256 of the weights.
 
     Raises:
-        ValueError: if there are no more images than features, or if they have neither 1 nor 3 channels.
+        UserError: see `check_images`.
     """
-    if len(real) <= INCEPTION_FEATURES:
-        raise ValueError(
-            f"--inception: the covariance of {INCEPTION_FEATURES:,} features needs more test images than that, got "
-            f"{len(real):,}"
-        )
+    channels, height, width = real.shape[1:]
+    check_images("--inception", (channels, height, width), len(real))
     network = inception().to(device)
 
     images = (len(generated) + 1) * len(real)
@@ -119,11 +147,9 @@ def lpips(evaluation: Evaluation) -> dict[str, Any]:
     """LPIPS of reconstructions, the mean over images; lower is more similar. Zhang et al. 2018, eq. 1.
 
     Raises:
-        ValueError: if the images are too small, or have another number of channels than 1 or 3.
+        UserError: see `check_images`.
     """
-    _, height, width = evaluation.dataset.image_shape
-    if min(height, width) < SMALLEST_IMAGE:
-        raise ValueError(f"--lpips: needs images of at least 32 × 32 pixels, got {height} × {width}")
+    check_images("--lpips", evaluation.dataset.image_shape, len(evaluation.images))
     network = lpips_network().to(evaluation.model.device)
     total = torch.zeros((), dtype=torch.float64, device=evaluation.model.device)
     for batch in evaluation.batches():
@@ -136,15 +162,12 @@ def lpips(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _in_color(images: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, 3, H, W]."""
-    if images.shape[1] not in (1, 3):
-        raise ValueError(f"networks of photographs need images of 1 or 3 channels, got {images.shape[1]}")
+    """[N, 1 or 3, H, W] -> [N, 3, H, W]."""
     return images.expand(-1, 3, -1, -1)
 
 
 LPIPS = Measurement(
     lpips,
-    (Metric("test/lpips", "LPIPS", digits=3, better="lower"),),
+    (Metric("test/lpips", "LPIPS", digits=3, better="lower", comparable="lpips"),),
     lambda evaluation: None if evaluation.lpips else "",
-    remedy="leave --lpips out",
 )

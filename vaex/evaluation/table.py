@@ -116,17 +116,19 @@ def _about_the_scores(group: ComparisonGroup, members: list[Row]) -> list[str]:
 
 def _about_the_fid(members: list[Row]) -> list[str]:
     """What the FID depends on. The runs of a group may differ only in where z comes from."""
-    measured = [row.results for row in members if "test/fid_images" in row.results]
-    if not measured:
-        return []
-    latents = ", ".join(dict.fromkeys(results["test/fid_latent"] for results in measured))
-    first = measured[0]
-    sentence = f"FID of {first['test/fid_images']:,} {first['test/fid_draws']}, z from the {latents}"
-    if "test/fid" in first:
-        sentence += f"; by vaex's classifier, not Inception; real images give {first['test/fid_floor']:.1f}"
-    if "test/fid_inception" in first:
-        sentence += "; I-FID and I-rFID (of reconstructions) by Inception-v3, as in papers"
-    return [sentence + "."]
+    sentences = []
+    for name, key, features in (
+        ("FID", "test/fid", "in the features of vaex's own classifier, not of Inception"),
+        ("I-FID, and I-rFID for reconstructions,", "test/fid_inception", "in the features of Inception-v3"),
+    ):
+        measured = [row.results for row in members if key in row.results]
+        if measured:
+            first = measured[0]
+            latents = ", ".join(dict.fromkeys(results[f"{key}_latent"] for results in measured))
+            sentence = f"{name} of {first[f'{key}_images']:,} {first[f'{key}_draws']}, z from the {latents}, {features}"
+            floor = first.get(f"{key}_floor")
+            sentences.append(sentence + ("." if floor is None else f"; real images give {floor:.1f}."))
+    return sentences
 
 
 def _without_middle(name: str, width: int) -> str:

@@ -25,6 +25,8 @@ TEXTS = frozenset(
         "fid_draws",
         "fid_latent",
         "fid_classifier",
+        "fid_inception_draws",
+        "fid_inception_latent",
         "fid_inception_features",
         "lpips_network",
     )
