@@ -89,9 +89,9 @@ def main() -> None:
             print(f"{n}/{len(jobs)}  {job.result()}", flush=True)
     records = {record["run"]: record for record in evaluate(arguments.folder, arguments.samples, arguments.workers)}
     lines = [
-        f"Written by `python scripts/color_study.py`: {arguments.steps:,} steps of 64 pictures of 32 × 32 pixels, "
-        f"seeds {', '.join(map(str, arguments.seeds))}; bits/dim from {arguments.samples} importance-weighted samples of z. "
-        "± is half the width of a 95 % confidence interval over the seeds.",
+        f"Written by `python scripts/color_study.py PICTURES`: {arguments.steps:,} steps of 64 pictures of 32 × 32 "
+        f"pixels, seeds {', '.join(map(str, arguments.seeds))}; bits/dim from {arguments.samples} importance-weighted "
+        "samples of z. ± is half the width of a 95 % confidence interval over the seeds.",
     ]
     for architecture in arguments.architectures:
         lines += ["", f"## {architecture}", "", "| likelihood | " + " | ".join(COLUMNS) + " |"]

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
-from conftest import SPRITES, composed, results
+from conftest import SMALL_NETWORKS, SPRITES, composed, results
 from PIL import Image
 
 from vaex import cli
@@ -266,6 +266,23 @@ def test_the_table_of_total_correlations_is_written(
     rows = Path("tc_table.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in rows[4:]] == list(study.OBJECTIVES)
     assert all(row.count("|") == 9 and row.count("±") == 7 for row in rows[4:])
+
+
+def test_the_table_of_color_pictures_is_written(
+    run_script: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import color_study as study
+
+    monkeypatch.setattr(study, "ARCHITECTURES", {"ladder": [*study.ARCHITECTURES["ladder"], *SMALL_NETWORKS["ladder"]]})
+    options = ["--likelihoods", "laplace, shared", "cross_entropy", "--architectures", "ladder", "--steps", "5"]
+    options += ["--workers", "1", "--folder", "runs", "--docs", str(tmp_path), "--samples", "2"]
+    train = ["batch_size=16", "figures.kinds=[]"]
+    run_script(study, str(pictures), *options, train=train, evaluate=["--fid", "none"])
+    rows = Path("color_table.md").read_text().splitlines()
+    assert (
+        rows[2] == "## ladder" and rows[6].startswith("| laplace, shared |") and rows[7].startswith("| cross_entropy |")
+    )
+    assert rows[6].split("|")[2].strip() != "–" and rows[7].split("|")[2].strip() == "–"
 
 
 def test_the_classifier_is_trained_and_its_hashes_printed(
