@@ -280,6 +280,33 @@ def test_a_sweep_runs_each_value_in_a_folder_of_its_own(here: Here, tiny: list[s
         )
 
 
+def test_training_stops_when_the_validation_loss_no_longer_falls_also_after_a_resume(
+    here: Callable[..., Path], tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # With this learning rate no weight changes, so that the first of all equal losses is the lowest.
+    still = [*tiny, "schedule=constant", "optimizer.lr=1e-30", "figures.kinds=[]", "trainer.patience=2"]
+    whole = here(*still, "epochs=9", folder="whole")
+    steps = results(whole)["train/steps"]
+    assert steps == 94  # three epochs of 1,000 images
+    assert "stopped at step 94 of 282: the validation loss was lowest at step 32, 2 validations ago" in (
+        capsys.readouterr().out
+    )
+    part = here(*still, "epochs=2", folder="part")
+    here(f"resume={part}", "epochs=9")
+    assert results(part)["train/steps"] == steps
+    assert (part / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    here(f"resume={part}", "trainer.patience=4")
+    assert results(part)["train/steps"] == 157  # five epochs
+    assert "vaex train resume=part trainer.patience=8" in capsys.readouterr().out
+
+
+def test_patience_is_refused_where_there_is_no_loss_to_compare(tiny: list[str]) -> None:
+    with pytest.raises(UserError, match="trainer.patience=3: there are no validation images; set dataset.validation"):
+        build(composed(*tiny, "dataset.validation=0", "trainer.patience=3"))
+    with pytest.raises(UserError, match="trainer.patience=3: losses of TargetRate .* use trainer.patience=null"):
+        build(composed(*tiny, "objective=target_rate", "trainer.patience=3"))
+
+
 def test_the_best_weights_are_kept_and_can_be_the_ones_tested(here: Here, tiny: list[str]) -> None:
     """A learning rate that ruins the model after a good first epoch."""
     extra = ["epochs=4", "schedule=constant", "optimizer.lr=0.1", "trainer.weights=best", "seed=3", "figures.kinds=[]"]

@@ -42,10 +42,16 @@ def build(config: Config) -> Experiment:
     objective = instance_of(Objective, "objective", objective, defines=("stochastic", "forward")).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic)
     _check_latents(model, objective)
-    if objective.loss_changes and config.trainer.weights == "best":
+    for key, value, remedy in (("weights", "best", "last"), ("patience", config.trainer.patience, "null")):
+        if objective.loss_changes and value is not None and getattr(config.trainer, key) == value:
+            raise UserError(
+                f"trainer.{key}={value}: losses of {type(objective).__name__} cannot be compared, since beta changes; "
+                f"use trainer.{key}={remedy}"
+            )
+    if config.trainer.patience is not None and not len(dataset.validation):
         raise UserError(
-            f"trainer.weights=best: losses of {type(objective).__name__} cannot be compared, since beta changes; use "
-            "trainer.weights=last"
+            f"trainer.patience={config.trainer.patience}: there are no validation images; set dataset.validation to a "
+            "number of images, or use trainer.patience=null"
         )
     _check_prior(model)
     _check_support(model.likelihood, dataset)

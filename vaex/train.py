@@ -181,6 +181,8 @@ def _train(
     outcome = {"steps": progress.step, "best_step": progress.best_step, "monitored": progress.monitored}
     writer.set_status("completed", **outcome, summary=summary(results))
     longer = f"steps={2 * config.steps}" if config.steps else f"epochs={2 * config.epochs}"
+    if session.ran_out_of_patience and config.trainer.patience:
+        longer = f"trainer.patience={2 * config.trainer.patience}"
     log.info(end_message(experiment, results, writer.path, longer))
     return progress.monitored
 

@@ -24,8 +24,9 @@ class TrainerConfig:
     validate_every: int = MISSING
     checkpoint_every: int = MISSING
     clip_norm: float | None = MISSING
-    skip_norm: float | None = None  # runs of older versions have no value for this and the next
+    skip_norm: float | None = None  # runs of older versions have no value for this and the next two
     ema: float | None = None
+    patience: int | None = None
     weights: str = MISSING
     threads: int | None = MISSING
     compile: str = MISSING
@@ -239,6 +240,7 @@ def _check_ranges(c: Config) -> None:
     _check_numbers(dataclasses.asdict(c))
     trainer, figures, workers = c.trainer, c.figures, c.sweep.workers
     clip, skip, ema, threads = trainer.clip_norm, trainer.skip_norm, trainer.ema, trainer.threads
+    patience = trainer.patience
     most_threads = max(os.cpu_count() or 1, 256)  # far more of them crash the process
     shape = c.latent_shape
     devices = r"auto|cpu|cuda(:\d+)?"
@@ -264,6 +266,7 @@ def _check_ranges(c: Config) -> None:
         (skip is None or skip > 1, "trainer.skip_norm", "> 1, a multiple of the usual norm, or null"),
         (ema is None or 0 <= ema < 1, "trainer.ema", "from 0 to less than 1, such as 0.999, or null"),
         (trainer.weights in ("last", "best"), "trainer.weights", "last or best"),
+        (patience is None or patience >= 1, "trainer.patience", ">= 1 validation, or null"),
         (threads is None or 1 <= threads <= most_threads, "trainer.threads", f"from 1 to {most_threads}, or null"),
         (trainer.compile in ("auto", "true", "false"), "trainer.compile", "auto, true or false"),
         (trainer.capture in ("auto", "true", "false"), "trainer.capture", "auto, true or false"),

@@ -112,12 +112,13 @@ def finish_epoch(session: Session) -> None:
     progress, trainer, figures = session.progress, session.settings.trainer, session.settings.figures
     if not progress.stage:
         return
-    epochs, is_last = int(session.epoch), session.is_last_step
+    epochs = int(session.epoch)
     if progress.stage == "validate":
-        if is_last or epochs % trainer.validate_every == 0:
+        if session.is_last_step or epochs % trainer.validate_every == 0:
             with session.averaged_weights():
                 validate(session)
         progress.stage = "draw"
+    is_last = session.is_last_step  # which a validation may have decided
     if is_last or epochs % figures.every == 0:
         with session.averaged_weights():
             draw(session)
@@ -141,10 +142,16 @@ def validate(session: Session) -> None:
     loss, distortion, rate = numbers["loss"], numbers["distortion"], numbers.get("rate", 0.0)
     assert isinstance(loss, float) and isinstance(distortion, float) and isinstance(rate, float)
     improved = loss < progress.best_loss
+    progress.without_gain += 1
     if improved:
-        progress.best_loss, progress.best_step = loss, progress.step
+        progress.best_loss, progress.best_step, progress.without_gain = loss, progress.step, 0
     if improved or session.settings.trainer.weights == "last":
         progress.monitored = -distortion - rate
+    if session.ran_out_of_patience:
+        log.info(
+            f"stopped at step {progress.step} of {experiment.steps}: the validation loss was lowest at step "
+            f"{progress.best_step}, {progress.without_gain} validations ago"
+        )
 
 
 def evaluate_split(session: Session, images: Images | None = None) -> Numbers:

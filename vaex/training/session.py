@@ -47,6 +47,7 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=dict)  # of each metric over `epoch_steps`
     best_step: int | None = None  # step with the lowest validation loss
     best_loss: float = math.inf
+    without_gain: int = 0  # validations since then
     monitored: float | None = None  # validation ELBO of the weights that would be exported now
     seconds: float = 0.0  # time spent on the run
     step_seconds: float = 0.0  # time spent in training steps
@@ -119,7 +120,13 @@ class Session:
 
     @property
     def is_last_step(self) -> bool:
-        return self.progress.step == self.experiment.steps
+        return self.progress.step == self.experiment.steps or self.ran_out_of_patience
+
+    @property
+    def ran_out_of_patience(self) -> bool:
+        """Whether so many validations in a row had no lower loss that training stops."""
+        patience = self.settings.trainer.patience
+        return patience is not None and self.progress.without_gain >= patience
 
     @property
     def epoch_ended(self) -> bool:
