@@ -6,9 +6,7 @@ Both networks come with the extra `pretrained`. Their weights are downloaded on 
 import hashlib
 from collections.abc import Callable
 from functools import cache
-from http.client import HTTPException
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -65,7 +63,7 @@ def _with_weights(create: Callable[[], Any], option: str, name: str) -> Any:
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         return create()
-    except (OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:  # URLError is an OSError
+    except Exception as error:  # of the network, of the file system, or one of many kinds that a damaged file causes
         reason = first_line(error)
         if path.exists():
             raise UserError(f"{option}: {path}: cannot be read ({reason}); delete it to download it again") from error

@@ -158,6 +158,8 @@ class Session:
         self.progress.seconds = time.perf_counter() - self.started
         state = self.step.state_dict() | {"random": self.random_state()}
         state["progress"] = asdict(self.progress)
+        if self.settings.trainer.patience is None:
+            del state["progress"]["without_gain"]  # an older version can continue the run
         self.writer.save(self.progress.step, state, self.progress.best_step, required)
 
     def take_generator(self) -> torch.Generator:
