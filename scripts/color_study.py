@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from likelihood_table import ROOT, UNIFORM, evaluate, train
-from which_likelihood import Cell, interval_text
+from which_likelihood import Cell, interval_table
 
 LIKELIHOODS = {
     "discretized_logistic_mixture": ["likelihood=discretized_logistic_mixture"],
@@ -94,13 +94,12 @@ def main() -> None:
         "samples of z. ± is half the width of a 95 % confidence interval over the seeds.",
     ]
     for architecture in arguments.architectures:
-        lines += ["", f"## {architecture}", "", "| likelihood | " + " | ".join(COLUMNS) + " |"]
-        lines.append("|---" * (1 + len(COLUMNS)) + "|")
+        rows = []
         for likelihood in arguments.likelihoods:
             runs = [folder_name(architecture, likelihood, seed) for seed in arguments.seeds]
             cell = Cell(likelihood, 1.0, [arguments.folder / run for run in runs], [records[run] for run in runs])
-            numbers = [interval_text(cell.interval(key), digits) for key, digits in COLUMNS.values()]
-            lines.append(f"| {likelihood} | " + " | ".join(numbers) + " |")
+            rows.append(([likelihood], cell))
+        lines += ["", f"## {architecture}", "", *interval_table(["likelihood"], COLUMNS, rows)]
     (arguments.docs / "color_table.md").write_text("\n".join(lines) + "\n")
 
 

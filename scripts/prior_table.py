@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from likelihood_table import NETWORK, ROOT, UNIFORM, evaluate
-from which_likelihood import COMMON, Cell, interval_text, train
+from which_likelihood import COMMON, Cell, interval_table, train
 
 OVERRIDES = {  # of each likelihood
     "gaussian": [UNIFORM],
@@ -55,10 +55,7 @@ def table(likelihood: str, rows: Sequence[Cell]) -> str:
     columns = {
         heading: column for heading, column in COLUMNS.items() if any(column[0] in cell.results[0] for cell in rows)
     }
-    lines = ["| prior | beta | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for cell in rows:
-        numbers = [interval_text(cell.interval(key), digits) for key, digits in columns.values()]
-        lines.append(f"| {cell.name} | {cell.beta:g} | " + " | ".join(numbers) + " |")
+    lines = interval_table(["prior", "beta"], columns, [((cell.name, f"{cell.beta:g}"), cell) for cell in rows])
     return f"## {likelihood}\n\n" + "\n".join(lines) + "\n"
 
 

@@ -248,18 +248,13 @@ def negative_elbo(folder: Path) -> float:
 
 NO_FID = ("--fid", "none")
 QUICK = ["figures.kinds=[]"]
+HELD_OUT = ["dataset.source.test=500", "dataset.validation=500"]
 FEW_SPRITES = [
     "dataset.source.positions=4",
     "dataset.source.rotations=4",
-    "dataset.source.test=500",
-    "dataset.validation=500",
+    *HELD_OUT,
 ]
-SOME_SPRITES = [  # 9,216 images
-    "dataset.source.positions=8",
-    "dataset.source.rotations=8",
-    "dataset.source.test=500",
-    "dataset.validation=500",
-]
+SOME_SPRITES = ["dataset.source.positions=8", "dataset.source.rotations=8", *HELD_OUT]
 SMALL_LADDER = [
     "dataset=mnist",
     "architecture.widths=[16,32]",

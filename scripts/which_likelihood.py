@@ -127,6 +127,23 @@ def interval_text(interval: tuple[float, float] | None, digits: int) -> str:
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
 
 
+def interval_table(
+    headings: Sequence[str], columns: dict[str, tuple[str, int]], rows: Sequence[tuple[Sequence[str], Cell]]
+) -> list[str]:
+    """The lines of a Markdown table with the interval of each column's key, to so many digits.
+
+    Args:
+        headings: of the first columns.
+        columns: heading: (key of results.json, digits).
+        rows: the texts of the first columns, and the runs.
+    """
+    lines = [f"| {' | '.join([*headings, *columns])} |", "|---" * (len(headings) + len(columns)) + "|"]
+    for texts, cell in rows:
+        numbers = [interval_text(cell.interval(key), digits) for key, digits in columns.values()]
+        lines.append(f"| {' | '.join([*texts, *numbers])} |")
+    return lines
+
+
 def plots(rows: Sequence[Cell], docs: Path) -> None:
     import matplotlib
 

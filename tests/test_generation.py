@@ -89,7 +89,7 @@ def test_a_distribution_that_cannot_be_sampled_is_an_error(dataset: Dataset) -> 
     model.likelihood.forward = lambda h, x=None: Flat(h.shape)  # type: ignore[method-assign]
     evaluation = Evaluation(model, AE(), dataset, fid="noise")
     with pytest.raises(
-        UserError, match="--fid=noise: Flat has no sample.*; use --fid=means; leave out --inception and set --fid=none"
+        UserError, match="--fid=noise: Flat has no sample.*; use --fid=means; --fid=none, without --inception"
     ):
         measure(evaluation, [GENERATION])
 

@@ -42,17 +42,7 @@ def build(config: Config) -> Experiment:
     objective = instance_of(Objective, "objective", objective, defines=("stochastic", "forward")).to(device)
     model = build_model(config, dataset.image_shape, dataset.classes, objective.stochastic)
     _check_latents(model, objective)
-    for key, value, remedy in (("weights", "best", "last"), ("patience", config.trainer.patience, "null")):
-        if objective.loss_changes and value is not None and getattr(config.trainer, key) == value:
-            raise UserError(
-                f"trainer.{key}={value}: losses of {type(objective).__name__} cannot be compared, since beta changes; "
-                f"use trainer.{key}={remedy}"
-            )
-    if config.trainer.patience is not None and not len(dataset.validation):
-        raise UserError(
-            f"trainer.patience={config.trainer.patience}: there are no validation images; set dataset.validation to a "
-            "number of images, or use trainer.patience=null"
-        )
+    _check_validation(objective, dataset, config)
     _check_prior(model)
     _check_support(model.likelihood, dataset)
     if objective.weighs_samples and model.likelihood.depends_on_x:
@@ -261,6 +251,22 @@ def _check_latents(model: Autoencoder, objective: Objective) -> None:
         raise UserError(f"prior: {prior}: {name} is defined for p(z) = N(0, I); use prior=standard")
     if model.classes and not model.prior.conditional:
         raise UserError(f"prior: {prior}: cannot use labels; use another prior, or conditional=false")
+
+
+def _check_validation(objective: Objective, dataset: Dataset, config: Config) -> None:
+    """Raises UserError if the trainer is to compare validation losses that do not exist or cannot be compared."""
+    weights, patience = config.trainer.weights, config.trainer.patience
+    if objective.loss_changes:
+        name = f"losses of {type(objective).__name__} cannot be compared, since beta changes"
+        if weights == "best":
+            raise UserError(f"trainer.weights=best: {name}; use trainer.weights=last")
+        if patience is not None:
+            raise UserError(f"trainer.patience={patience}: {name}; use trainer.patience=null")
+    if patience is not None and not len(dataset.validation):
+        raise UserError(
+            f"trainer.patience={patience}: there are no validation images; set dataset.validation to a number of "
+            "images, or use trainer.patience=null"
+        )
 
 
 def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:

@@ -267,9 +267,8 @@ class Decoder(base.Decoder):
             )
         if depth is not None and depth < 1:
             raise ValueError(f"architecture.decoder_depth={depth}: must be >= 1 block after each group of latents")
-        alone = depth or 0  # blocks in a level without groups
-        depth = 1 if depth is None else depth
-        style, total = Style(activation, recompute), depth * sum(groups) + alone * list(groups).count(0)
+        depth, without_groups = (1, 0) if depth is None else (depth, depth)  # blocks after a group; in a level without
+        style, total = Style(activation, recompute), depth * sum(groups) + without_groups * list(groups).count(0)
         self.condition_features = condition_features
         self.start = nn.Parameter(torch.zeros(widths[-1], *sizes[-1]))
         self.condition = nn.Linear(condition_features, widths[-1]) if condition_features else None
@@ -292,7 +291,7 @@ class Decoder(base.Decoder):
                 path.append(group)
                 self.groups.append(group)
             if not groups[level]:
-                path += [Block(widths[level], sizes[level], style, total) for _ in range(alone)]
+                path += [Block(widths[level], sizes[level], style, total) for _ in range(without_groups)]
         self.path = nn.ModuleList(path)
         self.activation_shapes = [(*size, width) for size, width in zip(sizes, widths, strict=True)]
         self.latent_dim = sum(group.latents for group in self.groups)

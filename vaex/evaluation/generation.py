@@ -53,9 +53,9 @@ def generation_quality(evaluation: Evaluation) -> dict[str, Any]:
         test images, since the bias is proportional to 1/N); precision, recall, density and coverage of the samples;
         fid_images (the number on each side), fid_draws (means or noise), fid_latent and fid_classifier (SHA-256 of its
         weights), on which the numbers depend; and class_agreement of a conditional model, the fraction of samples that
-        the classifier assigns to the requested class. All of these are left out with fid=none. If requested, also
-        fid_inception and fid_inception_reconstruction, and what they depend on. Without labels there is no classifier,
-        so that these are all.
+        the classifier assigns to the requested class. If requested, also fid_inception and
+        fid_inception_reconstruction, and what they depend on; these are the only ones with fid=none, and for images
+        without labels, for which there is no classifier.
 
     Raises:
         ValueError: if there are too few images, no labels to train a classifier with, or no pixel noise to sample.
@@ -165,5 +165,5 @@ GENERATION = Measurement(
     ),
     _why_not,
     requested=lambda evaluation: evaluation.fid is not None or evaluation.inception,
-    remedy="leave out --inception and set --fid=none for no generated images",
+    remedy="--fid=none, without --inception, generates no images",
 )

@@ -35,7 +35,7 @@ class VAE(Objective):
             2016, eq. 15. If latents have no rates of their own, as many times this value for a group of them together.
         coarse_first: whether a hierarchical model learns to use its coarse groups first. The warm-up then has as many
             equal parts as there are groups, and beta grows from 0 in one part for each group, that of the finest group
-            in the first part. Otherwise the finest groups, which learn fastest, often leave the others unused.
+            in the first part. Otherwise the finest groups, which learn fastest, may leave the others unused.
 
     Raises:
         ValueError: if a value is out of range.

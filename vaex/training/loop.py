@@ -142,15 +142,15 @@ def validate(session: Session) -> None:
     loss, distortion, rate = numbers["loss"], numbers["distortion"], numbers.get("rate", 0.0)
     assert isinstance(loss, float) and isinstance(distortion, float) and isinstance(rate, float)
     improved = loss < progress.best_loss
-    progress.without_gain += 1
+    progress.validations_since_best += 1
     if improved:
-        progress.best_loss, progress.best_step, progress.without_gain = loss, progress.step, 0
+        progress.best_loss, progress.best_step, progress.validations_since_best = loss, progress.step, 0
     if improved or session.settings.trainer.weights == "last":
         progress.monitored = -distortion - rate
     if session.ran_out_of_patience:
         log.info(
             f"stopped at step {progress.step} of {experiment.steps}: the validation loss was lowest at step "
-            f"{progress.best_step}, {progress.without_gain} validations ago"
+            f"{progress.best_step}, {progress.validations_since_best} validations ago"
         )
 
 

@@ -47,7 +47,7 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=dict)  # of each metric over `epoch_steps`
     best_step: int | None = None  # step with the lowest validation loss
     best_loss: float = math.inf
-    without_gain: int = 0  # validations since then
+    validations_since_best: int = 0
     monitored: float | None = None  # validation ELBO of the weights that would be exported now
     seconds: float = 0.0  # time spent on the run
     step_seconds: float = 0.0  # time spent in training steps
@@ -126,7 +126,7 @@ class Session:
     def ran_out_of_patience(self) -> bool:
         """Whether so many validations in a row had no lower loss that training stops."""
         patience = self.settings.trainer.patience
-        return patience is not None and self.progress.without_gain >= patience
+        return patience is not None and self.progress.validations_since_best >= patience
 
     @property
     def epoch_ended(self) -> bool:
@@ -159,7 +159,7 @@ class Session:
         state = self.step.state_dict() | {"random": self.random_state()}
         state["progress"] = asdict(self.progress)
         if self.settings.trainer.patience is None:
-            del state["progress"]["without_gain"]  # an older version can continue the run
+            del state["progress"]["validations_since_best"]  # an older version can continue the run
         self.writer.save(self.progress.step, state, self.progress.best_step, required)
 
     def take_generator(self) -> torch.Generator:
