@@ -223,7 +223,11 @@ def test_small_images_have_no_lpips(source: Source) -> None:
 
 @pytest.mark.parametrize("option", ["inception", "lpips"])
 def test_weights_that_cannot_be_downloaded_are_one_line_before_anything_is_measured(
-    option: str, trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    option: str,
+    trained: Callable[..., Path],
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def offline(*_: object, **__: object) -> None:
         raise URLError("no route to host")
@@ -232,7 +236,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line_before_anything_is_measu
     monkeypatch.setattr(torchvision.models.AlexNet_Weights, "get_state_dict", offline)
     monkeypatch.setattr("vaex.commands.eval._evaluate", None)
     with pytest.raises(SystemExit):
-        cli.run("eval", [str(trained()), f"--{option}"])
+        cli.run("eval", [str(trained(*tiny, "steps=2")), f"--{option}"])
     error = capsys.readouterr().err.strip()
     assert (
         error.startswith(f"vaex: --{option}: ") and "cannot be downloaded (<urlopen error no route to host>)" in error
